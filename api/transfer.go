@@ -1,0 +1,162 @@
+package api
+
+import (
+	"context"
+	"fmt"
+
+	"connectrpc.com/connect"
+
+	"github.com/tidemark/tidemark/api/tidemarkv1"
+	"github.com/tidemark/tidemark/lookup"
+	"github.com/tidemark/tidemark/store"
+	"github.com/tidemark/tidemark/volume"
+)
+
+const (
+	maxImportBytes = 4 << 20  // data of one import message
+	chunkBytes     = 1 << 20  // data of one message that this package sends
+	trimBytes      = 1 << 30  // longest trim at once: a trim holds the lock of its range
+	windowBytes    = 64 << 20 // extents looked up at once
+)
+
+func (s *service) Import(ctx context.Context, stream *connect.ClientStream[tidemarkv1.ImportRequest]) (*tidemarkv1.ImportResponse, error) {
+	if !stream.Receive() {
+		return nil, wireError(fmt.Errorf("%w: import without a message", store.ErrInvalid), nil)
+	}
+	view, err := s.store.OpenView(stream.Msg().GetVolume() + ":request")
+	if err != nil {
+		return nil, wireError(err, nil)
+	}
+	done, err := importInto(view, stream)
+	if err == nil {
+		err = view.Flush()
+	}
+	if e := view.Close(); err == nil {
+		err = e
+	}
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		return nil, wireError(fmt.Errorf("import: %w", err), nil)
+	}
+	return done, nil
+}
+
+// importInto writes the message at hand and all that follow.
+func importInto(view *volume.View, stream *connect.ClientStream[tidemarkv1.ImportRequest]) (*tidemarkv1.ImportResponse, error) {
+	done := &tidemarkv1.ImportResponse{}
+	for {
+		m := stream.Msg()
+		switch content := m.GetContent().(type) {
+		case *tidemarkv1.ImportRequest_Data:
+			if _, err := view.WriteAt(content.Data, m.GetOffsetBytes()); err != nil {
+				return nil, err
+			}
+			done.DataBytes += int64(len(content.Data))
+		case *tidemarkv1.ImportRequest_HoleBytes:
+			if err := makeHole(view, m.GetOffsetBytes(), content.HoleBytes); err != nil {
+				return nil, err
+			}
+			done.HoleBytes += content.HoleBytes
+		}
+		if !stream.Receive() {
+			return done, stream.Err()
+		}
+	}
+}
+
+func makeHole(view *volume.View, off, lengthBytes int64) error {
+	if lengthBytes < 0 {
+		return fmt.Errorf("%w: hole of %d bytes", store.ErrInvalid, lengthBytes)
+	}
+	for lengthBytes > 0 {
+		n := min(lengthBytes, trimBytes)
+		if err := view.Trim(off, n); err != nil {
+			return err
+		}
+		off, lengthBytes = off+n, lengthBytes-n
+	}
+	return nil
+}
+
+func (s *service) Export(ctx context.Context, r *tidemarkv1.ExportRequest, stream *connect.ServerStream[tidemarkv1.ExportResponse]) error {
+	view, err := s.openExport(r.GetName())
+	if err != nil {
+		return wireError(err, nil)
+	}
+	// It has only read: there is nothing that its close could lose.
+	defer func() { _ = view.Close() }()
+	if err := stream.Send(&tidemarkv1.ExportResponse{SizeBytes: view.SizeBytes()}); err != nil {
+		return err
+	}
+	for off := int64(0); off < view.SizeBytes(); off += windowBytes {
+		if ctx.Err() != nil {
+			return wireError(fmt.Errorf("export: %w", context.Cause(ctx)), nil)
+		}
+		if err := exportWindow(view, off, min(windowBytes, view.SizeBytes()-off), stream.Send); err != nil {
+			return wireError(fmt.Errorf("export: %w", err), nil)
+		}
+	}
+	return nil
+}
+
+// openExport opens a snapshot, or a live volume at request scope.
+func (s *service) openExport(name string) (*volume.View, error) {
+	if _, err := s.store.Snapshot(name); err == nil {
+		return s.store.OpenView(name)
+	}
+	if _, err := s.store.Volume(name); err == nil {
+		return s.store.OpenView(name + ":request")
+	}
+	return s.store.OpenView(name) // says what is wrong with the name
+}
+
+// exportWindow sends one range. The extents are collected first: a range that
+// others write keeps each of its bytes in one message.
+func exportWindow(view *volume.View, off, lengthBytes int64, send func(*tidemarkv1.ExportResponse) error) error {
+	var stretches []stretch
+	err := view.Extents(off, lengthBytes, func(e volume.Extent) bool {
+		stretches = appendStretch(stretches, stretch{e.LengthBytes, e.State != lookup.Data})
+		return true
+	})
+	if err != nil {
+		return err
+	}
+	buf := make([]byte, chunkBytes)
+	for _, s := range stretches {
+		if s.hole {
+			if err := send(&tidemarkv1.ExportResponse{OffsetBytes: off, Content: &tidemarkv1.ExportResponse_HoleBytes{HoleBytes: s.lengthBytes}}); err != nil {
+				return err
+			}
+			off += s.lengthBytes
+			continue
+		}
+		for end := off + s.lengthBytes; off < end; {
+			p := buf[:min(chunkBytes, end-off)]
+			if _, err := view.ReadAt(p, off); err != nil {
+				return err
+			}
+			if err := send(&tidemarkv1.ExportResponse{OffsetBytes: off, Content: &tidemarkv1.ExportResponse_Data{Data: p}}); err != nil {
+				return err
+			}
+			off += int64(len(p))
+		}
+	}
+	return nil
+}
+
+// stretch is a range that is all hole or all data.
+type stretch struct {
+	lengthBytes int64
+	hole        bool
+}
+
+// appendStretch joins s to the last one if they are alike.
+func appendStretch(list []stretch, s stretch) []stretch {
+	if n := len(list); n > 0 && list[n-1].hole == s.hole {
+		list[n-1].lengthBytes += s.lengthBytes
+		return list
+	}
+	return append(list, s)
+}

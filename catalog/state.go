@@ -1,0 +1,165 @@
+package catalog
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/tidemark/tidemark/image"
+)
+
+// decodeState makes a State of all records, in key order, as the bbolt
+// transaction left them. Its error joins all that is wrong, each ErrCorrupt or
+// ErrFormat.
+func decodeState(records []record, transaction uint64) (meta, State, error) {
+	var (
+		m     meta
+		state = State{FormatVersion: formatVersion}
+		sum   uint64
+		wrong []error
+		links []Link
+		metas int
+	)
+	for _, r := range records {
+		var crc uint32
+		var err error
+		switch {
+		case len(r.key) == 1 && r.key[0] == metaKey[0]:
+			metas++
+			_, err = decode(r.key, r.value, &m)
+		case len(r.key) == 9 && r.key[0] == volumePrefix:
+			v := VolumeState{Volume: Volume{ID: VolumeID(binary.BigEndian.Uint64(r.key[1:]))}}
+			crc, err = decode(r.key, r.value, &v.Volume)
+			state.Volumes = append(state.Volumes, v)
+		case len(r.key) == 17 && r.key[0] == linkPrefix:
+			l := Link{Volume: VolumeID(binary.BigEndian.Uint64(r.key[1:])), Image: image.ID(binary.BigEndian.Uint64(r.key[9:]))}
+			crc, err = decode(r.key, r.value, &l)
+			links = append(links, l)
+		default:
+			err = fmt.Errorf("%w: record %x: no such kind", ErrCorrupt, r.key)
+		}
+		if err != nil {
+			wrong = append(wrong, err)
+		}
+		sum += uint64(crc)
+	}
+	if metas == 0 {
+		wrong = append(wrong, fmt.Errorf("%w: the meta record is missing", ErrCorrupt))
+	}
+	if len(wrong) > 0 { // what follows would only repeat it
+		return meta{}, State{}, errors.Join(wrong...)
+	}
+	if n := uint64(len(records) - 1); n != m.Records || sum != m.Sum {
+		return meta{}, State{}, fmt.Errorf("%w: %d records of sum %x are there, %d of sum %x were committed", ErrCorrupt, n, sum, m.Records, m.Sum)
+	}
+	if m.Transaction != transaction {
+		return meta{}, State{}, fmt.Errorf("%w: the records are of transaction %d, the last is %d", ErrCorrupt, m.Transaction, transaction)
+	}
+	state.DirID = m.DirID
+	if err := joinChains(&state, links, m.counters); err != nil {
+		return meta{}, State{}, err
+	}
+	return m, state, nil
+}
+
+// joinChains gives each volume its links, both in the order of their keys, and
+// holds them to the rules of a chain.
+func joinChains(state *State, links []Link, next counters) error {
+	var wrong []error
+	note := func(err error) {
+		if err != nil {
+			wrong = append(wrong, fmt.Errorf("%w: %v", ErrCorrupt, err))
+		}
+	}
+	names := make(map[string]VolumeID)
+	for i := range state.Volumes {
+		v := &state.Volumes[i]
+		for len(links) > 0 && links[0].Volume < v.ID {
+			note(fmt.Errorf("link of image %d: no volume %d", links[0].Image, links[0].Volume))
+			links = links[1:]
+		}
+		n := 0
+		for n < len(links) && links[n].Volume == v.ID {
+			n++
+		}
+		v.Chain, links = links[:n:n], links[n:]
+
+		note(v.check(next))
+		if other, taken := names[v.Name]; taken {
+			note(fmt.Errorf("volumes %d and %d: both have the name %q", other, v.ID, v.Name))
+		}
+		names[v.Name] = v.ID
+		for _, err := range checkChain(v.Chain, v.ID, next) {
+			note(err)
+		}
+		if n > 0 {
+			v.Chain[n-1].SizeBytes = v.SizeBytes
+		}
+	}
+	for _, l := range links {
+		note(fmt.Errorf("link of image %d: no volume %d", l.Image, l.Volume))
+	}
+	return errors.Join(wrong...)
+}
+
+// checkChain holds a chain to its rules: it has a tip, which is not sealed and
+// bears no name; sealed images come first; snapshot names differ.
+func checkChain(chain []Link, v VolumeID, next counters) (wrong []error) {
+	if len(chain) == 0 {
+		return []error{fmt.Errorf("volume %d: it has no image", v)}
+	}
+	names := make(map[string]image.ID)
+	for i, l := range chain {
+		if err := l.check(next); err != nil {
+			wrong = append(wrong, err)
+		}
+		if i > 0 && l.Sealed && !chain[i-1].Sealed {
+			wrong = append(wrong, fmt.Errorf("volume %d: image %d is sealed, the older %d is not", v, l.Image, chain[i-1].Image))
+		}
+		if l.Snapshot == nil {
+			continue
+		}
+		if other, taken := names[l.Snapshot.Name]; taken {
+			wrong = append(wrong, fmt.Errorf("volume %d: images %d and %d both have the name %q", v, other, l.Image, l.Snapshot.Name))
+		}
+		names[l.Snapshot.Name] = l.Image
+	}
+	if tip := chain[len(chain)-1]; tip.Sealed || tip.Snapshot != nil {
+		wrong = append(wrong, fmt.Errorf("volume %d: it has no tip: its last image, %d, is sealed or a snapshot", v, tip.Image))
+	}
+	return wrong
+}
+
+// check looks at what a volume says by itself.
+func (v Volume) check(next counters) error {
+	switch {
+	case v.ID == 0 || v.ID >= next.NextVolume:
+		return fmt.Errorf("volume %d: the id was never drawn", v.ID)
+	case v.Name == "":
+		return fmt.Errorf("volume %d: it has no name", v.ID)
+	case v.SizeBytes <= 0:
+		return fmt.Errorf("volume %d: its size is %d bytes", v.ID, v.SizeBytes)
+	case v.Scope != "request" && v.Scope != "session":
+		return fmt.Errorf("volume %d: its scope is %q, not request or session", v.ID, v.Scope)
+	}
+	return nil
+}
+
+// check looks at what a link says by itself.
+func (l Link) check(next counters) error {
+	switch s := l.Snapshot; {
+	case l.Image == 0 || l.Image >= next.NextImage:
+		return fmt.Errorf("link of image %d: the id was never drawn", l.Image)
+	case l.SizeBytes <= 0:
+		return fmt.Errorf("link of image %d: its size is %d bytes", l.Image, l.SizeBytes)
+	case s == nil:
+		return nil
+	case s.Name == "":
+		return fmt.Errorf("link of image %d: its snapshot has no name", l.Image)
+	case s.Cut == 0 || s.Cut >= next.NextCut:
+		return fmt.Errorf("link of image %d: the cut id %d was never drawn", l.Image, s.Cut)
+	case s.State != "draining" && s.State != "sealing" && s.State != "sealed":
+		return fmt.Errorf("link of image %d: the state of its snapshot is %q, not draining, sealing or sealed", l.Image, s.State)
+	}
+	return nil
+}

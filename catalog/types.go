@@ -1,0 +1,84 @@
+package catalog
+
+import (
+	"errors"
+	"time"
+
+	"github.com/tidemark/tidemark/image"
+)
+
+// Conditions that a caller branches on.
+var (
+	// ErrFormat: the catalog was written in another format version.
+	ErrFormat = errors.New("catalog: unknown format version")
+	// ErrCorrupt: what the file holds is not what was committed. The error
+	// that wraps it names the page or record.
+	ErrCorrupt = errors.New("catalog: corrupt")
+	// ErrFailed: an earlier commit failed, and nobody knows whether the disk
+	// holds it. The catalog serves no more until it is opened again.
+	ErrFailed = errors.New("catalog: a commit failed")
+	// ErrClosed: the catalog is closed.
+	ErrClosed = errors.New("catalog: closed")
+)
+
+// VolumeID names a volume for ever: it is never used twice, and a volume that
+// takes the name of a deleted one has another. 0 is none.
+type VolumeID uint64
+
+// Volume is what lasts of a volume beside its chain.
+type Volume struct {
+	ID   VolumeID `json:"-"` // in the key
+	Name string   `json:"name"`
+	// SizeBytes is the size of the live VLUN.
+	SizeBytes int64 `json:"sizeBytes"`
+	// Scope of a plain connection: "request" or "session".
+	Scope   string    `json:"scope"`
+	Created time.Time `json:"created"`
+}
+
+// Link is one image of a volume's chain. The newest image is the tip; its size
+// follows the volume's.
+type Link struct {
+	Volume VolumeID `json:"-"` // in the key
+	Image  image.ID `json:"-"` // in the key
+	// SizeBytes is the size of the image's VLUN, fixed at its cut.
+	SizeBytes int64 `json:"sizeBytes"`
+	// Sealed: nothing is written to the image's visible blocks again.
+	Sealed bool `json:"sealed,omitempty"`
+	// Snapshot is nil for the tip, and for an image without a name.
+	Snapshot *Snapshot `json:"snapshot,omitempty"`
+}
+
+// Snapshot is what a preserve leaves on the image that was live before it.
+type Snapshot struct {
+	Name string `json:"name"`
+	// Cut is the id of the preserve, the same for all its volumes.
+	Cut     uint64    `json:"cut"`
+	CutTime time.Time `json:"cutTime"`
+	// State is "draining", "sealing" or "sealed".
+	State string `json:"state"`
+	// Consistency is "process", "request", "mixed" or "interrupted".
+	Consistency string        `json:"consistency"`
+	Drain       time.Duration `json:"drainNanoseconds"`
+	Conflicts   uint64        `json:"conflicts,omitempty"`
+	// Torn lists the tokens of processes that died without an end.
+	Torn []string `json:"torn,omitempty"`
+	// Waiting lists the tokens of processes that it waited for when prepared.
+	Waiting []string `json:"waiting,omitempty"`
+	// Failed says why sealing failed; empty if it did not.
+	Failed string `json:"failed,omitempty"`
+}
+
+// State is everything that a catalog holds.
+type State struct {
+	FormatVersion int
+	// DirID tells this data directory from every other: 32 random hex digits.
+	DirID   string
+	Volumes []VolumeState // by ID, ascending
+}
+
+// VolumeState is a volume and its chain.
+type VolumeState struct {
+	Volume
+	Chain []Link // oldest first; the last is the tip
+}

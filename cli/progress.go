@@ -1,0 +1,56 @@
+package cli
+
+import (
+	"io"
+	"os"
+	"time"
+
+	"github.com/vbauerster/mpb/v8"
+	"github.com/vbauerster/mpb/v8/decor"
+	"golang.org/x/term"
+)
+
+// progress shows how far a transfer is, on a terminal only.
+type progress struct {
+	all *mpb.Progress
+	bar *mpb.Bar // nil: not shown
+}
+
+// newProgress returns a bar on w if that is a terminal.
+func newProgress(w io.Writer) *progress {
+	f, ok := w.(*os.File)
+	if !ok || !term.IsTerminal(int(f.Fd())) {
+		return &progress{}
+	}
+	return &progress{all: mpb.New(mpb.WithOutput(w), mpb.WithWidth(60), mpb.WithRefreshRate(200*time.Millisecond))}
+}
+
+// start shows the bar. A size of -1 is not known.
+func (p *progress) start(sizeBytes int64) {
+	if p.all == nil {
+		return
+	}
+	done := decor.CountersKibiByte("% .1f / % .1f")
+	if sizeBytes < 0 {
+		sizeBytes, done = 0, decor.CurrentKibiByte("% .1f")
+	}
+	p.bar = p.all.AddBar(sizeBytes,
+		mpb.PrependDecorators(done),
+		mpb.AppendDecorators(decor.Percentage(), decor.Name(" "), decor.AverageSpeed(decor.SizeB1024(0), "% .1f"), decor.Name(" "), decor.AverageETA(decor.ET_STYLE_GO)))
+}
+
+func (p *progress) add(bytes int64) {
+	if p.bar != nil {
+		p.bar.IncrInt64(bytes)
+	}
+}
+
+// stop leaves the bar as it is, and the cursor below it.
+func (p *progress) stop() {
+	if p.bar != nil {
+		if !p.bar.Completed() {
+			p.bar.Abort(false)
+		}
+		p.all.Wait()
+	}
+}

@@ -1,0 +1,145 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"os/signal"
+	"syscall"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+
+	"github.com/tidemark/tidemark/api"
+	"github.com/tidemark/tidemark/api/tidemarkv1"
+)
+
+func (a *app) runCommand() *cobra.Command {
+	var volumes []string
+	c := &cobra.Command{
+		Use:   "run --volume VOLUME [--volume VOLUME]... -- CMD [ARG]...",
+		Short: "Run a command as one I/O process",
+		Long: `Run a command as one explicit I/O process over the named volumes: a preserve has
+all that it writes, or nothing. CMD finds in its environment
+
+  TIDEMARK_PROCESS  the token of the process
+  TIDEMARK_URI      the NBD URI of the first volume, under that token
+
+The process ends when CMD exits, in whatever way; when 'tidemark run' itself or
+the server dies before that, it ends torn. SIGINT, SIGTERM, SIGHUP and SIGQUIT
+are handed on to CMD.
+
+The exit code is CMD's, or 128 and the number of the signal that ended it; 127
+when there is no such program, 126 when it can't be run. The codes below are for
+what happens before CMD starts.`,
+		Example: `  tidemark run --volume db -- sh -c 'nbdcopy new.img "$TIDEMARK_URI"'
+  tidemark run --volume db --volume wal -- ./nightly-job`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(c *cobra.Command, command []string) error { return a.run(c, volumes, command) },
+	}
+	c.Flags().SetInterspersed(false)
+	c.Flags().StringArrayVar(&volumes, "volume", nil, "`VOLUME` that the process may use; repeat it for more")
+	mustHave(c, "volume")
+	a.completeVolumeFlag(c, "volume")
+	return exits(c, exitNotFound, exitNoServer)
+}
+
+func (a *app) run(c *cobra.Command, volumes, command []string) error {
+	server, err := a.server()
+	if err != nil {
+		return err
+	}
+	// A signal is CMD's to answer; until it has exited, the process stays.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(c.Context()))
+	defer cancel()
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
+	defer signal.Stop(signals)
+
+	base, err := nbdAddr(ctx, server)
+	if err != nil {
+		return err
+	}
+	held, err := hold(ctx, server, volumes)
+	if err != nil {
+		return seeVolumes(err)
+	}
+	token := held.Msg().GetProcess().GetToken()
+	code, failure := execute(command, []string{
+		"TIDEMARK_PROCESS=" + token,
+		"TIDEMARK_URI=" + base.NBDURI(volumes[0]+":process:"+token),
+	}, signals)
+	_, err = server.EndProcess(ctx, &tidemarkv1.EndProcessRequest{Token: token})
+	switch {
+	case failure != nil:
+		return &exitError{code, failure.Error()}
+	case err != nil && code == exitDone:
+		line, code := explain(err)
+		return &exitError{code, "the process did not end in order, snapshots may list it as torn: " + line}
+	case code != exitDone:
+		return &exitError{code: code}
+	}
+	return nil
+}
+
+// nbdAddr asks the server where it serves volumes.
+func nbdAddr(ctx context.Context, server api.Client) (api.Addr, error) {
+	info, err := server.GetServerInfo(ctx, &tidemarkv1.GetServerInfoRequest{})
+	if err != nil {
+		return api.Addr{}, err
+	}
+	if len(info.GetNbdAddresses()) == 0 {
+		return api.Addr{}, failed("the server serves no NBD; start it with --nbd ADDR")
+	}
+	return api.ParseAddr(info.GetNbdAddresses()[0])
+}
+
+// hold begins a process that lasts as long as the stream, and receives it.
+func hold(ctx context.Context, server api.Client, volumes []string) (*connect.ServerStreamForClient[tidemarkv1.HoldProcessResponse], error) {
+	stream, err := server.HoldProcess(ctx, &tidemarkv1.HoldProcessRequest{Volumes: volumes})
+	if err != nil {
+		return nil, err
+	}
+	if !stream.Receive() {
+		return nil, errors.Join(stream.Err(), stream.Close())
+	}
+	return stream, nil
+}
+
+// execute runs a command to its end and hands signals on to it. failure says
+// why it could not be started.
+func execute(command, environment []string, signals <-chan os.Signal) (code int, failure error) {
+	cmd := exec.Command(command[0], command[1:]...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.Env = append(os.Environ(), environment...)
+	if err := cmd.Start(); err != nil {
+		if errors.Is(err, exec.ErrNotFound) || errors.Is(err, os.ErrNotExist) {
+			return 127, err
+		}
+		return 126, err
+	}
+	exited := make(chan struct{})
+	handed := make(chan struct{})
+	go func() {
+		defer close(handed)
+		for {
+			select {
+			case s := <-signals:
+				_ = cmd.Process.Signal(s) // it may have exited meanwhile
+			case <-exited:
+				return
+			}
+		}
+	}()
+	err := cmd.Wait()
+	close(exited)
+	<-handed
+	if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+		return 128 + int(status.Signal()), nil
+	}
+	if code := cmd.ProcessState.ExitCode(); code >= 0 {
+		return code, nil
+	}
+	return exitFailed, err
+}

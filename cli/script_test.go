@@ -1,0 +1,260 @@
+package cli
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/tidemark/tidemark/nbd/client"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){
+		"tidemark": func() { os.Exit(Main()) },
+	})
+}
+
+// TestScripts runs testdata/script: the real program against real servers. The
+// scripts have these commands beside testscript's own:
+//
+//	start NAME CMD...        run a server until it says that it serves; NAME.pid has its id
+//	stop NAME                SIGTERM; its log is NAME.log then, and it must exit with 0
+//	kill NAME                SIGKILL
+//	ok LINE CMD...           exit code 0, and LINE is all that it prints
+//	fails CODE LINE CMD...   that exit code, nothing on stdout, and LINE on stderr
+//	exits CODE CMD...        that exit code; stdout and stderr may be looked at
+//	connect NAME URI         open an NBD connection, and leave it open
+//	usable NAME BYTES        the connection sees that size, and may use it all
+//	disconnect NAME          close it
+//	image FILE RANGE...      a sparse file; RANGE is data OFF LEN, or end LEN
+//	blocks FILE MAX          the file takes at most MAX KiB on the disk
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script",
+		Setup: func(env *testscript.Env) error {
+			env.Values[servers{}] = map[string]*server{}
+			env.Values[clients{}] = map[string]*client.Client{}
+			env.Setenv("HOME", env.WorkDir)
+			env.Setenv("TIDEMARK_API", "")
+			env.Setenv("TZ", "UTC")
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"start":      startServer,
+			"stop":       stopServer,
+			"kill":       killServer,
+			"ok":         ok,
+			"fails":      fails,
+			"exits":      exitsWith,
+			"connect":    connectClient,
+			"usable":     usable,
+			"disconnect": disconnect,
+			"image":      makeImage,
+			"blocks":     blocks,
+		},
+	})
+}
+
+// servers is the key of the running servers of a script.
+type servers struct{}
+
+// server is a running process and what it has said so far.
+type server struct {
+	cmd  *exec.Cmd
+	log  bytes.Buffer
+	read sync.WaitGroup
+}
+
+func startServer(ts *testscript.TestScript, _ bool, args []string) {
+	s := &server{cmd: exec.Command(args[1], args[2:]...)}
+	s.cmd.Dir = ts.MkAbs(".")
+	s.cmd.Env = append(os.Environ(), "PATH="+ts.Getenv("PATH"), "TZ=UTC")
+	path, err := exec.LookPath(filepath.Join(strings.Split(ts.Getenv("PATH"), ":")[0], args[1]))
+	if err == nil {
+		s.cmd.Path, s.cmd.Err = path, nil
+	}
+	stderr, err := s.cmd.StderrPipe()
+	ts.Check(err)
+	ts.Check(s.cmd.Start())
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]+".pid"), fmt.Append(nil, s.cmd.Process.Pid), 0o600))
+	ts.Defer(func() { s.end(syscall.SIGKILL) })
+	ts.Value(servers{}).(map[string]*server)[args[0]] = s
+	ready := make(chan bool)
+	s.read.Go(func() {
+		lines := bufio.NewScanner(stderr)
+		told := false
+		for lines.Scan() {
+			fmt.Fprintln(&s.log, lines.Text())
+			if !told && strings.Contains(lines.Text(), "serving") {
+				told = true
+				ready <- true
+			}
+		}
+		if !told {
+			ready <- false
+		}
+	})
+	if !<-ready {
+		s.end(syscall.SIGKILL)
+		ts.Fatalf("%s did not start: %s", args[0], s.log.String())
+	}
+}
+
+// end signals the server and waits for its end.
+func (s *server) end(signal os.Signal) error {
+	if s.cmd.ProcessState != nil {
+		return nil
+	}
+	if err := s.cmd.Process.Signal(signal); err != nil {
+		return err
+	}
+	s.read.Wait()
+	return s.cmd.Wait()
+}
+
+func stopServer(ts *testscript.TestScript, _ bool, args []string) {
+	s := ts.Value(servers{}).(map[string]*server)[args[0]]
+	err := s.end(syscall.SIGTERM)
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]+".log"), s.log.Bytes(), 0o600))
+	if err != nil {
+		ts.Fatalf("%s: %v: %s", args[0], err, s.log.String())
+	}
+}
+
+func killServer(ts *testscript.TestScript, _ bool, args []string) {
+	_ = ts.Value(servers{}).(map[string]*server)[args[0]].end(syscall.SIGKILL)
+}
+
+func ok(ts *testscript.TestScript, _ bool, args []string) {
+	result(ts, 0, args[1:])
+	same(ts, "stdout", ts.ReadFile("stdout"), args[0])
+	same(ts, "stderr", ts.ReadFile("stderr"), "")
+}
+
+func fails(ts *testscript.TestScript, _ bool, args []string) {
+	code, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	result(ts, code, args[2:])
+	same(ts, "stdout", ts.ReadFile("stdout"), "")
+	same(ts, "stderr", ts.ReadFile("stderr"), args[1])
+}
+
+func exitsWith(ts *testscript.TestScript, _ bool, args []string) {
+	code, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	result(ts, code, args[1:])
+}
+
+// result runs a command that must end with a code.
+func result(ts *testscript.TestScript, want int, args []string) {
+	var exit *exec.ExitError
+	got := 0
+	if err := ts.Exec(args[0], args[1:]...); errors.As(err, &exit) {
+		got = exit.ExitCode()
+	} else {
+		ts.Check(err)
+	}
+	if got != want {
+		ts.Fatalf("%s: exit code %d, want %d", strings.Join(args, " "), got, want)
+	}
+}
+
+func same(ts *testscript.TestScript, what, got, want string) {
+	if want != "" {
+		want += "\n"
+	}
+	if got != want {
+		ts.Fatalf("%s:\n%swant:\n%s", what, got, want)
+	}
+}
+
+// clients is the key of the open connections of a script.
+type clients struct{}
+
+func connectClient(ts *testscript.TestScript, _ bool, args []string) {
+	c, err := client.Dial(context.Background(), args[1])
+	ts.Check(err)
+	ts.Defer(func() { _ = c.Abort() })
+	ts.Value(clients{}).(map[string]*client.Client)[args[0]] = c
+}
+
+func usable(ts *testscript.TestScript, _ bool, args []string) {
+	c := ts.Value(clients{}).(map[string]*client.Client)[args[0]]
+	sizeBytes, err := strconv.ParseInt(args[1], 10, 64)
+	ts.Check(err)
+	if c.SizeBytes() != sizeBytes {
+		ts.Fatalf("size %d, want %d", c.SizeBytes(), sizeBytes)
+	}
+	last := sizeBytes - 4096
+	wrote, read := bytes.Repeat([]byte{7}, 4096), make([]byte, 4096)
+	for _, off := range []int64{0, last} {
+		_, err := c.WriteAt(wrote, off)
+		ts.Check(err)
+		ts.Check(c.Flush())
+		_, err = c.ReadAt(read, off)
+		ts.Check(err)
+		if !bytes.Equal(read, wrote) {
+			ts.Fatalf("other bytes at %d", off)
+		}
+	}
+	ts.Check(c.WriteZeroes(last, 4096, true))
+	ts.Check(c.Trim(0, 4096))
+	_, err = c.BlockStatus(0, min(sizeBytes, 1<<30))
+	ts.Check(err)
+}
+
+func disconnect(ts *testscript.TestScript, _ bool, args []string) {
+	ts.Check(ts.Value(clients{}).(map[string]*client.Client)[args[0]].Close())
+}
+
+func makeImage(ts *testscript.TestScript, _ bool, args []string) {
+	f, err := os.Create(ts.MkAbs(args[0]))
+	ts.Check(err)
+	defer func() { ts.Check(f.Close()) }()
+	for args = args[1:]; len(args) > 0; {
+		switch args[0] {
+		case "data":
+			off, err := parseSize(args[1])
+			if args[1] == "0" {
+				off, err = 0, nil
+			}
+			ts.Check(err)
+			n, err := parseSize(args[2])
+			ts.Check(err)
+			_, err = io.Copy(io.NewOffsetWriter(f, off), io.LimitReader(rand.NewChaCha8([32]byte{1}), n))
+			ts.Check(err)
+			args = args[3:]
+		case "end":
+			n, err := parseSize(args[1])
+			ts.Check(err)
+			ts.Check(f.Truncate(n))
+			args = args[2:]
+		default:
+			ts.Fatalf("image: %s", args[0])
+		}
+	}
+}
+
+func blocks(ts *testscript.TestScript, _ bool, args []string) {
+	info, err := os.Stat(ts.MkAbs(args[0]))
+	ts.Check(err)
+	limit, err := strconv.ParseInt(args[1], 10, 64)
+	ts.Check(err)
+	if got := info.Sys().(*syscall.Stat_t).Blocks / 2; got > limit {
+		ts.Fatalf("%s takes %d KiB, more than %d", args[0], got, limit)
+	}
+}

@@ -1,0 +1,153 @@
+package cli
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tidemark/tidemark/api/tidemarkv1"
+)
+
+func (a *app) snapshotCommand() *cobra.Command {
+	return group(&cobra.Command{
+		Use:     "snapshot",
+		Short:   "List and show snapshots",
+		Example: "  tidemark snapshot ls db\n  tidemark snapshot show db@before-upgrade",
+	}, a.snapshotListCommand(), a.snapshotShowCommand())
+}
+
+func (a *app) snapshotListCommand() *cobra.Command {
+	return exits(&cobra.Command{
+		Use:     "list [VOLUME]",
+		Aliases: []string{"ls"},
+		Short:   "List the snapshots of a volume, or of all",
+		Long: `List snapshots, oldest first.
+
+STATE is draining while processes begun before the cut still run, sealing while
+the snapshot is written back, then sealed: immutable and durable.
+
+HOLDS is process (every process begun before the cut is whole), request (every
+request is), mixed (some processes are whole, others died or crossed the cut)
+or interrupted (the server or the machine stopped: all that was flushed).
+
+WAITS FOR names the processes and older snapshots that keep it draining.`,
+		Example:           "  tidemark snapshot list\n  tidemark snapshot ls db --json | jq -r '.snapshots[].snapshot'",
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: a.completeVolumes(1),
+		RunE:              func(c *cobra.Command, args []string) error { return a.listSnapshots(c, strings.Join(args, "")) },
+	}, exitNotFound, exitNoServer)
+}
+
+func (a *app) listSnapshots(c *cobra.Command, volume string) error {
+	server, err := a.server()
+	if err != nil {
+		return err
+	}
+	r, err := server.ListSnapshots(c.Context(), &tidemarkv1.ListSnapshotsRequest{Volume: volume})
+	if err != nil {
+		return seeVolumes(err)
+	}
+	if a.json {
+		return a.printJSON(map[string]any{"snapshots": each(r.GetSnapshots(), asSnapshot)})
+	}
+	rows := each(r.GetSnapshots(), func(s *tidemarkv1.Snapshot) []string {
+		return []string{
+			fullName(s), formatTime(s.GetCutTime()), formatAge(s.GetCutTime(), time.Now()), snapshotState(s), word(s.GetConsistency()),
+			formatSize(s.GetSizeBytes()), formatSize(s.GetDataBytes()), strconv.FormatUint(s.GetConflicts(), 10),
+			orDash(strings.Join(s.GetWaitsFor(), ",")),
+		}
+	})
+	return a.printTable("SNAPSHOT CUT AGE STATE HOLDS SIZE DATA CONFLICTS WAITS-FOR", rows)
+}
+
+func fullName(s *tidemarkv1.Snapshot) string { return s.GetVolume() + "@" + s.GetName() }
+
+func snapshotState(s *tidemarkv1.Snapshot) string {
+	if s.GetFailed() != "" {
+		return "failed"
+	}
+	return word(s.GetState())
+}
+
+func (a *app) snapshotShowCommand() *cobra.Command {
+	return exits(&cobra.Command{
+		Use:               "show VOLUME@SNAPSHOT",
+		Short:             "Show one snapshot",
+		Example:           "  tidemark snapshot show db@before-upgrade\n  tidemark snapshot show db@before-upgrade --json",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeSnapshots(),
+		RunE:              func(c *cobra.Command, args []string) error { return a.showSnapshot(c, args[0]) },
+	}, exitNotFound, exitNoServer)
+}
+
+func (a *app) showSnapshot(c *cobra.Command, name string) error {
+	server, err := a.server()
+	if err != nil {
+		return err
+	}
+	r, err := server.GetSnapshot(c.Context(), &tidemarkv1.GetSnapshotRequest{Name: name})
+	if err != nil {
+		return hint(err, tidemarkv1.Reason_REASON_NOT_FOUND, "see tidemark snapshot list")
+	}
+	s := r.GetSnapshot()
+	if a.json {
+		return a.printJSON(asSnapshot(s))
+	}
+	drain := "still draining"
+	if s.GetState() != tidemarkv1.State_STATE_DRAINING {
+		drain = formatSpan(s.GetDrainDuration().AsDuration())
+	}
+	return a.printFields(
+		[2]string{"volume", s.GetVolume()},
+		[2]string{"snapshot", s.GetName()},
+		[2]string{"size", fmt.Sprintf("%s (%d bytes)", formatSize(s.GetSizeBytes()), s.GetSizeBytes())},
+		[2]string{"state", word(s.GetState())},
+		[2]string{"holds", consistencyText(s.GetConsistency())},
+		[2]string{"cut", formatTime(s.GetCutTime())},
+		[2]string{"drain", drain},
+		[2]string{"conflicts", strconv.FormatUint(s.GetConflicts(), 10)},
+		[2]string{"data", formatSize(s.GetDataBytes())},
+		[2]string{"torn", strings.Join(s.GetTornProcesses(), ", ")},
+		[2]string{"waits for", strings.Join(s.GetWaitsFor(), ", ")},
+		[2]string{"failed", s.GetFailed()},
+	)
+}
+
+func consistencyText(c tidemarkv1.Consistency) string {
+	return map[tidemarkv1.Consistency]string{
+		tidemarkv1.Consistency_CONSISTENCY_PROCESS:     "every process whole (process)",
+		tidemarkv1.Consistency_CONSISTENCY_REQUEST:     "every request whole (request)",
+		tidemarkv1.Consistency_CONSISTENCY_MIXED:       "some processes whole (mixed)",
+		tidemarkv1.Consistency_CONSISTENCY_INTERRUPTED: "all that was flushed (interrupted)",
+	}[c]
+}
+
+// snapshotJSON is a snapshot in --json.
+type snapshotJSON struct {
+	Volume        string     `json:"volume"`
+	Snapshot      string     `json:"snapshot"`
+	SizeBytes     int64      `json:"sizeBytes"`
+	State         string     `json:"state"`
+	Consistency   string     `json:"consistency"`
+	CutTime       *time.Time `json:"cutTime"`
+	DrainSeconds  float64    `json:"drainSeconds"`
+	Conflicts     uint64     `json:"conflicts"`
+	TornProcesses []string   `json:"tornProcesses"`
+	WaitsFor      []string   `json:"waitsFor"`
+	DataBytes     int64      `json:"dataBytes"`
+	Failed        string     `json:"failed,omitempty"`
+}
+
+func asSnapshot(s *tidemarkv1.Snapshot) snapshotJSON {
+	return snapshotJSON{
+		s.GetVolume(), s.GetName(), s.GetSizeBytes(), word(s.GetState()), word(s.GetConsistency()), jsonTime(s.GetCutTime()),
+		s.GetDrainDuration().AsDuration().Seconds(), s.GetConflicts(), listed(s.GetTornProcesses()), listed(s.GetWaitsFor()),
+		s.GetDataBytes(), s.GetFailed(),
+	}
+}
+
+// listed is [] in JSON, never null.
+func listed(list []string) []string { return append([]string{}, list...) }

@@ -1,0 +1,388 @@
+package file_test
+
+import (
+	"bytes"
+	"errors"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/tidemark/tidemark/image"
+	"github.com/tidemark/tidemark/image/file"
+	"github.com/tidemark/tidemark/image/imagetest"
+	"github.com/tidemark/tidemark/internal/vfs"
+)
+
+const (
+	small = 64 << 10 // segment
+	block = 4096
+)
+
+func TestImageKeepsTheContract(t *testing.T) {
+	for _, c := range []struct {
+		name         string
+		fsys         func(t *testing.T) (fsys vfs.FS, dir string)
+		segmentBytes int64
+	}{
+		{"over the operating system", onOS, 0},
+		{"over the operating system in small segments", onOS, small},
+		{"over the simulation", onSim, 0},
+		{"over the simulation in small segments", onSim, small},
+		{"where the file system can't zero a range", onNoZero, small},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			imagetest.Run(t, func(t *testing.T) image.Image {
+				fsys, dir := c.fsys(t)
+				return create(t, fsys, dir, c.segmentBytes)
+			})
+		})
+	}
+}
+
+func onOS(t *testing.T) (vfs.FS, string)  { return vfs.OS{}, t.TempDir() }
+func onSim(t *testing.T) (vfs.FS, string) { return vfs.NewSim(t.TempDir()), "/" }
+
+func onNoZero(t *testing.T) (vfs.FS, string) {
+	return vfs.Fault{FS: vfs.NewSim(t.TempDir()), Hook: func(op vfs.Op) error {
+		if op.Kind == vfs.OpZero {
+			return &fs.PathError{Op: "zero", Path: op.Name, Err: syscall.EOPNOTSUPP}
+		}
+		return nil
+	}}, "/"
+}
+
+func create(t *testing.T, fsys vfs.FS, dir string, segmentBytes int64) *file.Image {
+	t.Helper()
+	im, err := file.Create(fsys, dir, 7, file.Options{SegmentBytes: segmentBytes})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return im
+}
+
+func reopen(t *testing.T, fsys vfs.FS, dir string) *file.Image {
+	t.Helper()
+	im, err := file.Open(fsys, dir, 7, file.Options{SegmentBytes: small})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = im.Close() })
+	return im
+}
+
+func TestFilesAreNamedByIDAndSegment(t *testing.T) {
+	dir := t.TempDir()
+	im := create(t, vfs.OS{}, dir, small)
+	mustWrite(t, im, 11*small, 1)
+	for _, name := range []string{"0000000000000007.imgx", "7.img", "0000000000000008.img.3", "0000000000000009.img.03", "x"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(dir, "0000000000000007.img")); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "0000000000000007.img.11")); err != nil {
+		t.Error(err)
+	}
+	ids, err := file.List(vfs.OS{}, dir)
+	if !slices.Equal(ids, []image.ID{7, 8}) || err != nil {
+		t.Errorf("List: %v, %v, want 7 and 8, of which only a segment is left", ids, err)
+	}
+	if _, err := file.Create(vfs.OS{}, dir, 7, file.Options{}); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("a second Create: %v, want fs.ErrExist", err)
+	}
+	if err := im.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := file.Remove(vfs.OS{}, dir, 7); err != nil {
+		t.Fatal(err)
+	}
+	if err := file.Remove(vfs.OS{}, dir, 7); err != nil {
+		t.Errorf("Remove of an image that is gone: %v", err)
+	}
+	if ids, err := file.List(vfs.OS{}, dir); !slices.Equal(ids, []image.ID{8}) || err != nil {
+		t.Errorf("List after Remove: %v, %v", ids, err)
+	}
+	if _, err := file.Open(vfs.OS{}, dir, 7, file.Options{}); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Open after Remove: %v, want fs.ErrNotExist", err)
+	}
+}
+
+func TestZeroKeepsStorageAndPunchGivesItBack(t *testing.T) {
+	im := create(t, vfs.OS{}, t.TempDir(), 0)
+	t.Cleanup(func() { _ = im.Close() })
+	if err := im.Zero(0, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := im.Allocated(); n < 1<<20 || err != nil {
+		t.Errorf("allocated %d, %v after a zero of 1 MiB", n, err)
+	}
+	if err := im.Punch(0, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := im.Allocated(); n >= 1<<20 || err != nil {
+		t.Errorf("allocated %d, %v after the punch", n, err)
+	}
+}
+
+// The rule that a flush rests on, cut at every operation: blocks of a Sync that
+// has returned are there, in every segment, new ones too.
+func TestWhatASyncPromisedOutlivesAPowerCut(t *testing.T) {
+	sim := vfs.NewSim(t.TempDir())
+	im := create(t, sim, "/", small)
+	if err := im.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	created := sim.Ops()
+	rng := rand.New(rand.NewPCG(3, 4))
+	const blocks = 80 // five segments
+	type promise struct {
+		fromOp int
+		want   [blocks]byte
+	}
+	var now [blocks]byte
+	promises := []promise{{fromOp: created}}
+	unsynced := [][]bool{} // by promise: blocks written after it
+	unsynced = append(unsynced, make([]bool, blocks))
+	for range 25 {
+		for range 4 {
+			b := rng.IntN(blocks)
+			if rng.IntN(4) == 0 {
+				now[b] = 0
+				if err := im.Punch(int64(b)*block, block); err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				now[b] = byte(1 + rng.IntN(250))
+				mustWrite(t, im, int64(b)*block, now[b])
+			}
+			unsynced[len(unsynced)-1][b] = true
+		}
+		if err := im.Sync(); err != nil {
+			t.Fatal(err)
+		}
+		promises = append(promises, promise{sim.Ops(), now})
+		unsynced = append(unsynced, make([]bool, blocks))
+	}
+	got := make([]byte, block)
+	for at := created; at <= sim.Ops(); at++ {
+		last := len(promises) - 1
+		for promises[last].fromOp > at {
+			last--
+		}
+		for _, rng := range []*rand.Rand{nil, rng, rng, rng} {
+			after := reopen(t, sim.PowerCut(at, rng), "/")
+			for b := range blocks {
+				if unsynced[last][b] {
+					continue
+				}
+				if _, err := after.ReadAt(got, int64(b)*block); err != nil {
+					t.Fatal(err)
+				}
+				if want := bytes.Repeat([]byte{promises[last].want[b]}, block); !bytes.Equal(got, want) {
+					t.Fatalf("cut at %d: block %d holds %d..., want %d", at, b, got[0], want[0])
+				}
+			}
+		}
+	}
+}
+
+func TestASyncAfterKillCoversWhatTheDeadProcessWrote(t *testing.T) {
+	sim := vfs.NewSim(t.TempDir())
+	im := create(t, sim, "/", small)
+	if err := im.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	mustWrite(t, im, 0, 1)
+	mustWrite(t, im, 3*small, 2) // in a segment that no SyncDir has seen
+	sim = sim.Kill()
+	if _, err := im.WriteAt(make([]byte, block), 0); !errors.Is(err, vfs.ErrKilled) {
+		t.Errorf("write of the dead: %v, want vfs.ErrKilled", err)
+	}
+	im = reopen(t, sim, "/")
+	if err := im.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	im = reopen(t, sim.PowerCut(sim.Ops(), nil), "/")
+	wantBlock(t, im, 0, 1)
+	wantBlock(t, im, 3*small, 2)
+}
+
+func TestAFailedSyncIsFinal(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		fail  vfs.OpKind
+		errno syscall.Errno
+		do    func(im *file.Image) error
+	}{
+		{"fdatasync", vfs.OpSync, syscall.EIO, (*file.Image).Sync},
+		{"fdatasync on a full disk", vfs.OpSync, syscall.ENOSPC, (*file.Image).Sync},
+		{"sync of the directory", vfs.OpSyncDir, syscall.EIO, (*file.Image).Sync},
+		{"write-back", vfs.OpWriteBack, syscall.EIO, func(im *file.Image) error { return im.WriteBack(0, block) }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			armed := true
+			fsys := vfs.Fault{FS: vfs.NewSim(t.TempDir()), Hook: func(op vfs.Op) error {
+				if armed && op.Kind == c.fail {
+					return c.errno
+				}
+				return nil
+			}}
+			im := create(t, fsys, "/", small)
+			mustWrite(t, im, 0, 1)
+			for range 3 {
+				err := c.do(im)
+				if !errors.Is(err, image.ErrSyncFailed) || !errors.Is(err, c.errno) {
+					t.Errorf("got %v, want ErrSyncFailed with %v", err, c.errno)
+				}
+				armed = false // the disk is well again: too late
+				c.do = (*file.Image).Sync
+			}
+			wantBlock(t, im, 0, 1)
+		})
+	}
+}
+
+// Two flushes at the same time: the second may not be answered by the first
+// one's success, nor before the first one's failure is known.
+func TestASyncWaitsForTheOneBeforeIt(t *testing.T) {
+	entered, release := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	fsys := vfs.Fault{FS: vfs.NewSim(t.TempDir()), Hook: func(op vfs.Op) (err error) {
+		if op.Kind == vfs.OpSync {
+			once.Do(func() {
+				close(entered)
+				<-release
+				err = syscall.EIO
+			})
+		}
+		return err
+	}}
+	im := create(t, fsys, "/", small)
+	mustWrite(t, im, 0, 1)
+	results := make(chan error, 2)
+	go func() { results <- im.Sync() }()
+	<-entered
+	go func() { results <- im.Sync() }() // its only segment is marked clean by now
+	select {
+	case err := <-results:
+		t.Errorf("a Sync returned %v while another still ran", err)
+	default:
+	}
+	close(release)
+	for range 2 {
+		if err := <-results; !errors.Is(err, image.ErrSyncFailed) {
+			t.Errorf("Sync: %v, want ErrSyncFailed", err)
+		}
+	}
+}
+
+func TestACleanSegmentIsNotSynced(t *testing.T) {
+	var synced []string
+	fsys := vfs.Fault{FS: vfs.NewSim(t.TempDir()), Hook: func(op vfs.Op) error {
+		if op.Kind == vfs.OpSync || op.Kind == vfs.OpSyncDir {
+			synced = append(synced, op.Name)
+		}
+		return nil
+	}}
+	im := create(t, fsys, "/", small)
+	mustWrite(t, im, 0, 1)
+	mustWrite(t, im, small, 1)
+	for range 2 {
+		if err := im.Sync(); err != nil {
+			t.Fatal(err)
+		}
+		mustWrite(t, im, small, 2)
+	}
+	slices.Sort(synced[:2])
+	want := []string{"/0000000000000007.img", "/0000000000000007.img.1", "/", "/0000000000000007.img.1"}
+	if !slices.Equal(synced, want) {
+		t.Errorf("synced %v, want %v", synced, want)
+	}
+}
+
+func TestErrorsOfTheDiskComeThrough(t *testing.T) {
+	var fault error
+	fsys := vfs.Fault{FS: vfs.NewSim(t.TempDir()), Hook: func(op vfs.Op) error {
+		switch op.Kind {
+		case vfs.OpOpen, vfs.OpRead, vfs.OpTryRead, vfs.OpWrite, vfs.OpZero, vfs.OpPunch:
+			return fault
+		}
+		return nil
+	}}
+	im := create(t, fsys, "/", small)
+	mustWrite(t, im, 0, 1)
+	p := make([]byte, block)
+
+	fault = &fs.PathError{Op: "pwrite", Path: "x", Err: syscall.ENOSPC}
+	for name, do := range map[string]func() error{
+		"write":                     func() error { _, err := im.WriteAt(p, 0); return err },
+		"write into a new segment":  func() error { _, err := im.WriteAt(p, 9*small); return err },
+		"zero":                      func() error { return im.Zero(0, block) },
+		"punch":                     func() error { return im.Punch(0, block) },
+		"read":                      func() error { _, err := im.ReadAt(p, 0); return err },
+		"read that may not wait":    func() error { _, err := im.TryReadAt(p, 0); return err },
+		"create of another image":   func() error { _, err := file.Create(fsys, "/", 8, file.Options{}); return err },
+		"open of the image":         func() error { _, err := file.Open(fsys, "/", 7, file.Options{}); return err },
+		"write over two segments":   func() error { _, err := im.WriteAt(p, small-100); return err },
+		"zero of a missing segment": func() error { return im.Zero(5*small, block) },
+	} {
+		if err := do(); !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("%s: %v, want ENOSPC", name, err)
+		}
+	}
+
+	fault = vfs.ShortError{N: 100, Err: syscall.ENOSPC}
+	if n, err := im.WriteAt(p, small-block); n != 100 || !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("short write: %d, %v", n, err)
+	}
+	fault = vfs.ErrWouldBlock
+	if _, err := im.TryReadAt(p, 0); !errors.Is(err, image.ErrWouldBlock) {
+		t.Errorf("read that would wait: %v, want image.ErrWouldBlock", err)
+	}
+	fault = nil
+	wantBlock(t, im, 0, 1)
+}
+
+func TestSegmentSizeMustHoldWholeBlocks(t *testing.T) {
+	for _, bad := range []int64{-4096, 1, 4095, 5000} {
+		if _, err := file.Create(vfs.NewSim(""), "/", 1, file.Options{SegmentBytes: bad}); err == nil {
+			t.Errorf("a segment of %d bytes was accepted", bad)
+		}
+	}
+}
+
+func TestTransfersDoNotAllocate(t *testing.T) {
+	im := create(t, vfs.OS{}, t.TempDir(), 0)
+	t.Cleanup(func() { _ = im.Close() })
+	p := make([]byte, block)
+	mustWrite(t, im, 0, 1)
+	for name, transfer := range map[string]func([]byte, int64) (int, error){
+		"read": im.ReadAt, "try": im.TryReadAt, "write": im.WriteAt,
+	} {
+		if n := testing.AllocsPerRun(100, func() { _, _ = transfer(p, 0) }); n != 0 {
+			t.Errorf("%s allocates %v times", name, n)
+		}
+	}
+}
+
+func mustWrite(t *testing.T, im image.Image, off int64, fill byte) {
+	t.Helper()
+	if _, err := im.WriteAt(bytes.Repeat([]byte{fill}, block), off); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func wantBlock(t *testing.T, im image.Image, off int64, fill byte) {
+	t.Helper()
+	got := make([]byte, block)
+	if _, err := im.ReadAt(got, off); err != nil || !bytes.Equal(got, bytes.Repeat([]byte{fill}, block)) {
+		t.Errorf("block at %d: %d..., %v, want %d", off, got[0], err, fill)
+	}
+}

@@ -1,0 +1,465 @@
+package vfs
+
+import (
+	"bytes"
+	"errors"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+)
+
+// simDisk is a disk with the page cache before it: the tree as programs see it,
+// the tree as the disk had it when the log began (the base of each node), and
+// the log of all that happened since.
+type simDisk struct {
+	mu   sync.Mutex
+	root *simNode
+	log  []simOp
+	// expected holds external files that were asked for and not yet made.
+	expected []expectedExternal
+}
+
+type expectedExternal struct {
+	dir  *simNode
+	name string
+	node *simNode
+}
+
+// simNode is a directory (entries), an external file, or a file (content).
+type simNode struct {
+	entries, baseEntries map[string]*simNode
+	external             *simExternal
+	content, baseContent content
+}
+
+// simExternal is a file that lies in the real file system. Its osPath is empty
+// until it is asked for in this life; it is then made to hold first.
+type simExternal struct {
+	osPath      string
+	first, base version
+}
+
+// version is what an external file held; exists is false before it was made.
+type version struct {
+	data   []byte
+	exists bool
+}
+
+type simOpKind uint8
+
+const (
+	simChange simOpKind = iota
+	simEntry
+	simVersion
+	simSyncBegins
+	simSyncReturns
+)
+
+type simOp struct {
+	kind    simOpKind
+	node    *simNode // the file, or the directory of an entry
+	change  change
+	entry   entryChange
+	version version
+	began   int // simSyncReturns: the operation number of its beginning
+}
+
+// entryChange takes one name out of a directory, puts one in, or both (rename).
+type entryChange struct {
+	out, in string
+	node    *simNode // what in names
+}
+
+func (e entryChange) apply(entries map[string]*simNode) {
+	delete(entries, e.out)
+	if e.in != "" {
+		entries[e.in] = e.node
+	}
+}
+
+func newSimDisk(root *simNode) *simDisk { return &simDisk{root: root} }
+
+func newSimDir() *simNode {
+	return &simNode{entries: map[string]*simNode{}, baseEntries: map[string]*simNode{}}
+}
+
+// record appends to the log and returns the operation's number.
+func (d *simDisk) record(op simOp) int {
+	d.log = append(d.log, op)
+	return len(d.log) - 1
+}
+
+func (d *simDisk) change(file *simNode, c change) {
+	file.content.apply(c)
+	d.record(simOp{kind: simChange, node: file, change: c})
+}
+
+func (d *simDisk) changeEntry(dir *simNode, e entryChange) {
+	e.apply(dir.entries)
+	d.record(simOp{kind: simEntry, node: dir, entry: e})
+}
+
+func (d *simDisk) lookup(name string) (*simNode, error) {
+	node := d.root
+	for _, part := range splitPath(name) {
+		if node.entries == nil {
+			return nil, syscall.ENOTDIR
+		}
+		if node = node.entries[part]; node == nil {
+			return nil, syscall.ENOENT
+		}
+	}
+	return node, nil
+}
+
+func (d *simDisk) dir(name string) (*simNode, error) {
+	node, err := d.lookup(name)
+	if err == nil && node.entries == nil {
+		err = syscall.ENOTDIR
+	}
+	return node, err
+}
+
+// parent returns the directory that name is in, its last part, and what it
+// names there, nil if nothing.
+func (d *simDisk) parent(name string) (dir *simNode, base string, node *simNode, err error) {
+	parts := splitPath(name)
+	if len(parts) == 0 {
+		return nil, "", nil, syscall.EISDIR
+	}
+	base = parts[len(parts)-1]
+	dir, err = d.dir(filepath.Join(parts[:len(parts)-1]...))
+	if err != nil {
+		return nil, "", nil, err
+	}
+	return dir, base, dir.entries[base], nil
+}
+
+func (d *simDisk) open(name string, flag int) (*simNode, error) {
+	dir, base, node, err := d.parent(name)
+	switch {
+	case err != nil:
+		return nil, err
+	case flag&os.O_APPEND != 0:
+		return nil, errors.ErrUnsupported
+	case node == nil && flag&os.O_CREATE == 0:
+		return nil, syscall.ENOENT
+	case node == nil:
+		node = &simNode{}
+		d.changeEntry(dir, entryChange{in: base, node: node})
+	case flag&os.O_EXCL != 0:
+		return nil, syscall.EEXIST
+	case node.entries != nil:
+		return nil, syscall.EISDIR
+	case node.external != nil:
+		return nil, errors.ErrUnsupported
+	}
+	if flag&os.O_TRUNC != 0 && node.content.sizeBytes > 0 {
+		d.change(node, node.content.truncated(0))
+	}
+	return node, nil
+}
+
+func (d *simDisk) remove(name string) error {
+	dir, base, node, err := d.parent(name)
+	switch {
+	case err != nil:
+		return err
+	case node == nil:
+		return syscall.ENOENT
+	case len(node.entries) > 0:
+		return syscall.ENOTEMPTY
+	}
+	if node.external != nil && node.external.osPath != "" {
+		if err := os.Remove(node.external.osPath); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	d.changeEntry(dir, entryChange{out: base})
+	return nil
+}
+
+func (d *simDisk) rename(oldName, newName string) error {
+	dir, oldBase, node, err := d.parent(oldName)
+	if err != nil {
+		return err
+	}
+	newDir, newBase, target, err := d.parent(newName)
+	switch {
+	case err != nil:
+		return err
+	case node == nil:
+		return syscall.ENOENT
+	case newDir != dir:
+		return syscall.EXDEV
+	case node.entries != nil || target != nil && target.entries != nil:
+		return syscall.EISDIR
+	case node.external != nil || target != nil && target.external != nil:
+		return errors.ErrUnsupported
+	case node == target:
+		return nil
+	}
+	d.changeEntry(dir, entryChange{out: oldBase, in: newBase, node: node})
+	return nil
+}
+
+func (d *simDisk) mkdirAll(name string) error {
+	node := d.root
+	for _, part := range splitPath(name) {
+		child := node.entries[part]
+		if child == nil {
+			child = newSimDir()
+			d.changeEntry(node, entryChange{in: part, node: child})
+		}
+		if child.entries == nil {
+			return syscall.ENOTDIR
+		}
+		node = child
+	}
+	return nil
+}
+
+// openExternal returns the node of an external file, which lies at its osPath
+// from now on if it exists.
+func (d *simDisk) openExternal(name, tempDir string) (*simNode, error) {
+	dir, base, node, err := d.parent(name)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range d.expected {
+		if e.dir == dir && e.name == base {
+			node = e.node
+		}
+	}
+	switch {
+	case node == nil:
+		node = &simNode{external: &simExternal{}}
+		d.expected = append(d.expected, expectedExternal{dir: dir, name: base, node: node})
+	case node.external == nil:
+		return nil, syscall.EEXIST
+	}
+	return node, node.external.place(tempDir, base)
+}
+
+// place makes the real file, in a directory of its own.
+func (e *simExternal) place(tempDir, base string) error {
+	if e.osPath != "" {
+		return nil
+	}
+	own, err := os.MkdirTemp(tempDir, "external-")
+	if err != nil {
+		return err
+	}
+	osPath := filepath.Join(own, base)
+	if e.first.exists {
+		if err := os.WriteFile(osPath, e.first.data, 0o600); err != nil {
+			return err
+		}
+	}
+	e.osPath = osPath
+	return nil
+}
+
+// now returns what an external file holds at this moment.
+func (e *simExternal) now() (version, error) {
+	if e.osPath == "" {
+		return e.first, nil
+	}
+	data, err := os.ReadFile(e.osPath)
+	if errors.Is(err, fs.ErrNotExist) {
+		return version{}, nil
+	}
+	return version{data: data, exists: err == nil}, err
+}
+
+// adoptExternals makes the entries of external files that have come to exist.
+func (d *simDisk) adoptExternals() error {
+	var still []expectedExternal
+	for i, e := range d.expected {
+		v, err := e.node.external.now()
+		if err != nil {
+			d.expected = append(still, d.expected[i:]...)
+			return err
+		}
+		if !v.exists {
+			still = append(still, e)
+			continue
+		}
+		d.record(simOp{kind: simVersion, node: e.node, version: v})
+		d.changeEntry(e.dir, entryChange{in: e.name, node: e.node})
+	}
+	d.expected = still
+	return nil
+}
+
+func (d *simDisk) recordVersion(node *simNode) error {
+	v, err := node.external.now()
+	if err != nil {
+		return err
+	}
+	for i := len(d.log) - 1; i >= 0; i-- { // most commits are told of twice
+		if last := d.log[i]; last.kind == simVersion && last.node == node {
+			if bytes.Equal(last.version.data, v.data) {
+				v.data = last.version.data
+			}
+			break
+		}
+	}
+	d.record(simOp{kind: simVersion, node: node, version: v})
+	return nil
+}
+
+// detachExternals gives each external file a new place, with what it holds now.
+func (d *simDisk) detachExternals() {
+	_ = d.adoptExternals() // a file that can't be read is not there for the next life either
+	d.expected = nil
+	var walk func(node *simNode)
+	walk = func(node *simNode) {
+		for _, child := range node.entries {
+			walk(child)
+		}
+		if e := node.external; e != nil {
+			if v, err := e.now(); err == nil {
+				e.first, e.osPath = v, ""
+			}
+		}
+	}
+	walk(d.root)
+}
+
+// cut returns the disk after a power cut before operation at; Sim says what it
+// may hold. Each choice is made in the order of the log, so that the same rng
+// makes the same ones.
+func (d *simDisk) cut(at int, rng *rand.Rand) *simDisk {
+	at = max(0, min(at, len(d.log)))
+	synced := map[*simNode]int{} // operations below this number are covered
+	for _, op := range d.log[:at] {
+		if op.kind == simSyncReturns {
+			synced[op.node] = max(synced[op.node], op.began)
+		}
+	}
+	after := &aftermath{
+		contents: map[*simNode]*content{},
+		entries:  map[*simNode]map[string]*simNode{},
+		versions: map[*simNode]version{},
+		built:    map[*simNode]*simNode{},
+	}
+	after.settle(d.log[:at], synced, rng)
+	after.settleVersions(d.log, at, rng)
+	return newSimDisk(after.build(d.root))
+}
+
+// aftermath is what became of the nodes of a disk that the log mentions.
+type aftermath struct {
+	contents map[*simNode]*content
+	entries  map[*simNode]map[string]*simNode
+	versions map[*simNode]version
+	built    map[*simNode]*simNode // old to new
+}
+
+// settle goes through the log and keeps what is covered, and part of the rest.
+func (a *aftermath) settle(log []simOp, synced map[*simNode]int, rng *rand.Rand) {
+	chances := map[*simNode]chance{}
+	prefix := map[*simNode]int{} // how many more uncovered entry changes a directory keeps
+	for i, op := range log {
+		if op.kind == simEntry && i >= synced[op.node] {
+			prefix[op.node]++
+		}
+	}
+	chosen := map[*simNode]bool{}
+	for i, op := range log {
+		covered := i < synced[op.node]
+		switch {
+		case op.kind == simChange && covered:
+			a.content(op.node).apply(op.change)
+		case op.kind == simChange && rng != nil:
+			if _, ok := chances[op.node]; !ok {
+				chances[op.node] = newChance(rng)
+			}
+			a.content(op.node).applyPart(op.change, rng, chances[op.node])
+		case op.kind == simEntry && covered:
+			op.entry.apply(a.directory(op.node))
+		case op.kind == simEntry && rng != nil:
+			if !chosen[op.node] {
+				chosen[op.node] = true
+				prefix[op.node] = rng.IntN(prefix[op.node] + 1)
+			}
+			if prefix[op.node] > 0 {
+				prefix[op.node]--
+				op.entry.apply(a.directory(op.node))
+			}
+		}
+	}
+	for _, c := range a.contents {
+		c.apply(c.truncated(c.sizeBytes)) // a sector may have come with bytes beyond the end
+	}
+}
+
+func (a *aftermath) settleVersions(log []simOp, at int, rng *rand.Rand) {
+	decided := map[*simNode]bool{}
+	for i, op := range log {
+		if op.kind != simVersion || decided[op.node] {
+			continue
+		}
+		if i < at {
+			a.versions[op.node] = op.version
+			continue
+		}
+		decided[op.node] = true
+		if rng != nil && rng.IntN(2) == 0 {
+			a.versions[op.node] = op.version
+		}
+	}
+}
+
+func (a *aftermath) content(file *simNode) *content {
+	c := a.contents[file]
+	if c == nil {
+		base := file.baseContent.clone()
+		c = &base
+		a.contents[file] = c
+	}
+	return c
+}
+
+func (a *aftermath) directory(dir *simNode) map[string]*simNode {
+	entries := a.entries[dir]
+	if entries == nil {
+		entries = make(map[string]*simNode, len(dir.baseEntries))
+		for name, node := range dir.baseEntries {
+			entries[name] = node
+		}
+		a.entries[dir] = entries
+	}
+	return entries
+}
+
+// build returns the new node that stands for an old one, with all below it.
+func (a *aftermath) build(old *simNode) *simNode {
+	if node := a.built[old]; node != nil {
+		return node
+	}
+	node := &simNode{}
+	a.built[old] = node
+	switch {
+	case old.external != nil:
+		v, ok := a.versions[old]
+		if !ok {
+			v = old.external.base
+		}
+		node.external = &simExternal{first: v, base: v}
+	case old.entries != nil:
+		*node = *newSimDir()
+		for name, child := range a.directory(old) {
+			node.baseEntries[name] = a.build(child)
+			node.entries[name] = node.baseEntries[name]
+		}
+	default:
+		node.baseContent = *a.content(old)
+		node.content = node.baseContent.clone()
+	}
+	return node
+}

@@ -1,0 +1,61 @@
+package journal
+
+import (
+	"fmt"
+	"os"
+	"slices"
+
+	"github.com/tidemark/tidemark/image"
+	"github.com/tidemark/tidemark/lookup"
+)
+
+// Check reads a journal that nobody has open and returns in words what is wrong
+// with it; nothing if Open would succeed and no file is left over. It never
+// writes. What a crash leaves, such as a torn tail, is not wrong.
+func Check(o Options) (findings []string) {
+	o.setDefaults()
+	found := func(err error) {
+		if err != nil {
+			findings = append(findings, fmt.Sprintf("journal %s: %v", o.Dir, err))
+		}
+	}
+	h, err := readHistory(&o, os.O_RDONLY)
+	if err != nil {
+		found(err)
+		for _, id := range o.Images {
+			_, _, err := readTable(&o, id)
+			found(err)
+		}
+		return findings
+	}
+	defer h.close()
+	for _, id := range o.Images {
+		found(h.checkTable(&o, id))
+	}
+	for _, id := range h.tables {
+		if !slices.Contains(o.Images, id) {
+			found(fmt.Errorf("%s belongs to no image of the chain", tableName(o.Dir, id)))
+		}
+	}
+	_, err = fold(h.segments, h.limit(), func(image.ID) (*lookup.Table, error) { return nil, nil })
+	found(err)
+	return findings
+}
+
+// checkTable reads a table file. One that is ahead of the journal shows that
+// commits were lost.
+func (h *history) checkTable(o *Options, id image.ID) error {
+	_, lsn, err := readTable(o, id)
+	if err != nil {
+		return err
+	}
+	return h.checkLSN(o, id, lsn)
+}
+
+func (h *history) checkLSN(o *Options, id image.ID, lsn LSN) error {
+	if lsn <= h.committed {
+		return nil
+	}
+	return fmt.Errorf("%w: %s has changes up to %d, but the last commit in %s is at %d",
+		ErrCorrupt, tableName(o.Dir, id), lsn, h.last().name, h.committed)
+}

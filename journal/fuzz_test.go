@@ -1,0 +1,113 @@
+package journal
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"hash/crc32"
+	"testing"
+
+	"github.com/tidemark/tidemark/image"
+	"github.com/tidemark/tidemark/lookup"
+)
+
+// openTwice opens what a disk holds. It may be refused; what is recovered must
+// stay.
+func openTwice(t *testing.T, o Options) {
+	_ = Check(o)
+	_, r, err := Open(o)
+	if err != nil {
+		if !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrVersion) {
+			t.Fatalf("open: %v", err)
+		}
+		return
+	}
+	_, again := reopen(t, o)
+	for id, tab := range r.Tables {
+		var was, is bytes.Buffer
+		must(t, tab.EncodeTo(&was))
+		must(t, again.Tables[id].EncodeTo(&is))
+		if !bytes.Equal(was.Bytes(), is.Bytes()) {
+			t.Fatalf("the table of image %d changed between two recoveries", id)
+		}
+	}
+}
+
+func FuzzSegmentOfAnyBytes(f *testing.F) {
+	whole, ends := segment1(f, simOptions("a", 1))
+	f.Add(whole)
+	f.Add(whole[:ends[2]+3])
+	f.Add(whole[:headerBytes])
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, seg []byte) {
+		openTwice(t, withSegment1(t, "a", seg))
+		openTwice(t, withSegment1(t, "b", seg))
+	})
+}
+
+// Frames of any kinds and payloads, with CRCs that are right.
+func FuzzFramesOfAnyPayload(f *testing.F) {
+	change := appendChange(nil, data(1, 5))
+	f.Add(byte(0), change, byte(1), []byte{1, 0, 0, 0, 0, 0, 0, 0}, uint32(0), false)
+	f.Add(byte(2), make([]byte, 16), byte(3), []byte{}, uint32(90), false)
+	f.Add(byte(0), appendChange(change, Change{1, 1, lookup.MaxBlocks - 1, lookup.Zero}), byte(4), []byte{}, uint32(0), false)
+	f.Add(byte(5), change, byte(1), make([]byte, 8), uint32(1000), true)
+	kinds := []kind{kindChanges, kindCommit, kindDrained, kindNext, kindClosed, kind([]byte("what"))}
+	f.Fuzz(func(t *testing.T, kind1 byte, payload1 []byte, kind2 byte, payload2 []byte, durable uint32, unchained bool) {
+		o := simOptions("a", 1)
+		j := create(t, o)
+		j.buf = append(beginFrame(nil), payload1...)
+		must(t, j.put(j.buf, kinds[int(kind1)%len(kinds)]))
+		j.cur.durable = int64(durable)
+		if unchained {
+			j.cur.crc++
+		}
+		j.buf = append(beginFrame(nil), payload2...)
+		must(t, j.put(j.buf, kinds[int(kind2)%len(kinds)]))
+		openTwice(t, copyOf(t, o))
+		o = copyOf(t, o)
+		openTwice(t, o.underBoot("b"))
+	})
+}
+
+func FuzzTableFile(f *testing.F) {
+	tab := lookup.NewTable()
+	tab.Set(3, 70000, lookup.Data)
+	tab.Set(9, 4, lookup.Zero)
+	var b bytes.Buffer
+	must(f, encodeTable(&b, 7, 1, tab, 9))
+	f.Add(b.Bytes())
+	b.Reset()
+	must(f, encodeTable(&b, 7, 1, lookup.NewTable(), 0))
+	f.Add(b.Bytes())
+	f.Add([]byte(tableMagic))
+	f.Fuzz(func(t *testing.T, file []byte) {
+		if len(file) > crcBytes { // a right CRC, so that what it covers is read
+			body := file[:len(file)-crcBytes]
+			file = binary.LittleEndian.AppendUint32(body[:len(body):len(body)], crc32.Checksum(body, castagnoli))
+		}
+		tab, lsn, err := decodeTable(bytes.NewReader(file), int64(len(file)), 7, image.ID(1))
+		if err != nil {
+			if !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrVersion) {
+				t.Fatal(err)
+			}
+			return
+		}
+		var again bytes.Buffer
+		must(t, encodeTable(&again, 7, 1, tab, lsn))
+		if _, _, err := decodeTable(bytes.NewReader(again.Bytes()), int64(again.Len()), 7, 1); err != nil {
+			t.Fatalf("what was read can't be written and read again: %v", err)
+		}
+	})
+}
+
+func FuzzBaseFile(f *testing.F) {
+	f.Add(encodeBase(7, 1))
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, file []byte) {
+		first, err := decodeBase(file, 7)
+		if err == nil && !bytes.Equal(encodeBase(7, first), file) || err != nil && !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrVersion) {
+			t.Fatalf("first %d, %v", first, err)
+		}
+	})
+}

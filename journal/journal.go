@@ -1,0 +1,438 @@
+// Package journal makes the changes of a volume's lookup tables durable.
+//
+// One Journal belongs to one volume. The engine appends a change after the
+// data that the change speaks of has been written, and commits when a client
+// asks for durability. Opening a journal gives back the tables.
+package journal
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/tidemark/tidemark/image"
+	"github.com/tidemark/tidemark/internal/vfs"
+	"github.com/tidemark/tidemark/lookup"
+)
+
+// Errors that callers branch on.
+var (
+	// ErrCorrupt says that a file of the journal holds what no crash can
+	// leave there. The error around it names the file and the offset.
+	ErrCorrupt = errors.New("journal: corrupt")
+	// ErrVersion says that a file was written by a version of Tidemark that
+	// this one does not know.
+	ErrVersion = errors.New("journal: unknown version")
+	// ErrSyncFailed says that a sync of the journal failed. It is final: the
+	// journal takes nothing more until it is opened again.
+	ErrSyncFailed = errors.New("journal: sync failed")
+	// ErrUnknownImage says that a change names an image that was never added.
+	ErrUnknownImage = errors.New("journal: unknown image")
+	// ErrInvalidChange says that a change is no range of blocks, or its state
+	// is none, or that there are too many changes for one frame.
+	ErrInvalidChange = errors.New("journal: invalid change")
+	// ErrUncommitted says that a journal was closed before its last changes
+	// were committed. They are replayed by the next Open as after a crash.
+	ErrUncommitted = errors.New("journal: closed with uncommitted changes")
+	// ErrClosed says that the journal was closed.
+	ErrClosed = errors.New("journal: closed")
+)
+
+// LSN is a position in the journal of one volume: it counts the frames of
+// changes ever appended, so LSN n covers the first n of them. It never goes
+// back, except that a tail that a power cut took is counted again.
+type LSN uint64
+
+// Change is one change of one table: from now on the Count blocks from Block
+// have State in the table of Image. Absent means that the entry is deleted.
+type Change struct {
+	Image image.ID
+	Block lookup.BlockNum
+	Count uint64
+	State lookup.State
+}
+
+// Options tell where a journal lies and to whom it belongs.
+type Options struct {
+	// FS holds Dir, which may hold files of others too.
+	FS  vfs.FS
+	Dir string
+	// VolumeID stands in every file; a file of another volume is refused.
+	VolumeID uint64
+	// Images is the chain as the catalog has it, oldest first.
+	Images []image.ID
+	// SegmentBytes is the length from which a segment is worth a checkpoint;
+	// 0 means 64 MiB.
+	SegmentBytes int64
+	// SyncImage makes durable all that was written to an image. Open calls it,
+	// one image at a time, when the server died alone and left changes that
+	// no commit covers.
+	SyncImage func(image.ID) error
+}
+
+// Recovered is what Open found.
+type Recovered struct {
+	// Tables holds one table for each of Options.Images. They are the caller's.
+	Tables map[image.ID]*lookup.Table
+	// Drained holds the images that were marked by MarkDrained, under the boot
+	// ID that is still the present one.
+	Drained map[image.ID]bool
+	// SameBoot: the last writer ran under the present boot ID, so that all it
+	// had written counts. Clean: it ended with a Close that returned nil.
+	SameBoot, Clean bool
+	// Replayed counts changes applied to tables, Discarded those that were
+	// read whole but that no commit covered, after a power cut.
+	Replayed, Discarded int
+	// Notes say in words what recovery did that is worth a line in a log.
+	Notes []string
+}
+
+// Journal makes the table changes of one volume durable.
+//
+// Goal: what was committed is in the tables after a crash at any instant, and
+// what was appended is in them after the death of the process alone; appending
+// costs one write to the page cache, and no sync.
+//
+// Three kinds of files lie in the directory. Segments hold frames, chained from
+// one to the next and from segment to segment (type segment). Table files hold
+// what was folded out of segments (table.go). The base names the first segment
+// that counts (base.go).
+//
+//	J1  A changes frame is written after the write of its data has returned and
+//	    before the request is answered, and not synced: kill -9 leaves it in the
+//	    page cache. Under the same boot ID every frame of the chain counts.
+//	J2  Under another boot ID the changes count that the last commit frame of the
+//	    chain covers, by its LSN, and no others: the data of those between that
+//	    LSN and the commit frame itself was perhaps not synced.
+//	J3  A commit frame is written after every image that its changes rest on was
+//	    synced, and every segment before its own. So it holds whenever it is
+//	    found in the chain, if its own sync returned or not.
+//	J4  Table files hold committed changes only, of a commit that is durable; no
+//	    table in memory is ever written while the engine runs, or an entry could
+//	    become durable before its data.
+//	J5  The base is replaced after the table files hold, durably, everything
+//	    before the segment that it will name, and after that segment's header is
+//	    durable. Segments before the base count for nothing and are removed then.
+//	J6  A writer's life, from Create or Open to its end, has segments of its own:
+//	    Open folds what it finds into the table files and starts a new one, so
+//	    that all segments that count have one boot ID.
+//
+// Open under the same boot ID with a tail that no commit covers first makes the
+// tail committed: it syncs all images (a deletion rests on the older image that
+// took the data; data may have been overwritten where an entry was already),
+// then the segments, then appends a commit frame and syncs that. It syncs the
+// segments without such a tail too: the commit frame that it found may be in the
+// page cache only (J4). Then, as after a power cut: replay, table files, the
+// first segment of the new life, base, removal of the old segments.
+//
+// A crash anywhere in that, and in the recovery of that, is safe. Until the base
+// is replaced the old segments are whole, and the next recovery reads the same
+// committed changes or, after a commit by recovery, more of them. Some table
+// files may be newer than the base; replaying changes that a table has already
+// ends in the same table, since the last change of a block decides and it is
+// among those replayed. A first segment of a life that the base does not name
+// yet is in no chain. After the base is replaced the old segments don't count.
+// The same holds for Checkpoint and Close, which do it in the same order.
+//
+// Only Checkpoint starts another segment, so that Append never makes a file. Its
+// frames may reach the disk before the end of the segment before it. The chain
+// ends at the gap then; J3 says that nothing behind it was committed.
+//
+// Rejected: tables written from memory at a checkpoint (J4 would need the
+// engine to stop); removing old segments oldest first as the only sign of what
+// counts (the loss of a segment file could not be told from a checkpoint);
+// syncing each segment's end before the next takes frames (a request would wait
+// for a checkpoint).
+type Journal struct {
+	o    Options
+	boot bootID
+
+	appended  atomic.Uint64 // LSN
+	committed atomic.Uint64 // LSN
+
+	// checkpointing lets one Checkpoint, RemoveImage or Close run at a time.
+	// It is taken before mu.
+	checkpointing sync.Mutex
+
+	// mu guards what follows. It is held while a frame is written to the page
+	// cache, never during a sync.
+	mu      sync.Mutex
+	err     error             // final: a failed sync, or ErrClosed
+	cur     *segment          // takes the frames
+	closed  []*segment        // before cur, not yet folded, oldest first
+	images  map[image.ID]bool // true: in the chain; false: removed, its changes are ignored
+	drained map[image.ID]bool
+	buf     []byte
+}
+
+const defaultSegmentBytes = 64 << 20
+
+// keepBufferBytes is what Append keeps of a buffer that a large frame made grow.
+const keepBufferBytes = 1 << 20
+
+func (o *Options) setDefaults() {
+	if o.SegmentBytes == 0 {
+		o.SegmentBytes = defaultSegmentBytes
+	}
+	o.Images = slices.Clone(o.Images)
+}
+
+// Create makes an empty journal in o.Dir, and the directory if it is missing.
+// Both are durable when it returns, if the parent of the parent of o.Dir is. It
+// fails with fs.ErrExist if there is a journal; one that an earlier Create left
+// half made is none.
+func Create(o Options) (*Journal, error) {
+	o.setDefaults()
+	switch _, err := readBase(&o); {
+	case err == nil:
+		return nil, fmt.Errorf("create journal %s: %w", o.Dir, fs.ErrExist)
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("create journal %s: %w", o.Dir, err)
+	}
+	if err := makeDir(&o); err != nil {
+		return nil, fmt.Errorf("create journal %s: %w", o.Dir, err)
+	}
+	boot, err := readBootID(o.FS)
+	if err != nil {
+		return nil, fmt.Errorf("create journal %s: %w", o.Dir, err)
+	}
+	j := newJournal(o, boot, 0)
+	if err := j.beginLife(1, 0); err != nil {
+		return nil, fmt.Errorf("create journal %s: %w", o.Dir, err)
+	}
+	return j, nil
+}
+
+func makeDir(o *Options) error {
+	if err := o.FS.MkdirAll(o.Dir, 0o700); err != nil {
+		return err
+	}
+	return o.FS.SyncDir(path.Dir(o.Dir))
+}
+
+func newJournal(o Options, boot bootID, at LSN) *Journal {
+	j := &Journal{o: o, boot: boot, images: map[image.ID]bool{}, drained: map[image.ID]bool{}}
+	for _, id := range o.Images {
+		j.images[id] = true
+	}
+	j.appended.Store(uint64(at))
+	j.committed.Store(uint64(at))
+	return j
+}
+
+// beginLife starts the first segment of a life and lets the base name it. The
+// frames of kinds follow the drained marks in it.
+func (j *Journal) beginLife(number uint64, first LSN, kinds ...kind) error {
+	f, err := makeSegmentFile(&j.o, number)
+	if err != nil {
+		return err
+	}
+	s := &segment{
+		header: header{volume: j.o.VolumeID, number: number, life: number, first: first, boot: j.boot},
+		name:   segmentName(j.o.Dir, number),
+		file:   f,
+	}
+	err = s.start(j.drained, kinds...)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err == nil {
+		s.durable = s.end
+		err = writeBase(&j.o, number)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("start segment %s: %w", s.name, err), f.Close())
+	}
+	j.cur = s
+	return nil
+}
+
+// start writes the header and the frames that every segment begins with.
+func (s *segment) start(drained map[image.ID]bool, kinds ...kind) error {
+	b := s.appendTo(nil)
+	s.headerCRC = binary.LittleEndian.Uint32(b[headerBytes-crcBytes:])
+	s.crc, s.after = s.headerCRC, s.first
+	if len(drained) > 0 {
+		at := len(b)
+		b = beginFrame(b)
+		for id := range drained {
+			b = binary.LittleEndian.AppendUint64(b, uint64(id))
+		}
+		b, s.crc = endFrame(b, at, kindDrained, s.crc, 0)
+	}
+	for _, k := range kinds {
+		at := len(b)
+		b, s.crc = endFrame(beginFrame(b), at, k, s.crc, 0)
+	}
+	if _, err := s.file.WriteAt(b, 0); err != nil {
+		return err
+	}
+	s.end = int64(len(b))
+	return nil
+}
+
+// Append adds changes to the journal as one frame: all of them count after a
+// crash, or none. When it returns they survive the death of the process; Commit
+// makes them survive a power cut. It returns the LSN behind them. Any number of
+// goroutines may call it; the order of two changes of one block is the caller's
+// to keep (the block's lock does it). On an error none of them counts:
+// ErrUnknownImage, ErrInvalidChange, an error of the file system, after which
+// the next Append may be tried, or the journal's final error.
+func (j *Journal) Append(changes []Change) (LSN, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.err != nil {
+		return 0, j.err
+	}
+	if len(changes) == 0 {
+		return j.cur.after, nil
+	}
+	b := beginFrame(j.buf[:0])
+	for _, c := range changes {
+		if !c.valid() {
+			return 0, fmt.Errorf("%w: image %d, block %d, count %d, state %d", ErrInvalidChange, c.Image, c.Block, c.Count, c.State)
+		}
+		if _, ok := j.images[c.Image]; !ok {
+			return 0, fmt.Errorf("%w %d", ErrUnknownImage, c.Image)
+		}
+		b = appendChange(b, c)
+	}
+	if len(b)-frameBytes > maxPayloadBytes {
+		return 0, fmt.Errorf("%w: %d changes are too many for one frame", ErrInvalidChange, len(changes))
+	}
+	if err := j.put(b, kindChanges); err != nil {
+		return 0, err
+	}
+	j.cur.after++
+	j.appended.Store(uint64(j.cur.after))
+	return j.cur.after, nil
+}
+
+// put writes b, begun by beginFrame, behind the last frame. mu is held.
+func (j *Journal) put(b []byte, k kind) error {
+	b, crc := endFrame(b, 0, k, j.cur.crc, j.cur.durable)
+	if cap(b) <= keepBufferBytes {
+		j.buf = b
+	}
+	return j.cur.put(b, crc)
+}
+
+// put writes a frame. After an error the next one takes its place.
+func (s *segment) put(b []byte, crc uint32) error {
+	if _, err := s.file.WriteAt(b, s.end); err != nil {
+		_ = s.file.Truncate(s.end) // only tidies up: what stays is overwritten
+		return fmt.Errorf("append to %s at offset %d: %w", s.name, s.end, err)
+	}
+	s.crc = crc
+	s.end += int64(len(b))
+	return nil
+}
+
+// MarkDrained records that every process older than the cut of an image has
+// ended. The mark survives the death of the process, not a power cut. Any
+// number of goroutines may call it. Errors are those of Append.
+func (j *Journal) MarkDrained(id image.ID) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.err != nil {
+		return j.err
+	}
+	if !j.images[id] {
+		return fmt.Errorf("%w %d", ErrUnknownImage, id)
+	}
+	b := binary.LittleEndian.AppendUint64(beginFrame(j.buf[:0]), uint64(id))
+	if err := j.put(b, kindDrained); err != nil {
+		return err
+	}
+	j.drained[id] = true
+	return nil
+}
+
+// End returns the LSN behind the last change appended. It never waits.
+func (j *Journal) End() LSN { return LSN(j.appended.Load()) }
+
+// Committed returns the LSN up to which changes are durable. It never waits.
+func (j *Journal) Committed() LSN { return LSN(j.committed.Load()) }
+
+// Commit makes the changes up to an LSN durable. The caller has synced, after it
+// learned upTo from End or Append, every image that one of them rests on; for a
+// deletion that is the older image that took the block. One Commit runs at a
+// time, beside any number of Appends and a Checkpoint. It does nothing for
+// changes that are committed. An error of a sync is final and wraps
+// ErrSyncFailed: it is what every later Append and Commit returns.
+func (j *Journal) Commit(upTo LSN) error {
+	s, end, err := j.putCommit(upTo)
+	if err != nil || s == nil {
+		return err
+	}
+	if err := s.file.Sync(); err != nil {
+		return j.fail(s, err)
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	s.durable = end
+	j.committed.Store(uint64(upTo))
+	return nil
+}
+
+// putCommit writes the commit frame and returns the segment that it is in and
+// the offset behind it; nil if there is nothing to commit. Every segment before
+// that one is durable (J3).
+func (j *Journal) putCommit(upTo LSN) (*segment, int64, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for {
+		if j.err != nil {
+			return nil, 0, j.err
+		}
+		if upTo <= j.Committed() {
+			return nil, 0, nil
+		}
+		if upTo > j.End() {
+			return nil, 0, fmt.Errorf("journal: commit up to %d, but the end is %d", upTo, j.End())
+		}
+		i := slices.IndexFunc(j.closed, func(s *segment) bool { return s.durable < s.end })
+		if i < 0 {
+			break
+		}
+		s := j.closed[i]
+		j.mu.Unlock()
+		err := s.file.Sync()
+		if err != nil {
+			err = j.fail(s, err)
+		}
+		j.mu.Lock()
+		if err != nil {
+			return nil, 0, err
+		}
+		s.durable = s.end
+	}
+	b := binary.LittleEndian.AppendUint64(beginFrame(j.buf[:0]), uint64(upTo))
+	if err := j.put(b, kindCommit); err != nil {
+		return nil, 0, err
+	}
+	return j.cur, j.cur.end, nil
+}
+
+// fail makes a failed sync the journal's final error and returns that.
+func (j *Journal) fail(s *segment, err error) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.err == nil {
+		j.err = fmt.Errorf("%w: %s: %w", ErrSyncFailed, s.name, err)
+	}
+	return j.err
+}
+
+// AddImage tells that an image has joined the chain, with an empty table; the
+// catalog already says so, durably. Changes of it may be appended from now on.
+func (j *Journal) AddImage(id image.ID) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.images[id] = true
+}

@@ -1,0 +1,453 @@
+package journal
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/tidemark/tidemark/image"
+	"github.com/tidemark/tidemark/internal/vfs"
+	"github.com/tidemark/tidemark/lookup"
+)
+
+// Open recovers the journal in o.Dir, as the type comment of Journal says, and
+// begins a new life of it. Nothing else may use the directory's journal at the
+// time. It fails with fs.ErrNotExist if there is none, with ErrCorrupt if a file
+// holds what no crash can leave there, with ErrVersion if another version wrote
+// it; then nothing was changed. After another error it may be tried again.
+func Open(o Options) (*Journal, *Recovered, error) {
+	o.setDefaults()
+	j, r, err := open(o)
+	if err != nil {
+		return nil, nil, fmt.Errorf("open journal %s: %w", o.Dir, err)
+	}
+	return j, r, nil
+}
+
+func open(o Options) (*Journal, *Recovered, error) {
+	h, err := readHistory(&o, os.O_RDWR)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer h.close()
+	r, changed, err := h.replay(&o)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := h.commitTail(&o); err != nil {
+		return nil, nil, err
+	}
+	for _, id := range changed {
+		if err := writeTable(&o, id, r.Tables[id], h.limit()); err != nil {
+			return nil, nil, fmt.Errorf("write table: %w", err)
+		}
+	}
+	j := newJournal(o, h.boot, h.limit())
+	for id := range r.Drained {
+		j.drained[id] = true
+	}
+	if err := j.beginLife(h.highest+1, h.limit()); err != nil {
+		return nil, nil, err
+	}
+	r.Notes = append(h.notes, h.removeOld(&o)...)
+	return j, r, nil
+}
+
+// history is what a journal's files say: the segments from the base to where
+// the chain of frames ends.
+type history struct {
+	boot      bootID // the present one
+	sameBoot  bool
+	clean     bool
+	committed LSN
+	drained   map[image.ID]bool
+	segments  []*segment // never empty
+	highest   uint64     // number of a segment file, in the chain or not
+	old       []string   // files that no longer count when the next life has begun
+	tables    []image.ID // that have a file
+	notes     []string
+}
+
+func (h *history) last() *segment { return h.segments[len(h.segments)-1] }
+
+// limit is the LSN up to which changes count (J1, J2).
+func (h *history) limit() LSN {
+	if h.sameBoot {
+		return h.last().after
+	}
+	return h.committed
+}
+
+func (h *history) close() {
+	for _, s := range h.segments {
+		_ = s.file.Close() // what had to be durable was synced
+	}
+}
+
+func (h *history) note(format string, args ...any) {
+	h.notes = append(h.notes, fmt.Sprintf(format, args...))
+}
+
+// readHistory reads and writes nothing; flag is how it opens segments.
+func readHistory(o *Options, flag int) (*history, error) {
+	h := &history{drained: map[image.ID]bool{}}
+	if err := h.read(o, flag); err != nil {
+		h.close()
+		return nil, err
+	}
+	return h, nil
+}
+
+func (h *history) read(o *Options, flag int) (err error) {
+	if h.boot, err = readBootID(o.FS); err != nil {
+		return err
+	}
+	first, err := readBase(o)
+	if err != nil {
+		return err
+	}
+	numbers, err := h.list(o)
+	if err != nil {
+		return err
+	}
+	ended, err := h.readSegment(o, first, flag)
+	for err == nil && ended == byNext {
+		ended, err = h.readSegment(o, h.last().number+1, flag)
+	}
+	if err != nil {
+		return err
+	}
+	h.clean = ended == byClose
+	return h.findRot(o, numbers)
+}
+
+// list sorts the directory's files. numbers are those of all segment files.
+func (h *history) list(o *Options) (numbers []uint64, err error) {
+	names, err := o.FS.ReadDir(o.Dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, base := range names {
+		full := path.Join(o.Dir, base)
+		if number, ok := segmentNumber(base); ok {
+			numbers = append(numbers, number)
+			h.old = append(h.old, full)
+		} else if id, ok := tableImage(base); ok {
+			h.tables = append(h.tables, id)
+			if !slices.Contains(o.Images, id) {
+				h.note("%s belongs to no image of the chain; it was left alone", full)
+			}
+		} else if whole, ok := strings.CutSuffix(base, vfs.TempSuffix); ok {
+			if _, ok := tableImage(whole); ok || whole == baseFile {
+				h.old = append(h.old, full)
+			}
+		}
+	}
+	slices.Sort(numbers)
+	if len(numbers) > 0 {
+		h.highest = numbers[len(numbers)-1]
+	}
+	return numbers, nil
+}
+
+// ending says how the frames of a segment end.
+type ending int
+
+const (
+	byTear ending = iota
+	byNext
+	byClose
+)
+
+// readSegment adds a segment to the history and reads its frames. A segment
+// that can't go on from the last one is not added: the chain is torn before it.
+func (h *history) readSegment(o *Options, number uint64, flag int) (ending, error) {
+	s, err := openSegment(o, number, flag)
+	if err != nil {
+		return byTear, err
+	}
+	if !h.link(s) {
+		err := s.file.Close()
+		if len(h.segments) == 0 || h.sameBoot {
+			err = fmt.Errorf("%w: %s: the header is not that of the segment that should be here", ErrCorrupt, s.name)
+		}
+		return byTear, err
+	}
+	sizeBytes, err := s.file.Size()
+	if err != nil {
+		return byTear, fmt.Errorf("read %s: %w", s.name, err)
+	}
+	r := newSegmentReader(s.file, sizeBytes, s.headerCRC)
+	for {
+		f, ok, err := r.next()
+		if err != nil {
+			return byTear, fmt.Errorf("read %s: %w", s.name, err)
+		}
+		if !ok {
+			return byTear, nil
+		}
+		s.crc, s.end = f.crc, f.end
+		switch f.kind {
+		case kindNext:
+			return byNext, nil
+		case kindClosed:
+			return byClose, nil
+		}
+		if err := h.take(s, f); err != nil {
+			return byTear, fmt.Errorf("%s: frame at offset %d: %w", s.name, f.off, err)
+		}
+	}
+}
+
+// openSegment reads a header. A segment without a valid one has headerCRC 0 and
+// a zero header.
+func openSegment(o *Options, number uint64, flag int) (*segment, error) {
+	s := &segment{name: segmentName(o.Dir, number)}
+	f, err := o.FS.Open(s.name, flag, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %s is missing", ErrCorrupt, s.name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	s.file = f
+	if err := s.readHeader(o); err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: %w", s.name, err), f.Close())
+	}
+	return s, nil
+}
+
+func (s *segment) readHeader(o *Options) error {
+	sizeBytes, err := s.file.Size()
+	if err != nil {
+		return err
+	}
+	b := make([]byte, min(sizeBytes, headerBytes))
+	if n, err := s.file.ReadAt(b, 0); n < len(b) {
+		return err
+	}
+	s.header, s.headerCRC, err = parseHeader(b)
+	if err != nil && !errors.Is(err, errNoHeader) {
+		return err
+	}
+	if err == nil && s.volume != o.VolumeID {
+		return fmt.Errorf("%w: it belongs to volume %d, not %d", ErrCorrupt, s.volume, o.VolumeID)
+	}
+	s.crc, s.after, s.end = s.headerCRC, s.first, headerBytes
+	return nil
+}
+
+// link adds s to the history if it goes on from the last segment.
+func (h *history) link(s *segment) bool {
+	number, ok := segmentNumber(path.Base(s.name))
+	if !ok || s.number != number {
+		return false
+	}
+	if len(h.segments) == 0 {
+		h.sameBoot = s.boot == h.boot
+		h.committed = s.first
+	} else if l := h.last(); s.prev != l.crc || s.first != l.after || s.life != l.life || s.boot != l.boot {
+		return false
+	}
+	h.segments = append(h.segments, s)
+	return true
+}
+
+// take takes note of a frame of the chain; changes are applied later (replay).
+func (h *history) take(s *segment, f frame) error {
+	switch f.kind {
+	case kindChanges:
+		s.after++
+		return nil
+	case kindCommit:
+		if len(f.payload) != 8 {
+			break
+		}
+		upTo := LSN(binary.LittleEndian.Uint64(f.payload))
+		if upTo > s.after {
+			return fmt.Errorf("%w: commit up to %d at %d", ErrCorrupt, upTo, s.after)
+		}
+		// The first commit of a segment may cover less than what is before it.
+		h.committed = max(h.committed, upTo)
+		return nil
+	case kindDrained:
+		if len(f.payload)%8 != 0 {
+			break
+		}
+		for b := f.payload; len(b) > 0; b = b[8:] {
+			h.drained[image.ID(binary.LittleEndian.Uint64(b))] = true
+		}
+		return nil
+	}
+	return fmt.Errorf("%w: %q with a payload of %d bytes", ErrCorrupt, f.kind[:], len(f.payload))
+}
+
+// findRot tells a torn tail from rot. The chain has ended. A torn tail is a part
+// of the file whose sync had not returned when the power went; then nobody has
+// written a frame that says otherwise. Rot is proved by any frame behind the
+// chain's end, chained or not, that was written when
+//
+//   - its own segment was durable past the end of the chain, or
+//   - for a later segment: all before it was durable, which is what a commit
+//     frame says, and any frame in a segment that was synced;
+//   - under the same boot ID: at all, since the page cache has no gaps.
+//
+// Rot behind the last frame that says so can't be told from a torn tail.
+func (h *history) findRot(o *Options, numbers []uint64) error {
+	last := h.last()
+	torn, err := h.findRotIn(last, last.end)
+	if err != nil {
+		return err
+	}
+	if torn > 0 {
+		h.note("%s is torn at offset %d: %d bytes behind it were never committed", last.name, last.end, torn)
+	}
+	for _, number := range numbers {
+		if number <= last.number {
+			continue
+		}
+		s, err := openSegment(o, number, os.O_RDONLY)
+		if err != nil {
+			return err
+		}
+		// The first segment of a life that never began to count proves nothing.
+		if s.life == last.life || s.headerCRC == 0 {
+			_, err = h.findRotIn(s, headerBytes)
+		}
+		if err := errors.Join(err, s.file.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// findRotIn returns how many bytes of a segment are behind from.
+func (h *history) findRotIn(s *segment, from int64) (int64, error) {
+	sizeBytes, err := s.file.Size()
+	if err != nil {
+		return 0, fmt.Errorf("read %s: %w", s.name, err)
+	}
+	last := h.last()
+	r := newSegmentReader(s.file, sizeBytes, 0)
+	for off := from; off < sizeBytes; off += frameAlign {
+		f, ok, err := r.frameAt(off)
+		if err != nil {
+			return 0, fmt.Errorf("read %s: %w", s.name, err)
+		}
+		if !ok {
+			continue
+		}
+		rot := int64(f.durable) > last.end || h.sameBoot
+		if s != last {
+			rot = f.kind == kindCommit || f.durable > 0 || h.sameBoot && f.kind != kindDrained
+		}
+		if rot {
+			return 0, fmt.Errorf("%w: %s: bad frame at offset %d, but %s has a later one at %d", ErrCorrupt, last.name, last.end, s.name, off)
+		}
+	}
+	return max(0, sizeBytes-from), nil
+}
+
+// replay builds the tables and lists the images whose table files are behind.
+func (h *history) replay(o *Options) (r *Recovered, changed []image.ID, err error) {
+	r = &Recovered{Tables: map[image.ID]*lookup.Table{}, Drained: map[image.ID]bool{}, SameBoot: h.sameBoot, Clean: h.clean}
+	for _, id := range o.Images {
+		t, lsn, err := readTable(o, id)
+		if err != nil {
+			return nil, nil, err
+		}
+		if err := h.checkLSN(o, id, lsn); err != nil {
+			return nil, nil, err
+		}
+		r.Tables[id] = t
+		if h.sameBoot && h.drained[id] {
+			r.Drained[id] = true
+		}
+	}
+	touched := map[image.ID]bool{}
+	n, err := fold(h.segments, h.limit(), func(id image.ID) (*lookup.Table, error) {
+		touched[id] = true
+		return r.Tables[id], nil
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, id := range o.Images {
+		if touched[id] {
+			changed = append(changed, id)
+		}
+	}
+	r.Replayed, r.Discarded = n.applied, n.beyond
+	if n.ignored > 0 {
+		h.note("%d changes of images that are no longer in the chain were ignored", n.ignored)
+	}
+	if n.beyond > 0 {
+		h.note("%d changes that no commit covers were discarded after a power cut", n.beyond)
+	}
+	return r, changed, nil
+}
+
+// commitTail makes what counts under the same boot ID only durable, before any
+// table file is written.
+func (h *history) commitTail(o *Options) error {
+	if !h.sameBoot || h.clean {
+		return nil
+	}
+	last := h.last()
+	if last.after == h.committed {
+		return h.syncSegments()
+	}
+	if o.SyncImage == nil {
+		return errors.New("changes wait for their images to be synced, and Options.SyncImage is nil")
+	}
+	for _, id := range o.Images {
+		if err := o.SyncImage(id); err != nil {
+			return fmt.Errorf("sync image %d: %w", id, err)
+		}
+	}
+	if err := h.syncSegments(); err != nil {
+		return err
+	}
+	b := binary.LittleEndian.AppendUint64(beginFrame(nil), uint64(last.after))
+	b, crc := endFrame(b, 0, kindCommit, last.crc, 0)
+	if err := last.put(b, crc); err != nil {
+		return err
+	}
+	if err := syncSegment(last); err != nil {
+		return err
+	}
+	h.note("changes up to %d were in the page cache only; they were committed", last.after)
+	h.committed = last.after
+	return nil
+}
+
+func (h *history) syncSegments() error {
+	for _, s := range h.segments {
+		if err := syncSegment(s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func syncSegment(s *segment) error {
+	if err := s.file.Sync(); err != nil {
+		return fmt.Errorf("%w: %s: %w", ErrSyncFailed, s.name, err)
+	}
+	return nil
+}
+
+// removeOld removes what counts no longer and says what it could not remove.
+func (h *history) removeOld(o *Options) (notes []string) {
+	for _, name := range h.old {
+		if err := o.FS.Remove(name); err != nil {
+			notes = append(notes, fmt.Sprintf("%s counts no longer but could not be removed: %v", name, err))
+		}
+	}
+	return notes
+}

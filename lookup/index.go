@@ -1,0 +1,200 @@
+package lookup
+
+import (
+	"fmt"
+	"sync/atomic"
+	"unsafe"
+)
+
+// Slot is the position of an image in its volume's chain: 1 is the oldest, the
+// newest the largest, 0 none.
+type Slot uint16
+
+// MaxSlot bounds the length of a chain.
+const MaxSlot Slot = 1<<15 - 1
+
+// Entry says who holds a block: the slot of the newest image that does, and
+// whether it is Zero there. 0: nobody holds it.
+type Entry uint16
+
+// MakeEntry returns the entry of a block that the image in slot holds in state
+// s: 0 for Absent or slot 0. It panics for a slot past MaxSlot, which would read
+// as another image's: who lengthens a chain checks.
+func MakeEntry(slot Slot, s State) Entry {
+	if slot > MaxSlot {
+		panic("lookup: slot past MaxSlot")
+	}
+	if slot == 0 || s == Absent {
+		return 0
+	}
+	return Entry(slot)<<1 | Entry(s-Data)
+}
+
+// Slot returns the slot of the image that holds the block, 0 if none does.
+func (e Entry) Slot() Slot { return Slot(e >> 1) }
+
+// State returns the block's state in that image; Absent if none holds it.
+func (e Entry) State() State {
+	if e == 0 {
+		return Absent
+	}
+	return Data + State(e&1)
+}
+
+// Index gives for each block of a volume the entry of the newest image that
+// holds it, so that a read costs the same at one image and at a thousand.
+//
+// The leaf is one value for a uniform stretch, or dense: an entry a block.
+//
+//  1. An element of a dense leaf is guarded by the lock of its block alone.
+//     Elements are separate variables: neighbours' writers don't meet.
+//  2. A uniform leaf's value is written only by a Set that covers the leaf end
+//     to end, whose caller holds all its locks: it is guarded by any of them.
+//  3. A leaf becomes dense by compare-and-swap from nil, with all elements set
+//     to the uniform value: of writers that race here one wins, the others use
+//     its leaf, and no block has changed by it. It becomes uniform as in 2.
+type Index struct {
+	radix[indexCell]
+}
+
+type indexCell struct {
+	dense   atomic.Pointer[entries]
+	uniform Entry // of all blocks while dense is nil
+}
+
+type entries [LeafBlocks]Entry
+
+// NewIndex returns an index in which nobody holds any block.
+func NewIndex() *Index { return new(Index) }
+
+// Get returns the entry of block b. The caller holds the lock of b.
+func (x *Index) Get(b BlockNum) Entry {
+	c := x.cell(b)
+	if c == nil {
+		return 0
+	}
+	if l := c.dense.Load(); l != nil {
+		return l[b%LeafBlocks]
+	}
+	return c.uniform
+}
+
+// Run returns the entry of block b and how many blocks from b on have it: the
+// longest run, at least 1 and at most limit, which is at least 1. The caller
+// holds the locks of all limit blocks.
+func (x *Index) Run(b BlockNum, limit uint64) (Entry, uint64) {
+	e := x.Get(b)
+	n := uint64(1)
+	for n < limit {
+		got, to := x.stretch(b+BlockNum(n), limit-n, e)
+		n += got
+		if got < to {
+			break
+		}
+	}
+	return e, n
+}
+
+// stretch is as Table.stretch.
+func (x *Index) stretch(b BlockNum, limit uint64, e Entry) (got, to uint64) {
+	if to = x.unwritten(b, limit); to > 0 {
+		if e != 0 {
+			return 0, to
+		}
+		return to, to
+	}
+	i := uint64(b % LeafBlocks)
+	to = min(limit, LeafBlocks-i)
+	c := x.cell(b)
+	l := c.dense.Load()
+	if l == nil {
+		if c.uniform != e {
+			return 0, to
+		}
+		return to, to
+	}
+	for k, have := range l[i : i+to] {
+		if have != e {
+			return uint64(k), to
+		}
+	}
+	return to, to
+}
+
+// Set gives n blocks from b on the entry e. The caller holds their exclusive
+// locks. Set allocates when it makes a leaf or what is above one, and panics if
+// the range ends past MaxBlocks.
+func (x *Index) Set(b BlockNum, n uint64, e Entry) {
+	mustLieInVolume(b, n)
+	for n > 0 {
+		done := min(n, LeafBlocks-uint64(b%LeafBlocks))
+		if c := x.cell(b); c != nil {
+			c.set(uint64(b%LeafBlocks), done, e)
+		} else if e == 0 {
+			done = x.unwritten(b, n)
+		} else {
+			x.makeCell(b).set(uint64(b%LeafBlocks), done, e)
+		}
+		b += BlockNum(done)
+		n -= done
+	}
+}
+
+func (c *indexCell) set(i, n uint64, e Entry) {
+	l := c.dense.Load()
+	switch {
+	case n == LeafBlocks:
+		c.uniform = e
+		if l != nil {
+			c.dense.Store(nil)
+		}
+		return
+	case l == nil && c.uniform == e:
+		return
+	case l == nil:
+		l = new(entries)
+		l.fill(0, LeafBlocks, c.uniform)
+		if !c.dense.CompareAndSwap(nil, l) {
+			l = c.dense.Load() // a neighbour's: see Index, 3
+		}
+	}
+	l.fill(i, n, e)
+}
+
+func (l *entries) fill(i, n uint64, e Entry) {
+	part := l[i : i+n]
+	for k := range part {
+		part[k] = e
+	}
+}
+
+// Rebuild derives the index of a volume from its tables, oldest first: tables[i]
+// is that of slot i+1, nil where the slot has no image. The newest table that
+// has a block wins. It needs no lock if nobody writes to the tables.
+func Rebuild(tables []*Table) *Index {
+	if len(tables) > int(MaxSlot) {
+		panic(fmt.Sprintf("lookup: %d tables, at most %d", len(tables), MaxSlot))
+	}
+	x := NewIndex()
+	for i, t := range tables {
+		if t == nil {
+			continue
+		}
+		for ext := range t.Extents(0, MaxBlocks) {
+			x.Set(ext.Block, ext.Count, MakeEntry(Slot(i+1), ext.State))
+		}
+	}
+	return x
+}
+
+// MemoryBytes returns the memory that the index holds. It needs no lock and
+// looks at every leaf pointer.
+func (x *Index) MemoryBytes() int64 {
+	size := int64(unsafe.Sizeof(*x)) + x.memoryBytes()
+	for _, c := range x.cells() {
+		if c.dense.Load() != nil {
+			size += int64(unsafe.Sizeof(entries{}))
+		}
+	}
+	return size
+}

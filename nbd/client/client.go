@@ -1,0 +1,494 @@
+// Package client is a small NBD client, for tools and tests.
+//
+// It asks for structured replies and the contexts base:allocation and
+// qemu:allocation-depth, and does without where a server lacks them.
+package client
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/tidemark/tidemark/nbd/internal/wire"
+)
+
+// ErrClosed is what calls return on a client that was closed, or whose server
+// has gone.
+var ErrClosed = errors.New("nbd client: connection closed")
+
+// A RefusedError is the server's refusal of an export.
+type RefusedError struct {
+	Export string
+	Reason string // the server's words, or what its reply code means
+}
+
+func (e *RefusedError) Error() string {
+	return fmt.Sprintf("nbd client: server refuses export %q: %s", e.Export, e.Reason)
+}
+
+// A CommandError is the server's refusal of a command. It has the protocol's
+// error value, and unwraps to nothing.
+type CommandError struct {
+	Errno   uint32 // of doc/proto.md, "Error values"; the same numbers as Linux's
+	Message string // the server's words, may be empty
+}
+
+func (e *CommandError) Error() string {
+	text := wire.Errno(e.Errno).Error()
+	if e.Message != "" && e.Message != text {
+		text += ": " + e.Message
+	}
+	return "nbd client: server: " + text
+}
+
+// Client is one connection to an export. Its methods may run at the same time,
+// and their requests are in flight together; but a call that begins after Close
+// or Abort returns ErrClosed. A range may be of any length: what is more than
+// the server takes at once goes as several requests.
+type Client struct {
+	nc         net.Conn
+	sizeBytes  int64
+	flags      uint16
+	structured bool
+	contexts   map[uint32]string // by id
+	maxBytes   int64             // payload of one request
+
+	sending sync.Mutex // held while a request is written
+
+	mu     sync.Mutex
+	calls  map[uint64]*call // in flight, by cookie
+	cookie uint64
+	err    error // why there will be no more replies
+
+	received chan struct{} // closed when receive has ended
+}
+
+// Extent is a stretch of an export with one state.
+type Extent struct {
+	Length int64  // bytes
+	Hole   bool   // base:allocation, NBD_STATE_HOLE
+	Zero   bool   // base:allocation, NBD_STATE_ZERO
+	Depth  uint32 // qemu:allocation-depth; 0 also when the server does not offer it
+}
+
+// Dial opens the export that an NBD URI names:
+// nbd+unix:///EXPORT?socket=PATH or nbd://HOST[:PORT]/EXPORT.
+func Dial(ctx context.Context, uri string) (*Client, error) {
+	network, addr, export, err := ParseURI(uri)
+	if err != nil {
+		return nil, err
+	}
+	return DialExport(ctx, network, addr, export)
+}
+
+// ParseURI takes an NBD URI apart (doc/uri.md of the NBD project). Export
+// names are percent-encoded in it; query parameters other than socket are refused.
+func ParseURI(uri string) (network, addr, export string, err error) {
+	u, err := url.Parse(uri)
+	if err != nil {
+		return "", "", "", fmt.Errorf("nbd client: %w", err)
+	}
+	query, err := url.ParseQuery(u.RawQuery)
+	if err != nil {
+		return "", "", "", fmt.Errorf("nbd client: query of %q: %w", uri, err)
+	}
+	socket := query.Get("socket")
+	query.Del("socket")
+	for parameter := range query {
+		return "", "", "", fmt.Errorf("nbd client: unknown parameter %q in %q", parameter, uri)
+	}
+	export = strings.TrimPrefix(u.Path, "/")
+	switch {
+	case u.Scheme == "nbd+unix" && socket != "" && u.Host == "":
+		return "unix", socket, export, nil
+	case u.Scheme == "nbd" && socket == "" && u.Hostname() != "":
+		port := u.Port()
+		if port == "" {
+			port = "10809"
+		}
+		return "tcp", net.JoinHostPort(u.Hostname(), port), export, nil
+	}
+	return "", "", "", fmt.Errorf("nbd client: %q is neither nbd+unix:///EXPORT?socket=PATH nor nbd://HOST[:PORT]/EXPORT", uri)
+}
+
+// DialExport opens an export at a network address ("unix" or "tcp"). ctx bounds
+// the dialling and the handshake.
+func DialExport(ctx context.Context, network, addr, export string) (*Client, error) {
+	var d net.Dialer
+	nc, err := d.DialContext(ctx, network, addr)
+	if err != nil {
+		return nil, fmt.Errorf("nbd client: %w", err)
+	}
+	return NewClient(ctx, nc, export)
+}
+
+// NewClient opens an export over a connection, which is the client's from then
+// on, also when it fails.
+func NewClient(ctx context.Context, nc net.Conn, export string) (*Client, error) {
+	c := &Client{
+		nc:       nc,
+		contexts: map[uint32]string{},
+		maxBytes: 32 << 20, // what every server takes that says nothing else
+		calls:    map[uint64]*call{},
+		received: make(chan struct{}),
+	}
+	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) })
+	err := c.handshake(export)
+	if !stop() && err == nil {
+		err = context.Cause(ctx) // the deadline is or will be in the past
+	}
+	if err != nil {
+		_ = nc.Close()
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
+		return nil, fmt.Errorf("nbd client: open %q: %w", export, err)
+	}
+	go c.receive()
+	return c, nil
+}
+
+// SizeBytes is the export's size.
+func (c *Client) SizeBytes() int64 { return c.sizeBytes }
+
+// ReadOnly tells whether the server said that it takes no writes.
+func (c *Client) ReadOnly() bool { return c.flags&wire.ReadOnly != 0 }
+
+// MultiConn tells whether the server said that a flush covers all connections.
+func (c *Client) MultiConn() bool { return c.flags&wire.CanMultiConn != 0 }
+
+// ReadAt implements io.ReaderAt: io.EOF for what is beyond the end.
+func (c *Client) ReadAt(p []byte, off int64) (n int, err error) {
+	if off < 0 {
+		return 0, errNegative
+	}
+	whole := len(p)
+	p = p[:max(0, min(int64(len(p)), c.sizeBytes-off))]
+	for n < len(p) {
+		piece := p[n : n+int(min(int64(len(p)-n), c.maxBytes))]
+		if err := c.do(&call{request: c.request(wire.CmdRead, 0, off+int64(n), len(piece)), data: piece}); err != nil {
+			return n, err
+		}
+		n += len(piece)
+	}
+	if n < whole {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+// WriteAt implements io.WriterAt.
+func (c *Client) WriteAt(p []byte, off int64) (int, error) { return c.write(p, off, 0) }
+
+// WriteFUA is WriteAt that returns when p is durable.
+func (c *Client) WriteFUA(p []byte, off int64) (int, error) { return c.write(p, off, wire.FlagFUA) }
+
+func (c *Client) write(p []byte, off int64, flags uint16) (n int, err error) {
+	if off < 0 {
+		return 0, errNegative
+	}
+	for n < len(p) {
+		piece := p[n : n+int(min(int64(len(p)-n), c.maxBytes))]
+		if err := c.do(&call{request: c.request(wire.CmdWrite, flags, off+int64(n), len(piece)), data: piece}); err != nil {
+			return n, err
+		}
+		n += len(piece)
+	}
+	return n, nil
+}
+
+// Flush returns when all writes completed before are durable.
+func (c *Client) Flush() error {
+	return c.do(&call{request: c.request(wire.CmdFlush, 0, 0, 0)})
+}
+
+// Trim gives a range back.
+func (c *Client) Trim(off, lengthBytes int64) error {
+	return c.ranged(wire.CmdTrim, 0, off, lengthBytes)
+}
+
+// WriteZeroes makes a range read zeros; noHole keeps its storage.
+func (c *Client) WriteZeroes(off, lengthBytes int64, noHole bool) error {
+	var flags uint16
+	if noHole {
+		flags = wire.FlagNoHole
+	}
+	return c.ranged(wire.CmdZeroes, flags, off, lengthBytes)
+}
+
+// maxRange is the longest range of a command without payload, in whole blocks.
+const maxRange = math.MaxUint32 &^ 4095
+
+func (c *Client) ranged(command, flags uint16, off, lengthBytes int64) error {
+	if off < 0 || lengthBytes < 0 {
+		return errNegative
+	}
+	for done := int64(0); done < lengthBytes; {
+		n := min(lengthBytes-done, maxRange)
+		if err := c.do(&call{request: c.request(command, flags, off+done, int(n))}); err != nil {
+			return err
+		}
+		done += n
+	}
+	return nil
+}
+
+var errNegative = errors.New("nbd client: negative offset or length")
+
+// ErrNoBlockStatus: the server does not offer base:allocation.
+var ErrNoBlockStatus = errors.New("nbd client: server offers no block status")
+
+// BlockStatus returns the extents of a range, equal neighbours as one.
+func (c *Client) BlockStatus(off, lengthBytes int64) ([]Extent, error) {
+	if off < 0 || lengthBytes < 0 {
+		return nil, errNegative
+	}
+	if len(c.contexts) == 0 {
+		return nil, ErrNoBlockStatus
+	}
+	var extents []Extent
+	for done := int64(0); done < lengthBytes; {
+		k := &call{
+			request: c.request(wire.CmdBlockStatus, 0, off+done, int(min(lengthBytes-done, maxRange))),
+			status:  map[string][]descriptor{},
+		}
+		if err := c.do(k); err != nil {
+			return extents, err
+		}
+		told := k.extents()
+		if len(told) == 0 {
+			return extents, fmt.Errorf("nbd client: block status at %d: empty reply", off+done)
+		}
+		for _, e := range told {
+			done += e.Length
+			if last := len(extents) - 1; last >= 0 && sameState(extents[last], e) {
+				extents[last].Length += e.Length
+			} else {
+				extents = append(extents, e)
+			}
+		}
+	}
+	return extents, nil
+}
+
+func sameState(a, b Extent) bool {
+	a.Length = b.Length
+	return a == b
+}
+
+// Close says NBD_CMD_DISC and closes the connection. Calls in flight are
+// waited for by the server, but return ErrClosed.
+func (c *Client) Close() error {
+	c.sending.Lock()
+	_, err := c.nc.Write(c.request(wire.CmdDisc, 0, 0, 0).Append(nil))
+	c.sending.Unlock()
+	if abortErr := c.Abort(); err == nil {
+		err = abortErr
+	}
+	return err
+}
+
+// Abort closes the connection without NBD_CMD_DISC, as a crash would.
+func (c *Client) Abort() error {
+	err := c.nc.Close()
+	<-c.received
+	return err
+}
+
+func (c *Client) request(command, flags uint16, off int64, lengthBytes int) wire.Request {
+	return wire.Request{Command: command, Flags: flags, Offset: uint64(off), Length: uint32(lengthBytes)}
+}
+
+// A call is a request in flight.
+type call struct {
+	request wire.Request
+	data    []byte                  // to send, or where to receive
+	got     int                     // bytes of data received
+	status  map[string][]descriptor // by context
+	err     error
+	done    chan struct{}
+}
+
+// A descriptor is an extent of one context.
+type descriptor struct{ length, flags uint32 }
+
+// do sends a request and waits for its reply.
+func (c *Client) do(k *call) error {
+	k.done = make(chan struct{})
+	c.mu.Lock()
+	if c.err != nil {
+		defer c.mu.Unlock()
+		return c.err
+	}
+	c.cookie++
+	k.request.Cookie = c.cookie
+	c.calls[c.cookie] = k
+	c.mu.Unlock()
+
+	message := net.Buffers{k.request.Append(make([]byte, 0, wire.RequestSize))}
+	if k.request.Command == wire.CmdWrite {
+		message = append(message, k.data)
+	}
+	c.sending.Lock()
+	_, err := message.WriteTo(c.nc)
+	c.sending.Unlock()
+	if err != nil {
+		// Half a request may be out: no other may follow it. What the
+		// connection still answers is received, then receive ends every call.
+		_ = c.nc.Close()
+	}
+	<-k.done
+	return k.err
+}
+
+// extents puts the contexts of a reply together, as far as all of them tell.
+func (k *call) extents() []Extent {
+	allocation, hasAllocation := k.status[wire.ContextAllocation]
+	depth, hasDepth := k.status[wire.ContextDepth]
+	var extents []Extent
+	for left := k.request.Length; left > 0; {
+		n, e := left, Extent{}
+		if hasAllocation {
+			if len(allocation) == 0 {
+				break
+			}
+			n = min(n, allocation[0].length)
+			e.Hole = allocation[0].flags&wire.StateHole != 0
+			e.Zero = allocation[0].flags&wire.StateZero != 0
+		}
+		if hasDepth {
+			if len(depth) == 0 {
+				break
+			}
+			n = min(n, depth[0].length)
+			e.Depth = depth[0].flags
+		}
+		if !hasAllocation && !hasDepth {
+			break
+		}
+		allocation, depth = cut(allocation, n), cut(depth, n)
+		e.Length = int64(n)
+		extents = append(extents, e)
+		left -= n
+	}
+	return extents
+}
+
+// cut drops n bytes off the front of d.
+func cut(d []descriptor, n uint32) []descriptor {
+	if len(d) == 0 {
+		return d
+	}
+	if d[0].length -= n; d[0].length == 0 {
+		return d[1:]
+	}
+	return d
+}
+
+// handshake negotiates up to the transmission phase.
+func (c *Client) handshake(export string) error {
+	var hello [wire.HelloSize]byte
+	if _, err := io.ReadFull(c.nc, hello[:]); err != nil {
+		return fmt.Errorf("greeting: %w", err)
+	}
+	if binary.BigEndian.Uint64(hello[:]) != wire.MagicHello || binary.BigEndian.Uint64(hello[8:]) != wire.MagicOption {
+		return errors.New("greeting is not NBD's (newstyle)")
+	}
+	offered := binary.BigEndian.Uint16(hello[16:])
+	if offered&wire.FlagFixedNewstyle == 0 {
+		return errors.New("server does not do fixed newstyle")
+	}
+	flags := binary.BigEndian.AppendUint32(nil, uint32(offered&(wire.FlagFixedNewstyle|wire.FlagNoZeroes)))
+	if _, err := c.nc.Write(flags); err != nil {
+		return fmt.Errorf("flags: %w", err)
+	}
+	accepted, err := c.option(wire.OptStructuredReply, nil, nil)
+	if err != nil {
+		return err
+	}
+	name := wire.AppendString(nil, export)
+	if c.structured = accepted == ""; c.structured {
+		queries := binary.BigEndian.AppendUint32(name[:len(name):len(name)], 2)
+		queries = wire.AppendString(queries, wire.ContextAllocation)
+		queries = wire.AppendString(queries, wire.ContextDepth)
+		// A refusal is no failure: OptGo will tell if it is the export's.
+		if _, err := c.option(wire.OptSetMeta, queries, c.noteContext); err != nil {
+			return err
+		}
+	}
+	asked := binary.BigEndian.AppendUint16(name[:len(name):len(name)], 1)
+	asked = binary.BigEndian.AppendUint16(asked, wire.InfoBlockSize)
+	refusal, err := c.option(wire.OptGo, asked, c.noteInfo)
+	switch {
+	case err != nil:
+		return err
+	case refusal != "":
+		return &RefusedError{Export: export, Reason: refusal}
+	case c.flags&wire.HasFlags == 0:
+		return errors.New("server told no size")
+	}
+	return nil
+}
+
+func (c *Client) noteContext(kind uint32, data []byte) {
+	if kind == wire.RepMetaContext && len(data) >= 4 {
+		c.contexts[binary.BigEndian.Uint32(data)] = string(data[4:])
+	}
+}
+
+func (c *Client) noteInfo(kind uint32, data []byte) {
+	if kind != wire.RepInfo || len(data) < 2 {
+		return
+	}
+	switch info, data := binary.BigEndian.Uint16(data), data[2:]; {
+	case info == wire.InfoExport && len(data) == 10:
+		c.sizeBytes = int64(binary.BigEndian.Uint64(data))
+		c.flags = binary.BigEndian.Uint16(data[8:])
+	case info == wire.InfoBlockSize && len(data) == 12:
+		// Not less than a block: a server that says 0 would have us loop.
+		c.maxBytes = max(4096, min(c.maxBytes, int64(binary.BigEndian.Uint32(data[8:]))))
+	}
+}
+
+// maxReplyBytes is the longest reply to an option that is believed.
+const maxReplyBytes = 64 << 10
+
+// option sends an option and gives each reply but the last to note. refusal is
+// the server's reason, if it refused the option.
+func (c *Client) option(option uint32, data []byte, note func(kind uint32, data []byte)) (refusal string, err error) {
+	if _, err := c.nc.Write(wire.AppendOption(nil, option, data)); err != nil {
+		return "", fmt.Errorf("option %d: %w", option, err)
+	}
+	for {
+		var header [wire.OptReplySize]byte
+		if _, err := io.ReadFull(c.nc, header[:]); err != nil {
+			return "", fmt.Errorf("reply to option %d: %w", option, err)
+		}
+		kind, length := binary.BigEndian.Uint32(header[12:]), binary.BigEndian.Uint32(header[16:])
+		if binary.BigEndian.Uint64(header[:]) != wire.MagicOptReply || binary.BigEndian.Uint32(header[8:]) != option || length > maxReplyBytes {
+			return "", fmt.Errorf("reply to option %d: malformed", option)
+		}
+		reply := make([]byte, length)
+		if _, err := io.ReadFull(c.nc, reply); err != nil {
+			return "", fmt.Errorf("reply to option %d: %w", option, err)
+		}
+		switch {
+		case kind == wire.RepAck:
+			return "", nil
+		case kind&wire.RepErr != 0 && len(reply) > 0:
+			return string(reply), nil
+		case kind&wire.RepErr != 0:
+			return fmt.Sprintf("error %d", kind&^wire.RepErr), nil
+		case note != nil:
+			note(kind, reply)
+		}
+	}
+}

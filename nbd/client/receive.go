@@ -1,0 +1,169 @@
+package client
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/tidemark/tidemark/nbd/internal/wire"
+)
+
+// receive takes replies off the connection until it ends, and then ends every
+// call in flight.
+func (c *Client) receive() {
+	defer close(c.received)
+	r := bufio.NewReaderSize(c.nc, 64<<10)
+	var err error
+	for err == nil {
+		err = c.receiveReply(r)
+	}
+	_ = c.nc.Close()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.err = fmt.Errorf("%w: %w", ErrClosed, err)
+	for _, k := range c.calls {
+		k.err = c.err
+		close(k.done)
+	}
+	clear(c.calls)
+}
+
+var (
+	errBadReply    = errors.New("malformed reply")
+	errStrayCookie = errors.New("reply to no request")
+)
+
+// receiveReply takes one simple reply, or one chunk of a structured one.
+// Layouts: wire.AppendSimple, wire.AppendChunk.
+func (c *Client) receiveReply(r *bufio.Reader) error {
+	magic, err := r.Peek(4)
+	if err != nil {
+		return err
+	}
+	switch binary.BigEndian.Uint32(magic) {
+	case wire.MagicSimple:
+		var b [wire.SimpleSize]byte
+		if _, err := io.ReadFull(r, b[:]); err != nil {
+			return err
+		}
+		k := c.call(binary.BigEndian.Uint64(b[8:]))
+		if k == nil {
+			return errStrayCookie
+		}
+		if e := binary.BigEndian.Uint32(b[4:]); e != 0 {
+			k.err = &CommandError{Errno: e}
+		} else if k.request.Command == wire.CmdRead {
+			if c.structured {
+				return errBadReply
+			}
+			if _, err := io.ReadFull(r, k.data); err != nil {
+				return err
+			}
+			k.got = len(k.data)
+		}
+		return c.finish(k)
+	case wire.MagicStructured:
+		if !c.structured {
+			return errBadReply
+		}
+		var b [wire.ChunkSize]byte
+		if _, err := io.ReadFull(r, b[:]); err != nil {
+			return err
+		}
+		k := c.call(binary.BigEndian.Uint64(b[8:]))
+		if k == nil {
+			return errStrayCookie
+		}
+		if err := c.receiveChunk(r, k, binary.BigEndian.Uint16(b[6:]), binary.BigEndian.Uint32(b[16:])); err != nil {
+			return err
+		}
+		if binary.BigEndian.Uint16(b[4:])&wire.ChunkDone != 0 {
+			return c.finish(k)
+		}
+		return nil
+	}
+	return errBadReply
+}
+
+// maxChunkBytes is the longest chunk without read data that is believed.
+const maxChunkBytes = 1 << 20
+
+// receiveChunk takes a chunk's payload.
+func (c *Client) receiveChunk(r *bufio.Reader, k *call, kind uint16, lengthBytes uint32) error {
+	if kind == wire.ChunkData && k.request.Command == wire.CmdRead && lengthBytes > 8 {
+		var offset [8]byte
+		if _, err := io.ReadFull(r, offset[:]); err != nil {
+			return err
+		}
+		place, err := k.place(binary.BigEndian.Uint64(offset[:]), lengthBytes-8)
+		if err != nil {
+			return err
+		}
+		_, err = io.ReadFull(r, place)
+		return err
+	}
+	if lengthBytes > maxChunkBytes {
+		return errBadReply
+	}
+	b := make([]byte, lengthBytes)
+	if _, err := io.ReadFull(r, b); err != nil {
+		return err
+	}
+	switch {
+	case kind == wire.ChunkNone && lengthBytes == 0:
+		return nil
+	case kind == wire.ChunkHole && k.request.Command == wire.CmdRead && lengthBytes == 12:
+		place, err := k.place(binary.BigEndian.Uint64(b), binary.BigEndian.Uint32(b[8:]))
+		clear(place)
+		return err
+	case kind == wire.ChunkBlockStatus && k.status != nil && lengthBytes >= 12 && lengthBytes%8 == 4:
+		name := c.contexts[binary.BigEndian.Uint32(b)]
+		for b = b[4:]; len(b) > 0; b = b[8:] {
+			d := descriptor{binary.BigEndian.Uint32(b), binary.BigEndian.Uint32(b[4:])}
+			if d.length == 0 {
+				return errBadReply
+			}
+			k.status[name] = append(k.status[name], d)
+		}
+		return nil
+	case kind&wire.ChunkErr != 0 && lengthBytes >= 6:
+		n := binary.BigEndian.Uint16(b[4:])
+		if int(n) > len(b)-6 {
+			return errBadReply
+		}
+		k.err = &CommandError{Errno: binary.BigEndian.Uint32(b), Message: string(b[6 : 6+n])}
+		return nil
+	}
+	return errBadReply
+}
+
+// place is where data at an offset of the export goes.
+func (k *call) place(offset uint64, lengthBytes uint32) ([]byte, error) {
+	start := offset - k.request.Offset
+	if offset < k.request.Offset || start > uint64(len(k.data)) || uint64(lengthBytes) > uint64(len(k.data))-start {
+		return nil, errBadReply
+	}
+	k.got += int(lengthBytes)
+	return k.data[start : start+uint64(lengthBytes)], nil
+}
+
+// call finds the call in flight of a cookie. It stays in flight until finish:
+// if the connection breaks in the middle of its reply, receive ends it.
+func (c *Client) call(cookie uint64) *call {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.calls[cookie]
+}
+
+func (c *Client) finish(k *call) error {
+	if k.request.Command == wire.CmdRead && k.err == nil && k.got != len(k.data) {
+		return errBadReply
+	}
+	c.mu.Lock()
+	delete(c.calls, k.request.Cookie)
+	c.mu.Unlock()
+	close(k.done)
+	return nil
+}

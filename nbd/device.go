@@ -1,0 +1,86 @@
+package nbd
+
+import (
+	"errors"
+	"time"
+)
+
+// Errors of Backend.Open. Their wrapped text is shown to the client in the
+// option's error reply, so it is one line and says what is allowed.
+var (
+	// ErrUnknownExport: there is no such export (NBD_REP_ERR_UNKNOWN).
+	ErrUnknownExport = errors.New("nbd: no such export")
+	// ErrBadExportName: the name can't be one (NBD_REP_ERR_INVALID).
+	ErrBadExportName = errors.New("nbd: bad export name")
+	// ErrRefused: the export exists and may not be opened now or in this way
+	// (NBD_REP_ERR_POLICY).
+	ErrRefused = errors.New("nbd: export refused")
+)
+
+// Errors of a Device with an NBD error value of their own. An error may also
+// carry its value itself, by a method NBDErrno() uint32.
+var (
+	// ErrReadOnly becomes EPERM, as does fs.ErrPermission.
+	ErrReadOnly = errors.New("nbd: export is read-only")
+	// ErrShutdown becomes ESHUTDOWN: the device takes no more requests.
+	ErrShutdown = errors.New("nbd: server is shutting down")
+)
+
+// Backend resolves export names. Its methods may run at the same time.
+type Backend interface {
+	// List returns the names that NBD_OPT_LIST shows.
+	List() []string
+	// Open opens an export; each call is met by one Device.Close. A probe
+	// (NBD_OPT_INFO, the metadata context options) opens and closes too.
+	// Errors wrap ErrUnknownExport, ErrBadExportName or ErrRefused; any other
+	// is shown as a refusal.
+	Open(name string) (Device, Info, error)
+}
+
+// Info is what the handshake tells of an export.
+type Info struct {
+	Description string
+	ReadOnly    bool
+	MultiConn   bool // NBD_FLAG_CAN_MULTI_CONN: a flush on one connection covers them all
+}
+
+// Device is an open export, as one connection sees it. All methods but Close
+// may run at the same time. The server checks ranges and read-only first, and
+// keeps no slice after a call: neither may a Device.
+type Device interface {
+	// SizeBytes is fixed for the life of the Device.
+	SizeBytes() int64
+	// TryReadAt is ReadAt that never waits for a disk or another request's:
+	// image.ErrWouldBlock, p's contents undefined, where it would have to. It
+	// runs on the goroutine that serves the whole connection.
+	TryReadAt(p []byte, off int64) (int, error)
+	ReadAt(p []byte, off int64) (int, error)
+	// TryWriteAt is to WriteAt as TryReadAt is to ReadAt. With
+	// image.ErrWouldBlock the write is repeated whole by WriteAt.
+	TryWriteAt(p []byte, off int64) (int, error)
+	WriteAt(p []byte, off int64) (int, error)
+	// Trim gives a range back; it may read as anything, here zeros.
+	Trim(off, lengthBytes int64) error
+	// WriteZeroes makes a range read zeros; noHole keeps its storage.
+	WriteZeroes(off, lengthBytes int64, noHole bool) error
+	// Flush makes every completed write durable. It also follows each command
+	// with FUA, before the reply.
+	Flush() error
+	// Extents yields consecutive extents from off until yield returns false
+	// or lengthBytes are told; at least one, or an error.
+	Extents(off, lengthBytes int64, yield func(Extent) bool) error
+	// Served is called when replies were handed to the socket, with the
+	// arrival of the oldest request among them.
+	Served(arrival time.Time)
+	// Close is called once, after every other call has returned. torn: the
+	// connection died without NBD_CMD_DISC, and not by Server.Shutdown.
+	Close(torn bool)
+}
+
+// Extent is a stretch of an export with one state.
+type Extent struct {
+	Length int64  // bytes, > 0
+	Hole   bool   // no storage is allocated (NBD_STATE_HOLE)
+	Zero   bool   // reads as zeros (NBD_STATE_ZERO)
+	Depth  uint32 // of qemu:allocation-depth: 1 the newest image, 2 the one below, 0 nobody holds it
+}

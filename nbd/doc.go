@@ -1,0 +1,2 @@
+// Package nbd serves exports by the NBD protocol (fixed newstyle).
+package nbd

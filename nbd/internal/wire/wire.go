@@ -1,0 +1,252 @@
+// Package wire holds the numbers and message layouts of the NBD protocol that
+// server and client share. All integers are big endian; names follow
+// doc/proto.md of the NBD project, to whose sections the comments point.
+package wire
+
+import "encoding/binary"
+
+// Magic numbers.
+const (
+	MagicHello      uint64 = 0x4e42444d41474943 // "NBDMAGIC", opens the handshake
+	MagicOption     uint64 = 0x49484156454f5054 // "IHAVEOPT", opens each option
+	MagicOptReply   uint64 = 0x0003e889045565a9
+	MagicRequest    uint32 = 0x25609513
+	MagicSimple     uint32 = 0x67446698
+	MagicStructured uint32 = 0x668e33ef
+)
+
+// Handshake and client flags ("Flag fields").
+const (
+	FlagFixedNewstyle uint16 = 1 << 0
+	FlagNoZeroes      uint16 = 1 << 1
+
+	ClientFixedNewstyle uint32 = 1 << 0
+	ClientNoZeroes      uint32 = 1 << 1
+)
+
+// Transmission flags.
+const (
+	HasFlags       uint16 = 1 << 0
+	ReadOnly       uint16 = 1 << 1
+	SendFlush      uint16 = 1 << 2
+	SendFUA        uint16 = 1 << 3
+	SendTrim       uint16 = 1 << 5
+	SendZeroes     uint16 = 1 << 6
+	SendDF         uint16 = 1 << 7
+	CanMultiConn   uint16 = 1 << 8
+	SendFastZeroes uint16 = 1 << 11
+)
+
+// Options ("Option types").
+const (
+	OptExportName      uint32 = 1
+	OptAbort           uint32 = 2
+	OptList            uint32 = 3
+	OptStartTLS        uint32 = 5
+	OptInfo            uint32 = 6
+	OptGo              uint32 = 7
+	OptStructuredReply uint32 = 8
+	OptListMeta        uint32 = 9
+	OptSetMeta         uint32 = 10
+)
+
+// Option replies ("Option reply types").
+const (
+	RepAck         uint32 = 1
+	RepServer      uint32 = 2
+	RepInfo        uint32 = 3
+	RepMetaContext uint32 = 4
+
+	RepErr         uint32 = 1 << 31 // set in each of the errors
+	RepErrUnsup           = RepErr + 1
+	RepErrPolicy          = RepErr + 2
+	RepErrInvalid         = RepErr + 3
+	RepErrUnknown         = RepErr + 6
+	RepErrShutdown        = RepErr + 7
+	RepErrTooBig          = RepErr + 9
+)
+
+// Information types of OptInfo and OptGo.
+const (
+	InfoExport      uint16 = 0
+	InfoName        uint16 = 1
+	InfoDescription uint16 = 2
+	InfoBlockSize   uint16 = 3
+)
+
+// Commands ("Request types").
+const (
+	CmdRead        uint16 = 0
+	CmdWrite       uint16 = 1
+	CmdDisc        uint16 = 2
+	CmdFlush       uint16 = 3
+	CmdTrim        uint16 = 4
+	CmdCache       uint16 = 5
+	CmdZeroes      uint16 = 6
+	CmdBlockStatus uint16 = 7
+)
+
+// Command flags.
+const (
+	FlagFUA      uint16 = 1 << 0
+	FlagNoHole   uint16 = 1 << 1
+	FlagDF       uint16 = 1 << 2
+	FlagReqOne   uint16 = 1 << 3
+	FlagFastZero uint16 = 1 << 4
+)
+
+// Structured reply chunks.
+const (
+	ChunkDone uint16 = 1 << 0 // flag of a reply's last chunk
+
+	ChunkNone        uint16 = 0
+	ChunkData        uint16 = 1
+	ChunkHole        uint16 = 2
+	ChunkBlockStatus uint16 = 5
+	ChunkErr         uint16 = 1 << 15 // set in each of the errors
+	ChunkError              = ChunkErr + 1
+	ChunkErrorOffset        = ChunkErr + 2
+)
+
+// Metadata contexts and their flags.
+const (
+	ContextAllocation = "base:allocation"
+	ContextDepth      = "qemu:allocation-depth"
+
+	StateHole uint32 = 1 << 0 // of base:allocation
+	StateZero uint32 = 1 << 1
+)
+
+// Errno is an error value of the protocol ("Error values"); they are fixed, and
+// on Linux equal to the system's.
+type Errno uint32
+
+// The error values that a server may send.
+const (
+	OK          Errno = 0
+	EPERM       Errno = 1
+	EIO         Errno = 5
+	ENOMEM      Errno = 12
+	EINVAL      Errno = 22
+	ENOSPC      Errno = 28
+	EOVERFLOW   Errno = 75
+	ENOTSUP     Errno = 95
+	ESHUTDOWN   Errno = 108
+	unknownName       = "unknown NBD error"
+)
+
+var errnoText = map[Errno]string{
+	OK: "success", EPERM: "operation not permitted", EIO: "input/output error", ENOMEM: "out of memory",
+	EINVAL: "invalid argument", ENOSPC: "no space left", EOVERFLOW: "value too large",
+	ENOTSUP: "operation not supported", ESHUTDOWN: "server is shutting down",
+}
+
+// Known tells whether e is a value of the protocol.
+func (e Errno) Known() bool { _, ok := errnoText[e]; return ok }
+
+// Error implements error.
+func (e Errno) Error() string {
+	if text, ok := errnoText[e]; ok {
+		return text
+	}
+	return unknownName
+}
+
+// Sizes of the fixed parts.
+const (
+	HelloSize     = 8 + 8 + 2             // magic, IHAVEOPT, handshake flags
+	OptionSize    = 8 + 4 + 4             // IHAVEOPT, option, length of the data that follows
+	OptReplySize  = 8 + 4 + 4 + 4         // magic, option, reply type, length of the data that follows
+	RequestSize   = 4 + 2 + 2 + 8 + 8 + 4 // magic, flags, command, cookie, offset, length
+	SimpleSize    = 4 + 4 + 8             // magic, error, cookie
+	ChunkSize     = 4 + 2 + 2 + 8 + 4     // magic, flags, type, cookie, length of the payload that follows
+	DataChunkSize = ChunkSize + 8         // with the offset that opens a ChunkData
+)
+
+// MaxStringBytes is the protocol's limit for names and messages.
+const MaxStringBytes = 4096
+
+// Request is the header of a command. A CmdWrite is followed by Length bytes.
+type Request struct {
+	Flags   uint16
+	Command uint16
+	Cookie  uint64
+	Offset  uint64
+	Length  uint32
+}
+
+// DecodeRequest reads a request from b[:RequestSize]; ok is false when its
+// magic is wrong.
+func DecodeRequest(b []byte) (r Request, ok bool) {
+	_ = b[RequestSize-1]
+	return Request{
+		Flags:   binary.BigEndian.Uint16(b[4:]),
+		Command: binary.BigEndian.Uint16(b[6:]),
+		Cookie:  binary.BigEndian.Uint64(b[8:]),
+		Offset:  binary.BigEndian.Uint64(b[16:]),
+		Length:  binary.BigEndian.Uint32(b[24:]),
+	}, binary.BigEndian.Uint32(b) == MagicRequest
+}
+
+// Append appends the request's header to b.
+func (r Request) Append(b []byte) []byte {
+	b = binary.BigEndian.AppendUint32(b, MagicRequest)
+	b = binary.BigEndian.AppendUint16(b, r.Flags)
+	b = binary.BigEndian.AppendUint16(b, r.Command)
+	b = binary.BigEndian.AppendUint64(b, r.Cookie)
+	b = binary.BigEndian.AppendUint64(b, r.Offset)
+	return binary.BigEndian.AppendUint32(b, r.Length)
+}
+
+// AppendSimple appends a simple reply without data.
+func AppendSimple(b []byte, cookie uint64, e Errno) []byte {
+	b = binary.BigEndian.AppendUint32(b, MagicSimple)
+	b = binary.BigEndian.AppendUint32(b, uint32(e))
+	return binary.BigEndian.AppendUint64(b, cookie)
+}
+
+// AppendChunk appends the header of a structured reply's chunk.
+func AppendChunk(b []byte, flags, kind uint16, cookie uint64, payloadBytes uint32) []byte {
+	b = binary.BigEndian.AppendUint32(b, MagicStructured)
+	b = binary.BigEndian.AppendUint16(b, flags)
+	b = binary.BigEndian.AppendUint16(b, kind)
+	b = binary.BigEndian.AppendUint64(b, cookie)
+	return binary.BigEndian.AppendUint32(b, payloadBytes)
+}
+
+// AppendDataChunk appends the header of a ChunkData that is a read's whole
+// reply; lengthBytes of data follow.
+func AppendDataChunk(b []byte, cookie, offset uint64, lengthBytes uint32) []byte {
+	b = AppendChunk(b, ChunkDone, ChunkData, cookie, 8+lengthBytes)
+	return binary.BigEndian.AppendUint64(b, offset)
+}
+
+// AppendErrorChunk appends a ChunkError that ends a reply.
+func AppendErrorChunk(b []byte, cookie uint64, e Errno, message string) []byte {
+	b = AppendChunk(b, ChunkDone, ChunkError, cookie, uint32(6+len(message)))
+	b = binary.BigEndian.AppendUint32(b, uint32(e))
+	b = binary.BigEndian.AppendUint16(b, uint16(len(message)))
+	return append(b, message...)
+}
+
+// AppendOption appends an option's header and data.
+func AppendOption(b []byte, option uint32, data []byte) []byte {
+	b = binary.BigEndian.AppendUint64(b, MagicOption)
+	b = binary.BigEndian.AppendUint32(b, option)
+	b = binary.BigEndian.AppendUint32(b, uint32(len(data)))
+	return append(b, data...)
+}
+
+// AppendOptReply appends the header of a reply to an option.
+func AppendOptReply(b []byte, option, kind uint32, dataBytes int) []byte {
+	b = binary.BigEndian.AppendUint64(b, MagicOptReply)
+	b = binary.BigEndian.AppendUint32(b, option)
+	b = binary.BigEndian.AppendUint32(b, kind)
+	return binary.BigEndian.AppendUint32(b, uint32(dataBytes))
+}
+
+// AppendString appends a string led by its length, 32 bits.
+func AppendString(b []byte, s string) []byte {
+	b = binary.BigEndian.AppendUint32(b, uint32(len(s)))
+	return append(b, s...)
+}

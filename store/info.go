@@ -1,0 +1,215 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"fmt"
+	"slices"
+
+	"github.com/tidemark/tidemark/lookup"
+	"github.com/tidemark/tidemark/volume"
+)
+
+func newToken() string { return rand.Text()[:12] }
+
+// Volumes lists the volumes by name.
+func (s *Store) Volumes() []VolumeInfo {
+	s.mu.Lock()
+	disks := make([]*disk, 0, len(s.volumes))
+	for _, d := range s.volumes {
+		disks = append(disks, d)
+	}
+	s.mu.Unlock()
+	infos := make([]VolumeInfo, len(disks))
+	for i, d := range disks {
+		infos[i] = s.volumeInfo(d)
+	}
+	slices.SortFunc(infos, func(a, b VolumeInfo) int { return cmp.Compare(a.Name, b.Name) })
+	return infos
+}
+
+// Volume describes a volume, or ErrNotFound.
+func (s *Store) Volume(name string) (VolumeInfo, error) {
+	d, err := s.disk(name)
+	if err != nil {
+		return VolumeInfo{}, err
+	}
+	return s.volumeInfo(d), nil
+}
+
+func (s *Store) volumeInfo(d *disk) VolumeInfo {
+	vluns := d.volume.VLUNs()
+	info := VolumeInfo{SizeBytes: d.volume.SizeBytes(), Scope: d.volume.Scope(), Images: len(vluns)}
+	for _, k := range vluns {
+		info.DataBytes += dataBytes(k)
+		if n, err := k.Image().Allocated(); err == nil {
+			info.AllocatedBytes += n
+		}
+	}
+	info.Connections, info.Processes = d.volume.Uses()
+	if err := d.volume.Failed(); err != nil {
+		info.Failed = err.Error()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	info.Name, info.Created, info.Snapshots = d.record.Name, d.record.Created, len(d.snapshots)
+	return info
+}
+
+func dataBytes(k *volume.VLUN) int64 {
+	data, _ := k.Table().Counts()
+	return int64(data) * lookup.BlockSize
+}
+
+// Snapshots lists the snapshots of a volume, or of all if its name is empty:
+// by volume, oldest first.
+func (s *Store) Snapshots(volumeName string) ([]SnapshotInfo, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	disks := []*disk{}
+	if volumeName != "" {
+		d, err := s.diskLocked(volumeName)
+		if err != nil {
+			return nil, err
+		}
+		disks = append(disks, d)
+	} else {
+		for _, d := range s.volumes {
+			disks = append(disks, d)
+		}
+		slices.SortFunc(disks, func(a, b *disk) int { return cmp.Compare(a.record.Name, b.record.Name) })
+	}
+	var infos []SnapshotInfo
+	for _, d := range disks {
+		for _, k := range d.volume.VLUNs() {
+			if snap := d.snapshots[k]; snap != nil {
+				infos = append(infos, s.snapshotInfoLocked(d, k, snap))
+			}
+		}
+	}
+	return infos, nil
+}
+
+// Snapshot describes a snapshot, given as VOLUME@SNAPSHOT. Errors: ErrInvalid,
+// ErrNotFound.
+func (s *Store) Snapshot(full string) (SnapshotInfo, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d, k, snap, err := s.snapshotLocked(full)
+	if err != nil {
+		return SnapshotInfo{}, err
+	}
+	return s.snapshotInfoLocked(d, k, snap), nil
+}
+
+func (s *Store) snapshotLocked(full string) (*disk, *volume.VLUN, *snapshot, error) {
+	volumeName, name, err := splitSnapshot(full)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	d, err := s.diskLocked(volumeName)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	k, snap := d.findLocked(name)
+	if k == nil {
+		return nil, nil, nil, fmt.Errorf("snapshot %s %w", full, ErrNotFound)
+	}
+	return d, k, snap, nil
+}
+
+// WaitSealed waits until a snapshot is sealed. Errors: ErrNotFound (also when
+// it goes meanwhile), ctx's, or why the seal failed.
+func (s *Store) WaitSealed(ctx context.Context, full string) error {
+	s.mu.Lock()
+	_, _, snap, err := s.snapshotLocked(full)
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-snap.settled:
+	}
+	info, err := s.Snapshot(full)
+	if err != nil {
+		return err
+	}
+	if info.State != volume.Sealed {
+		return fmt.Errorf("snapshot %s is not sealed: %s", full, info.Failed)
+	}
+	return nil
+}
+
+// snapshotInfoLocked describes a snapshot; Store.mu is held.
+func (s *Store) snapshotInfoLocked(d *disk, k *volume.VLUN, snap *snapshot) SnapshotInfo {
+	info := SnapshotInfo{
+		Volume: d.record.Name, Name: snap.name, SizeBytes: k.SizeBytes(), State: k.State(),
+		Consistency: snap.consistency, CutTime: snap.cutTime, DrainTime: snap.drain,
+		Conflicts: snap.conflicts, Torn: slices.Clone(snap.torn), DataBytes: dataBytes(k), Failed: snap.failed,
+	}
+	if info.State != volume.Sealed {
+		info.Conflicts += k.Conflicts()
+	}
+	if info.State == volume.Draining {
+		info.WaitsFor = d.waitsForLocked(k)
+	}
+	return info
+}
+
+// waitsForLocked lists what keeps a VLUN draining: the processes that are bound
+// to it or to older ones, and the snapshots that must drain before it.
+func (d *disk) waitsForLocked(k *volume.VLUN) (list []string) {
+	for _, j := range d.volume.VLUNs() {
+		if j.State() == volume.Draining {
+			if snap := d.snapshots[j]; snap != nil && j != k {
+				list = append(list, d.record.Name+"@"+snap.name)
+			}
+			for _, p := range j.Processes() {
+				list = append(list, string(p.Token()))
+			}
+		}
+		if j == k {
+			break
+		}
+	}
+	return list
+}
+
+func (s *Store) processInfo(p *volume.Process) ProcessInfo {
+	bindings, views := p.Bindings()
+	info := ProcessInfo{Token: string(p.Token()), Scope: p.Scope(), Begun: p.Begun(), Connections: views}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, b := range bindings {
+		info.Volumes = append(info.Volumes, b.Volume.Name())
+		d := s.byVolume[b.Volume]
+		if d == nil {
+			continue
+		}
+		info.Bound = append(info.Bound, d.boundLocked(b.VLUN))
+		vluns := b.Volume.VLUNs()
+		for i := slices.Index(vluns, b.VLUN); i < len(vluns)-1; i++ {
+			if snap := d.snapshots[vluns[i]]; snap != nil {
+				info.WaitedFor = append(info.WaitedFor, d.record.Name+"@"+snap.name)
+				if info.WaitedSince.IsZero() || snap.cutTime.Before(info.WaitedSince) {
+					info.WaitedSince = snap.cutTime
+				}
+			}
+		}
+	}
+	return info
+}
+
+func (d *disk) boundLocked(k *volume.VLUN) string {
+	switch snap := d.snapshots[k]; {
+	case k.Live():
+		return "live"
+	case snap != nil:
+		return d.record.Name + "@" + snap.name
+	default:
+		return "unnamed"
+	}
+}

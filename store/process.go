@@ -1,0 +1,134 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/tidemark/tidemark/volume"
+)
+
+// BeginProcess begins an explicit process over the volumes named, under a token
+// of the caller's or, if it is empty, a new one. Errors: ErrInvalid,
+// ErrNotFound, ErrExists.
+func (s *Store) BeginProcess(volumes []string, token string) (ProcessInfo, error) {
+	if len(volumes) == 0 {
+		return ProcessInfo{}, fmt.Errorf("%w: a process names at least one volume", ErrInvalid)
+	}
+	if token == "" {
+		token = newToken()
+	}
+	if err := checkToken(token); err != nil {
+		return ProcessInfo{}, err
+	}
+	var list []*volume.Volume
+	for _, name := range volumes {
+		d, err := s.disk(name)
+		if err != nil {
+			return ProcessInfo{}, err
+		}
+		if !slices.Contains(list, d.volume) {
+			list = append(list, d.volume)
+		}
+	}
+	p, err := s.engine.Begin(volume.Token(token), list)
+	if errors.Is(err, volume.ErrToken) {
+		return ProcessInfo{}, fmt.Errorf("process %s %w: give another token", token, ErrExists)
+	}
+	if err != nil {
+		return ProcessInfo{}, err
+	}
+	return s.processInfo(p), nil
+}
+
+// EndProcess ends an explicit process; torn says that it died instead. It
+// returns what was known of it. Errors: ErrNotFound; ErrInvalid for a session,
+// which ends with its connection.
+func (s *Store) EndProcess(token string, torn bool) (ProcessInfo, error) {
+	p, err := s.process(token)
+	if err != nil {
+		return ProcessInfo{}, err
+	}
+	if p.Scope() == volume.ScopeSession {
+		return ProcessInfo{}, fmt.Errorf("%w: process %s is a session: it ends when its client disconnects", ErrInvalid, token)
+	}
+	info := s.processInfo(p)
+	p.End(torn)
+	return info, nil
+}
+
+func (s *Store) process(token string) (*volume.Process, error) {
+	p, err := s.engine.Process(volume.Token(token))
+	if err != nil {
+		return nil, fmt.Errorf("process %s %w: it is unknown, or has ended", token, ErrNotFound)
+	}
+	return p, nil
+}
+
+// Processes lists the processes of session and explicit scope, oldest first.
+func (s *Store) Processes() []ProcessInfo {
+	list := s.engine.Processes()
+	infos := make([]ProcessInfo, len(list))
+	for i, p := range list {
+		infos[i] = s.processInfo(p)
+	}
+	return infos
+}
+
+// OpenView opens what an export name stands for:
+//
+//	VOLUME[:request|:session|:process:TOKEN]  or  VOLUME@SNAPSHOT
+//
+// Errors: ErrInvalid, ErrNotFound. The caller closes the view.
+func (s *Store) OpenView(exportName string) (*volume.View, error) {
+	x, err := parseExport(exportName)
+	if err != nil {
+		return nil, err
+	}
+	d, err := s.disk(x.volume)
+	if err != nil {
+		return nil, err
+	}
+	if x.plain {
+		x.scope = d.volume.Scope()
+	}
+	switch {
+	case x.snapshot != "":
+		s.mu.Lock()
+		k, _ := d.findLocked(x.snapshot)
+		s.mu.Unlock()
+		if k == nil {
+			return nil, fmt.Errorf("snapshot %s@%s %w", x.volume, x.snapshot, ErrNotFound)
+		}
+		return k.Open()
+	case x.scope == volume.ScopeSession:
+		return d.volume.OpenSession()
+	case x.scope == volume.ScopeExplicit:
+		p, err := s.process(x.token)
+		if err != nil {
+			return nil, err
+		}
+		w, err := p.Open(d.volume)
+		if errors.Is(err, volume.ErrNotNamed) {
+			return nil, fmt.Errorf("%w: process %s did not name volume %s at its begin", ErrInvalid, x.token, x.volume)
+		}
+		return w, err
+	default:
+		return d.volume.Open()
+	}
+}
+
+// Exports lists the names that a client can open, without suffixes.
+func (s *Store) Exports() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var names []string
+	for name, d := range s.volumes {
+		names = append(names, name)
+		for _, snap := range d.snapshots {
+			names = append(names, name+"@"+snap.name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}

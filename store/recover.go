@@ -1,0 +1,204 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"strconv"
+
+	"github.com/tidemark/tidemark/catalog"
+	"github.com/tidemark/tidemark/image"
+	"github.com/tidemark/tidemark/image/file"
+	"github.com/tidemark/tidemark/journal"
+	"github.com/tidemark/tidemark/volume"
+)
+
+// removeOrphans removes files that no record refers to: images made ahead, and
+// what a create or a delete left when it was cut short. The catalog is durable,
+// so nothing can refer to them any more.
+func (s *Store) removeOrphans(state catalog.State) error {
+	images, volumes := map[image.ID]bool{}, map[string]bool{}
+	for _, v := range state.Volumes {
+		volumes[path.Base(volumeDir(s.dir, v.ID))] = true
+		for _, l := range v.Chain {
+			images[l.Image] = true
+		}
+	}
+	found, err := file.List(s.fs, imagesDir(s.dir))
+	if err != nil {
+		return err
+	}
+	removed := 0
+	for _, id := range found {
+		if !images[id] {
+			if err := file.Remove(s.fs, imagesDir(s.dir), id); err != nil {
+				return err
+			}
+			removed++
+		}
+	}
+	if removed > 0 {
+		s.note("removed %d image files that belong to no volume (made ahead, or left by a command that was cut short)", removed)
+		if err := s.fs.SyncDir(imagesDir(s.dir)); err != nil {
+			return err
+		}
+	}
+	dirs, err := s.fs.ReadDir(volumesDir(s.dir))
+	if err != nil {
+		return err
+	}
+	for _, name := range dirs {
+		if _, err := strconv.ParseUint(name, 16, 64); err != nil || volumes[name] {
+			continue
+		}
+		if err := s.removeVolumeDir(path.Join(volumesDir(s.dir), name)); err != nil {
+			return err
+		}
+		s.note("removed the journal of volume ID %s, which is not in the catalog", name)
+	}
+	return nil
+}
+
+// recoverVolume opens the images of a volume, replays its journal, and says
+// what became of the snapshots that had not been sealed.
+func (s *Store) recoverVolume(v catalog.VolumeState) error {
+	d := &disk{images: map[image.ID]image.Image{}}
+	sealed := map[image.ID]bool{}
+	var ids []image.ID
+	for _, l := range v.Chain {
+		img, err := file.Open(s.fs, imagesDir(s.dir), l.Image, file.Options{})
+		if err != nil {
+			if errors.Is(err, fs.ErrNotExist) {
+				err = fmt.Errorf("its image %d is missing: %w", l.Image, err)
+			}
+			return errors.Join(err, d.close())
+		}
+		ids, d.images[l.Image], sealed[l.Image] = append(ids, l.Image), img, l.Sealed
+	}
+	j, rec, err := journal.Open(journal.Options{
+		FS: s.fs, Dir: volumeDir(s.dir, v.ID), VolumeID: uint64(v.ID), Images: ids,
+		SyncImage: func(id image.ID) error {
+			if sealed[id] {
+				return nil // durable since its seal
+			}
+			return d.images[id].Sync()
+		},
+	})
+	if err != nil {
+		return errors.Join(err, d.close())
+	}
+	for _, n := range rec.Notes {
+		s.note("volume %s: %s", v.Name, n)
+	}
+	chain := make([]volume.Link, len(v.Chain))
+	for i, l := range v.Chain {
+		state := volume.Sealing
+		if l.Sealed {
+			state = volume.Sealed
+		}
+		chain[i] = volume.Link{ID: l.Image, Image: d.images[l.Image], Table: rec.Tables[l.Image], SizeBytes: l.SizeBytes, State: state}
+	}
+	d, err = s.addDisk(v.Volume, j, d.images, chain)
+	if err != nil {
+		return err
+	}
+	return s.recoverSnapshots(d, v.Chain, rec.Drained)
+}
+
+// recoverSnapshots takes the snapshots over from the catalog. One that still
+// drained, or that a power cut met before its seal, is interrupted: it holds all
+// that was flushed.
+func (s *Store) recoverSnapshots(d *disk, chain []catalog.Link, drained map[image.ID]bool) error {
+	var interrupted []*volume.VLUN
+	vluns := d.volume.VLUNs()
+	s.mu.Lock()
+	for i, l := range chain {
+		if l.Snapshot == nil {
+			continue
+		}
+		snap, err := recoveredSnapshot(l)
+		if err != nil {
+			s.mu.Unlock()
+			return err
+		}
+		d.snapshots[vluns[i]] = snap
+		if !l.Sealed && l.Snapshot.State == volume.Draining.String() && !drained[l.Image] {
+			snap.consistency, snap.torn, snap.waiting = volume.ConsistencyInterrupted, snap.waiting, nil
+			interrupted = append(interrupted, vluns[i])
+			s.note("snapshot %s@%s had not been sealed: it holds all that was flushed, and is marked interrupted", d.record.Name, snap.name)
+		}
+	}
+	s.mu.Unlock()
+	if err := s.putLinks(d, volume.Sealing, interrupted...); err != nil {
+		return err
+	}
+	for _, k := range vluns[:len(vluns)-1] {
+		if k.State() != volume.Sealed {
+			s.sealer.enqueue(k)
+		}
+	}
+	return nil
+}
+
+func recoveredSnapshot(l catalog.Link) (*snapshot, error) {
+	r := l.Snapshot
+	consistency, err := volume.ParseConsistency(r.Consistency)
+	if err != nil {
+		return nil, err
+	}
+	snap := &snapshot{
+		name: r.Name, cut: r.Cut, cutTime: r.CutTime, drain: r.Drain, consistency: consistency,
+		torn: r.Torn, waiting: r.Waiting, conflicts: r.Conflicts, settled: make(chan struct{}),
+	}
+	if l.Sealed {
+		snap.settle()
+	}
+	return snap, nil
+}
+
+// putLinks records VLUNs in the catalog as memory has them, in the state given.
+func (s *Store) putLinks(d *disk, state volume.State, vluns ...*volume.VLUN) error {
+	if len(vluns) == 0 {
+		return nil
+	}
+	return s.catalog.Update(func(tx *catalog.Tx) error {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, k := range vluns {
+			if err := tx.PutLink(d.link(k, state)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// link is the record of a VLUN; Store.mu is held.
+func (d *disk) link(k *volume.VLUN, state volume.State) catalog.Link {
+	l := catalog.Link{Volume: d.record.ID, Image: k.ImageID(), SizeBytes: k.SizeBytes(), Sealed: state == volume.Sealed}
+	if snap := d.snapshots[k]; snap != nil {
+		l.Snapshot = &catalog.Snapshot{
+			Name: snap.name, Cut: snap.cut, CutTime: snap.cutTime, State: state.String(),
+			Consistency: snap.consistency.String(), Drain: snap.drain, Conflicts: snap.conflicts,
+			Torn: snap.torn, Waiting: snap.waiting,
+		}
+	}
+	return l
+}
+
+// recordDrained says in the catalog which snapshots are exact though not
+// sealed. Everything is flushed, so that stays true over a power cut.
+func (s *Store) recordDrained() (err error) {
+	for _, d := range s.volumes {
+		var drained []*volume.VLUN
+		vluns := d.volume.VLUNs()
+		for _, k := range vluns[:len(vluns)-1] {
+			if k.State() == volume.Sealing {
+				drained = append(drained, k)
+			}
+		}
+		err = errors.Join(err, s.putLinks(d, volume.Sealing, drained...))
+	}
+	return err
+}

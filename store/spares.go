@@ -1,0 +1,112 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/tidemark/tidemark/catalog"
+	"github.com/tidemark/tidemark/image"
+	"github.com/tidemark/tidemark/image/file"
+	"github.com/tidemark/tidemark/volume"
+)
+
+// sparesAhead is how many bare image files are kept ready, so that a preserve
+// need not wait for a directory to be synced.
+const sparesAhead = 4
+
+// spares are image files that belong to no volume yet: an ID that is never used
+// again, and an empty file whose name is durable. They are handed out in the
+// order of their IDs, so that a chain is in that order too.
+type spares struct {
+	store   *Store
+	filling sync.WaitGroup
+
+	mu     sync.Mutex // held across the making, so that IDs stay in order
+	free   []volume.Next
+	closed bool
+}
+
+// take hands out n images; it makes what is missing.
+func (p *spares) take(n int) ([]volume.Next, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.make(n); err != nil {
+		return nil, err
+	}
+	taken := p.free[:n:n]
+	p.free = p.free[n:]
+	return taken, nil
+}
+
+// refill makes spares in the background. One that can't be made is missed by
+// the next preserve, which then says why.
+func (p *spares) refill() {
+	p.filling.Add(1)
+	go func() {
+		defer p.filling.Done()
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if err := p.make(sparesAhead); err != nil && !errors.Is(err, ErrClosed) {
+			p.store.logger.Warn("making images ahead", "err", err)
+		}
+	}()
+}
+
+// make brings the number of free images to n: IDs first, durably, then files.
+func (p *spares) make(n int) error {
+	if p.closed {
+		return ErrClosed
+	}
+	n -= len(p.free)
+	if n <= 0 {
+		return nil
+	}
+	s := p.store
+	ids := make([]image.ID, n)
+	if err := s.catalog.Update(func(tx *catalog.Tx) (err error) {
+		for i := range ids {
+			if ids[i], err = tx.NewImageID(); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	var made []volume.Next
+	err := func() error {
+		for _, id := range ids {
+			img, err := file.Create(s.fs, imagesDir(s.dir), id, file.Options{})
+			if err != nil {
+				return fmt.Errorf("make image: %w", err)
+			}
+			made = append(made, volume.Next{ID: id, Image: img})
+		}
+		return s.fs.SyncDir(imagesDir(s.dir))
+	}()
+	if err != nil {
+		return errors.Join(err, p.remove(made))
+	}
+	p.free = append(p.free, made...)
+	return nil
+}
+
+func (p *spares) remove(made []volume.Next) (err error) {
+	for _, n := range made {
+		err = errors.Join(err, n.Image.Close(), file.Remove(p.store.fs, imagesDir(p.store.dir), n.ID))
+	}
+	return err
+}
+
+// close removes the spares; those that it fails to remove are removed by the
+// next open.
+func (p *spares) close() {
+	p.mu.Lock()
+	p.closed = true
+	free := p.free
+	p.free = nil
+	p.mu.Unlock()
+	p.filling.Wait()
+	_ = p.remove(free)
+}

@@ -1,0 +1,510 @@
+// Package store keeps volumes in a data directory: it opens and recovers the
+// directory, owns the names that last, does the durable side of a preserve, and
+// seals in the background. It is what a program embeds, and what the server's
+// frontends call; see the example.
+//
+// A data directory holds
+//
+//	lock            flock of the one process that has it open
+//	catalog.db      volumes, chains, snapshots (package catalog)
+//	images/         every image of every volume (package image/file)
+//	volumes/ID/     journal and tables of a volume (package journal)
+//
+// What owns what: the catalog owns the chains, the journals own the tables, and
+// a journal speaks only of images that the catalog already has. So the two
+// never need to commit together: a preserve is one catalog commit, before its
+// cut.
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"path"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/tidemark/tidemark/catalog"
+	"github.com/tidemark/tidemark/image"
+	"github.com/tidemark/tidemark/image/file"
+	"github.com/tidemark/tidemark/internal/vfs"
+	"github.com/tidemark/tidemark/journal"
+	"github.com/tidemark/tidemark/lookup"
+	"github.com/tidemark/tidemark/volume"
+)
+
+// Options of Open. The zero value is what serve uses.
+type Options struct {
+	// FS is where the directory lies; nil: the operating system's.
+	FS vfs.FS
+	// Logger gets what background work has to say; nil: nobody.
+	Logger *slog.Logger
+	// MaxDraining limits the draining VLUNs of a volume; 0: 8.
+	MaxDraining int
+}
+
+// Store is an open data directory. Its methods may be called from any goroutine.
+//
+// Two locks, and none that a request takes. mu guards the maps and what they
+// hold, and is never held across I/O. admin orders the commands that change the
+// set of volumes and is held across theirs.
+type Store struct {
+	fs       vfs.FS
+	dir      string
+	logger   *slog.Logger
+	lock     io.Closer
+	catalog  *catalog.Catalog
+	engine   *volume.Engine
+	spares   spares
+	sealer   sealer
+	recovery []string
+
+	admin sync.Mutex
+
+	mu        sync.Mutex
+	volumes   map[string]*disk
+	byVolume  map[*volume.Volume]*disk
+	reserved  map[string]bool // VOLUME@SNAP names of preserves on their way
+	closed    bool
+	preserves sync.WaitGroup
+}
+
+// disk is what the store knows of a volume beside the engine.
+type disk struct {
+	record    catalog.Volume
+	volume    *volume.Volume
+	journal   *journal.Journal
+	kick      chan struct{} // the journal wants a checkpoint
+	kicked    chan struct{} // closed when nobody makes them any more
+	images    map[image.ID]image.Image
+	snapshots map[*volume.VLUN]*snapshot // by own VLUN; guarded by Store.mu
+	files     sync.Mutex                 // held by whoever works on the images in the background
+	deleted   bool                       // guarded by files
+}
+
+// snapshot is a named VLUN. Its fields are guarded by Store.mu.
+type snapshot struct {
+	name        string
+	cut         uint64
+	cutTime     time.Time
+	drain       time.Duration
+	consistency volume.Consistency
+	torn        []string
+	waiting     []string
+	conflicts   uint64 // of an earlier life of the server
+	failed      string
+	settled     chan struct{} // closed when it is sealed, has failed, or is no more
+}
+
+func lockName(dir string) string    { return path.Join(dir, "lock") }
+func catalogName(dir string) string { return path.Join(dir, "catalog.db") }
+func imagesDir(dir string) string   { return path.Join(dir, "images") }
+func volumesDir(dir string) string  { return path.Join(dir, "volumes") }
+func volumeDir(dir string, id catalog.VolumeID) string {
+	return path.Join(volumesDir(dir), fmt.Sprintf("%016x", uint64(id)))
+}
+
+// Open opens a data directory, makes it if it is missing or empty, and recovers
+// it: what was flushed is there, every prepared preserve counts as cut, and
+// what a dead server had acknowledged is there as long as the machine did not
+// go down. Recovery says what was done. Errors: ErrInUse, ErrFormat, those of
+// catalog and journal for what is corrupt.
+func Open(dir string, o Options) (s *Store, err error) {
+	if o.FS == nil {
+		o.FS = vfs.OS{}
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	s = &Store{
+		fs: o.FS, dir: dir, logger: o.Logger,
+		volumes: map[string]*disk{}, byVolume: map[*volume.Volume]*disk{}, reserved: map[string]bool{},
+	}
+	if err := s.takeDirectory(); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			s.release()
+		}
+	}()
+	if s.catalog, err = catalog.Open(s.fs, catalogName(dir)); err != nil {
+		return nil, openError(dir, err)
+	}
+	state, err := s.catalog.Load()
+	if err != nil {
+		return nil, openError(dir, err)
+	}
+	if err := s.removeOrphans(state); err != nil {
+		return nil, fmt.Errorf("open %s: %w", dir, err)
+	}
+	s.engine = volume.New(keeper{s}, o.MaxDraining)
+	s.spares.store = s
+	s.sealer.start(s)
+	for _, v := range state.Volumes {
+		if err := s.recoverVolume(v); err != nil {
+			return nil, fmt.Errorf("open %s: volume %s: %w", dir, v.Name, err)
+		}
+	}
+	s.spares.refill()
+	return s, nil
+}
+
+// takeDirectory makes the directory if need be and takes its lock.
+func (s *Store) takeDirectory() (err error) {
+	names, err := s.fs.ReadDir(s.dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if err := s.fs.MkdirAll(s.dir, 0o700); err != nil {
+			return fmt.Errorf("open %s: %w", s.dir, err)
+		}
+		if err := s.fs.SyncDir(path.Dir(s.dir)); err != nil {
+			return fmt.Errorf("open %s: %w", s.dir, err)
+		}
+	case err != nil:
+		return fmt.Errorf("open %s: %w", s.dir, err)
+	case !slices.Contains(names, "catalog.db") && slices.ContainsFunc(names, foreign):
+		return fmt.Errorf("open %s: %w: not a data directory, and not empty", s.dir, ErrFormat)
+	}
+	if s.lock, err = s.fs.Lock(lockName(s.dir)); err != nil {
+		if errors.Is(err, vfs.ErrLocked) {
+			return fmt.Errorf("data directory %s is %w: another tidemark has it open", s.dir, ErrInUse)
+		}
+		return fmt.Errorf("open %s: %w", s.dir, err)
+	}
+	for _, d := range []string{imagesDir(s.dir), volumesDir(s.dir)} {
+		if err := s.fs.MkdirAll(d, 0o700); err != nil {
+			return errors.Join(fmt.Errorf("open %s: %w", s.dir, err), s.lock.Close())
+		}
+	}
+	if err := s.fs.SyncDir(s.dir); err != nil {
+		return errors.Join(fmt.Errorf("open %s: %w", s.dir, err), s.lock.Close())
+	}
+	return nil
+}
+
+// foreign tells names that an open which was cut short does not leave behind.
+func foreign(name string) bool {
+	return !strings.HasPrefix(name, "catalog.db") && !strings.HasSuffix(name, ".sock") &&
+		!slices.Contains([]string{"lock", "images", "volumes"}, name)
+}
+
+func openError(dir string, err error) error {
+	if errors.Is(err, catalog.ErrFormat) {
+		return fmt.Errorf("open %s: %w: %w", dir, ErrFormat, err)
+	}
+	return fmt.Errorf("open %s: %w", dir, err)
+}
+
+// Recovery says in words what Open found and did.
+func (s *Store) Recovery() []string { return slices.Clone(s.recovery) }
+
+func (s *Store) note(format string, args ...any) {
+	s.recovery = append(s.recovery, fmt.Sprintf(format, args...))
+}
+
+// Close ends every process as torn, waits for requests in flight, flushes,
+// finishes the sealing that is at hand while ctx lasts, and lets the directory
+// go. No request may begin after it.
+func (s *Store) Close(ctx context.Context) error {
+	s.admin.Lock()
+	defer s.admin.Unlock()
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	s.mu.Unlock()
+
+	err := s.engine.Close()
+	s.preserves.Wait()
+	s.spares.close()
+	s.sealer.stop(ctx)
+	if err == nil { // all is flushed: what has drained stays exact over a power cut
+		err = s.recordDrained()
+	}
+	return errors.Join(err, s.release())
+}
+
+// release closes what Open opened.
+func (s *Store) release() (err error) {
+	for _, d := range s.volumes {
+		if d.kick != nil {
+			close(d.kick)
+			<-d.kicked
+		}
+		err = errors.Join(err, d.close())
+	}
+	s.spares.close()
+	if s.catalog != nil {
+		err = errors.Join(err, s.catalog.Close())
+	}
+	return errors.Join(err, s.lock.Close())
+}
+
+func (d *disk) close() (err error) {
+	if d.journal != nil {
+		err = d.journal.Close()
+	}
+	for _, img := range d.images {
+		err = errors.Join(err, img.Close())
+	}
+	return err
+}
+
+// disk returns a volume by name.
+func (s *Store) disk(name string) (*disk, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.diskLocked(name)
+}
+
+func (s *Store) diskLocked(name string) (*disk, error) {
+	if s.closed {
+		return nil, ErrClosed
+	}
+	if d := s.volumes[name]; d != nil {
+		return d, nil
+	}
+	return nil, fmt.Errorf("volume %s %w", name, ErrNotFound)
+}
+
+// CreateVolume makes a volume of zeros that takes no storage. Errors:
+// ErrInvalid, ErrExists.
+func (s *Store) CreateVolume(name string, sizeBytes int64, scope volume.Scope) (VolumeInfo, error) {
+	if err := errors.Join(checkName("volume", name), checkSize(sizeBytes)); err != nil {
+		return VolumeInfo{}, err
+	}
+	if scope != volume.ScopeRequest && scope != volume.ScopeSession {
+		return VolumeInfo{}, fmt.Errorf("%w: scope %s of a volume: allowed are request and session", ErrInvalid, scope)
+	}
+	s.admin.Lock()
+	defer s.admin.Unlock()
+	if _, err := s.disk(name); !errors.Is(err, ErrNotFound) {
+		if err == nil {
+			err = fmt.Errorf("volume %s %w", name, ErrExists)
+		}
+		return VolumeInfo{}, err
+	}
+	d, err := s.createVolume(name, sizeBytes, scope)
+	if err != nil {
+		return VolumeInfo{}, fmt.Errorf("create volume %s: %w", name, err)
+	}
+	return s.volumeInfo(d), nil
+}
+
+// createVolume makes the files first and the record last: what has no record
+// when the directory is opened is removed.
+func (s *Store) createVolume(name string, sizeBytes int64, scope volume.Scope) (*disk, error) {
+	record := catalog.Volume{Name: name, SizeBytes: sizeBytes, Scope: scope.String(), Created: time.Now().UTC()}
+	if err := s.catalog.Update(func(tx *catalog.Tx) (err error) {
+		record.ID, err = tx.NewVolumeID()
+		return err
+	}); err != nil {
+		return nil, err
+	}
+	images, err := s.spares.take(1)
+	if err != nil {
+		return nil, err
+	}
+	id, img := images[0].ID, images[0].Image
+	j, err := s.createJournal(record.ID, id)
+	if err == nil {
+		err = s.catalog.Update(func(tx *catalog.Tx) error {
+			return errors.Join(tx.PutVolume(record),
+				tx.PutLink(catalog.Link{Volume: record.ID, Image: id, SizeBytes: sizeBytes}))
+		})
+	}
+	if err != nil {
+		return nil, errors.Join(err, img.Close(), file.Remove(s.fs, imagesDir(s.dir), id))
+	}
+	s.spares.refill()
+	return s.addDisk(record, j, map[image.ID]image.Image{id: img}, []volume.Link{
+		{ID: id, Image: img, Table: lookup.NewTable(), SizeBytes: sizeBytes},
+	})
+}
+
+func (s *Store) createJournal(id catalog.VolumeID, first image.ID) (*journal.Journal, error) {
+	dir := volumeDir(s.dir, id)
+	if err := s.fs.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	j, err := journal.Create(journal.Options{FS: s.fs, Dir: dir, VolumeID: uint64(id), Images: []image.ID{first}})
+	if err != nil {
+		return nil, err
+	}
+	return j, s.fs.SyncDir(volumesDir(s.dir))
+}
+
+// addDisk gives a volume to the engine and to the maps.
+func (s *Store) addDisk(record catalog.Volume, j *journal.Journal, images map[image.ID]image.Image, chain []volume.Link) (*disk, error) {
+	scope, err := volume.ParseScope(record.Scope)
+	if err != nil {
+		return nil, err
+	}
+	d := &disk{
+		record: record, journal: j, images: images, snapshots: map[*volume.VLUN]*snapshot{},
+		kick: make(chan struct{}, 1), kicked: make(chan struct{}),
+	}
+	go d.checkpoints(s.logger)
+	d.volume, err = s.engine.AddVolume(volume.Config{
+		Name: record.Name, Scope: scope, Log: kickingLog{j, d.kick}, Chain: chain,
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.volumes[record.Name], s.byVolume[d.volume] = d, d
+	return d, nil
+}
+
+// kickingLog is a journal that asks for a checkpoint when it has grown.
+type kickingLog struct {
+	*journal.Journal
+	kick chan struct{}
+}
+
+// Commit implements volume.Log.
+func (l kickingLog) Commit(to journal.LSN) error {
+	if err := l.Journal.Commit(to); err != nil {
+		return err
+	}
+	if l.NeedsCheckpoint() {
+		select {
+		case l.kick <- struct{}{}:
+		default:
+		}
+	}
+	return nil
+}
+
+// checkpoints makes checkpoints beside the I/O when they are asked for.
+func (d *disk) checkpoints(logger *slog.Logger) {
+	defer close(d.kicked)
+	for range d.kick {
+		if err := d.journal.Checkpoint(); err != nil {
+			logger.Error("checkpoint", "volume", d.record.Name, "err", err)
+		}
+	}
+}
+
+// ResizeVolume makes a volume larger. Open views keep their size. Errors:
+// ErrNotFound, ErrInvalid (also for a smaller size).
+func (s *Store) ResizeVolume(name string, sizeBytes int64) (VolumeInfo, error) {
+	if err := checkSize(sizeBytes); err != nil {
+		return VolumeInfo{}, err
+	}
+	s.admin.Lock()
+	defer s.admin.Unlock()
+	d, err := s.disk(name)
+	if err != nil {
+		return VolumeInfo{}, err
+	}
+	err = s.engine.Resize(d.volume, sizeBytes, func() error {
+		if now := d.volume.SizeBytes(); sizeBytes < now {
+			return fmt.Errorf("%w: volume %s has %d bytes, and %d would cut data off: a volume only grows", ErrInvalid, name, now, sizeBytes)
+		}
+		record := d.record
+		record.SizeBytes = sizeBytes
+		err := s.catalog.Update(func(tx *catalog.Tx) error {
+			return errors.Join(tx.PutVolume(record),
+				tx.PutLink(catalog.Link{Volume: record.ID, Image: tip(d.volume).ImageID(), SizeBytes: sizeBytes}))
+		})
+		if err == nil {
+			s.mu.Lock()
+			d.record = record
+			s.mu.Unlock()
+		}
+		return err
+	})
+	if err != nil {
+		return VolumeInfo{}, err
+	}
+	return s.volumeInfo(d), nil
+}
+
+func tip(v *volume.Volume) *volume.VLUN {
+	vluns := v.VLUNs()
+	return vluns[len(vluns)-1]
+}
+
+// DeleteVolume removes a volume that nobody uses, with all it holds. Errors:
+// ErrNotFound; ErrInUse if a client is connected, a process named it, a
+// preserve drains, or it has snapshots and withSnapshots is false.
+func (s *Store) DeleteVolume(name string, withSnapshots bool) error {
+	s.admin.Lock()
+	defer s.admin.Unlock()
+	d, err := s.disk(name)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	snapshots := len(d.snapshots)
+	s.mu.Unlock()
+	if snapshots > 0 && !withSnapshots {
+		return fmt.Errorf("volume %s is %w: it has %d snapshots; delete them with it by --with-snapshots", name, ErrInUse, snapshots)
+	}
+	if err := s.engine.RemoveVolume(d.volume); err != nil {
+		views, processes := d.volume.Uses()
+		return fmt.Errorf("volume %s is %w: %d connections, %d processes; end them first", name, ErrInUse, views, processes)
+	}
+	s.mu.Lock()
+	delete(s.volumes, name)
+	delete(s.byVolume, d.volume)
+	for k := range d.snapshots {
+		d.forget(k)
+	}
+	s.mu.Unlock()
+	d.files.Lock()
+	defer d.files.Unlock()
+	d.deleted = true
+	close(d.kick)
+	<-d.kicked
+	err = s.catalog.Update(func(tx *catalog.Tx) error { return tx.DeleteVolume(d.record.ID) })
+	if err != nil {
+		return fmt.Errorf("delete volume %s: %w", name, errors.Join(err, d.close()))
+	}
+	if err := errors.Join(d.close(), s.removeFiles(d)); err != nil {
+		return fmt.Errorf("volume %s is deleted, but not all of its files: %w", name, err)
+	}
+	return nil
+}
+
+// forget drops a snapshot's record; Store.mu is held.
+func (d *disk) forget(k *volume.VLUN) {
+	if snap := d.snapshots[k]; snap != nil {
+		snap.settle()
+		delete(d.snapshots, k)
+	}
+}
+
+func (snap *snapshot) settle() {
+	select {
+	case <-snap.settled:
+	default:
+		close(snap.settled)
+	}
+}
+
+// removeFiles unlinks what a volume had on disk. The catalog is free of it.
+func (s *Store) removeFiles(d *disk) (err error) {
+	for id := range d.images {
+		err = errors.Join(err, file.Remove(s.fs, imagesDir(s.dir), id))
+	}
+	return errors.Join(err, s.removeVolumeDir(volumeDir(s.dir, d.record.ID)))
+}
+
+func (s *Store) removeVolumeDir(dir string) error {
+	names, err := s.fs.ReadDir(dir)
+	for _, name := range names {
+		err = errors.Join(err, s.fs.Remove(path.Join(dir, name)))
+	}
+	return errors.Join(err, s.fs.Remove(dir))
+}

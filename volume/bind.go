@@ -1,0 +1,110 @@
+package volume
+
+// enter binds a request to the VLUN that its view writes through now, and
+// counts it in flight there (R7). The protocol is that of Engine. The caller
+// leaves by leave.
+func (w *View) enter() (*VLUN, error) {
+	if w.fixed != nil {
+		return w.fixed, nil // a preserved view: nothing waits for its reads
+	}
+	e := w.volume.engine
+	for {
+		epoch := Epoch(e.epoch.Load())
+		bound := unbounded
+		if w.bound != nil {
+			bound = Epoch(w.bound.epoch.Load())
+		}
+		k := (*w.volume.chain.Load()).at(min(epoch, bound))
+		k.inflight[w.stripe].n.Add(1)
+
+		// From here the count is seen by whoever waits. Is it the right one?
+		if w.volume.refuse.Load() {
+			w.leave(k)
+			return nil, ErrClosed
+		}
+		if Epoch(e.epoch.Load()) != epoch {
+			w.leave(k)
+			continue
+		}
+		if w.bound != nil {
+			if Epoch(w.bound.epoch.Load()) != bound {
+				w.leave(k)
+				continue
+			}
+			if w.process.ended.Load() {
+				w.leave(k)
+				return nil, ErrEnded
+			}
+		}
+		return k, nil
+	}
+}
+
+// leave ends what enter began, on the stripe it began on.
+func (w *View) leave(k *VLUN) {
+	if w.fixed != nil {
+		return
+	}
+	k.inflight[w.stripe].n.Add(-1)
+	if k.cut.Load() {
+		k.poke()
+	}
+}
+
+// poke wakes the drain. It looks again at everything, so one token is enough.
+func (k *VLUN) poke() {
+	select {
+	case k.wake <- struct{}{}:
+	default:
+	}
+}
+
+// awaitRequests waits until no request is counted on stripe i. The VLUN is
+// cut, and no process is bound to it: a count of zero stays (Engine, 4).
+func (k *VLUN) awaitRequests(i int) {
+	for k.inflight[i].n.Load() != 0 {
+		<-k.wake
+	}
+}
+
+// requests is the number in flight; exact only when no request begins.
+func (k *VLUN) requests() int {
+	n := int64(0)
+	for i := range k.inflight {
+		n += max(0, k.inflight[i].n.Load())
+	}
+	return int(n)
+}
+
+// drain runs from the cut of a VLUN to its end. First its own processes and
+// requests end, in this order: while a process is bound, requests may begin.
+func (k *VLUN) drain(older *VLUN) {
+	e := k.volume.engine
+	for k.bound() > 0 {
+		<-k.wake
+	}
+	for i := range k.inflight {
+		k.awaitRequests(i)
+	}
+	e.mu.Lock()
+	k.quieted = true
+	e.mu.Unlock()
+	close(k.quiet)
+
+	if older != nil { // R8: an older process may still write what this VLUN sees
+		<-older.drained
+	}
+	if err := k.volume.log.MarkDrained(k.id); err != nil {
+		_ = k.volume.fail(err) // kept by the volume, met by its next write and flush
+	}
+	k.state.Store(uint32(Sealing))
+	e.keeper.Drained(k)
+	close(k.drained)
+}
+
+// bound is the number of processes bound to the VLUN.
+func (k *VLUN) bound() int {
+	k.volume.engine.mu.Lock()
+	defer k.volume.engine.mu.Unlock()
+	return len(k.processes)
+}

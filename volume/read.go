@@ -1,0 +1,180 @@
+package volume
+
+import (
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/tidemark/tidemark/blocklock"
+	"github.com/tidemark/tidemark/image"
+	"github.com/tidemark/tidemark/journal"
+	"github.com/tidemark/tidemark/lookup"
+)
+
+// ErrWouldBlock is returned by TryReadAt and TryWriteAt: to go on, the request
+// would have to wait for a lock or the disk. Nothing was done.
+var ErrWouldBlock = image.ErrWouldBlock
+
+// ReadAt reads as io.ReaderAt does: io.EOF at the end of the view.
+func (w *View) ReadAt(p []byte, off int64) (int, error) { return w.read(p, off, true) }
+
+// TryReadAt is ReadAt that waits for nothing: ErrWouldBlock, with the contents
+// of p undefined, when it would have to.
+func (w *View) TryReadAt(p []byte, off int64) (int, error) { return w.read(p, off, false) }
+
+func (w *View) read(p []byte, off int64, wait bool) (n int, err error) {
+	p, end, err := w.clip(p, off)
+	if err != nil || len(p) == 0 {
+		return 0, err
+	}
+	rq := requests.Get().(*request)
+	defer rq.release()
+	for again := true; again; {
+		if again, err = w.readOnce(rq, p, off, wait); err != nil {
+			return 0, err
+		}
+	}
+	return len(p), end
+}
+
+// readOnce is R2 for a range of bytes: under the lock of its blocks. It asks to
+// be called again when the request gave up a preserve that it conflicted with.
+func (w *View) readOnce(rq *request, p []byte, off int64, wait bool) (again bool, err error) {
+	v := w.volume
+	k, err := w.enter()
+	if err != nil {
+		return false, err
+	}
+	defer w.leave(k)
+	first, count := blocks(off, int64(len(p)))
+	if !v.lock(rq, first, count, blocklock.Shared, wait) {
+		return false, ErrWouldBlock
+	}
+	defer v.locks.Unlock(&rq.held)
+	if w.conflicts(k, first, count) {
+		return true, nil
+	}
+	return false, v.readLocked(k, p, off, wait)
+}
+
+// readLocked fills p through VLUN k. The caller holds the lock of its blocks.
+func (v *Volume) readLocked(k *VLUN, p []byte, off int64, wait bool) error {
+	for len(p) > 0 {
+		b, rest := blocks(off, int64(len(p)))
+		source, state, run := v.find(k, b, rest)
+		n := min(int64(len(p)), int64(run)*lookup.BlockSize-off%lookup.BlockSize)
+		if state != lookup.Data {
+			clear(p[:n])
+		} else if err := source.readImage(p[:n], off, wait); err != nil {
+			return err
+		}
+		p, off = p[n:], off+n
+	}
+	return nil
+}
+
+// find is R2: the newest image j <= k whose table has block b, and for how many
+// blocks (at most limit, of which the caller holds the locks) that is so. Nobody
+// has it: nil, Absent.
+func (v *Volume) find(k *VLUN, b lookup.BlockNum, limit uint64) (j *VLUN, s lookup.State, run uint64) {
+	c := *v.chain.Load()
+	e, run := v.index.Run(b, limit)
+	if e.Slot() == 0 {
+		return nil, lookup.Absent, run
+	}
+	if e.Slot() <= k.slot {
+		return c[e.Slot()-1], e.State(), run
+	}
+	// An image newer than k holds it: the index can't tell, the tables can.
+	for i := int(k.slot) - 1; i >= 0; i-- {
+		s, n := c[i].table.Run(b, run)
+		run = min(run, n)
+		if s != lookup.Absent {
+			return c[i], s, run
+		}
+	}
+	return nil, lookup.Absent, run
+}
+
+func (k *VLUN) readImage(p []byte, off int64, wait bool) (err error) {
+	if k.unsound.Load() {
+		return fmt.Errorf("read %d bytes at %d of image %d: %w", len(p), off, k.id, ErrFailed)
+	}
+	if wait {
+		_, err = k.image.ReadAt(p, off)
+	} else {
+		_, err = k.image.TryReadAt(p, off)
+	}
+	return err
+}
+
+// clip cuts a read at the end of the view, as io.ReaderAt asks.
+func (w *View) clip(p []byte, off int64) (_ []byte, end error, err error) {
+	if off < 0 {
+		return nil, nil, w.inRange(off, 0)
+	}
+	if off >= w.sizeBytes {
+		if len(p) == 0 {
+			return nil, nil, nil
+		}
+		return nil, nil, io.EOF
+	}
+	if int64(len(p)) > w.sizeBytes-off {
+		return p[:w.sizeBytes-off], io.EOF, nil
+	}
+	return p, nil, nil
+}
+
+// conflicts counts the blocks of a range that are held by a newer image than
+// the request's VLUN, on every preserve between the two. Its locks are held.
+// It returns true if that gave up a preserve (on-conflict abort): then the
+// request is not served here, but begins again with what it is bound to now.
+func (w *View) conflicts(k *VLUN, first lookup.BlockNum, count uint64) (givenUp bool) {
+	v := w.volume
+	c := *v.chain.Load()
+	if len(c.newer(k)) == 0 || w.fixed != nil {
+		return false
+	}
+	for end := first + lookup.BlockNum(count); first < end; {
+		e, run := v.index.Run(first, uint64(end-first))
+		if e.Slot() > k.slot {
+			between := c[k.slot-1 : e.Slot()-1]
+			if w.process != nil && v.engine.giveUp(between) {
+				return true
+			}
+			for _, preserved := range between {
+				preserved.conflicts.Add(run)
+			}
+		}
+		first += lookup.BlockNum(run)
+	}
+	return false
+}
+
+// lock takes the lock of a range of blocks for a request.
+func (v *Volume) lock(rq *request, first lookup.BlockNum, count uint64, m blocklock.Mode, wait bool) bool {
+	r := blocklock.Range{First: first, Count: count}
+	if !wait {
+		return v.locks.TryLock(&rq.held, r, m)
+	}
+	v.locks.Lock(&rq.held, r, m)
+	return true
+}
+
+// request is what one request needs besides its data, kept from one to the next.
+type request struct {
+	held    blocklock.Held
+	parts   [2]part
+	entries []entry
+	changes []journal.Change
+}
+
+var requests = sync.Pool{New: func() any {
+	return &request{entries: make([]entry, 0, 16), changes: make([]journal.Change, 0, 16)}
+}}
+
+func (rq *request) release() {
+	clear(rq.entries)
+	rq.entries, rq.changes = rq.entries[:0], rq.changes[:0]
+	requests.Put(rq)
+}

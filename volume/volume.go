@@ -1,0 +1,220 @@
+package volume
+
+import (
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/tidemark/tidemark/blocklock"
+	"github.com/tidemark/tidemark/image"
+	"github.com/tidemark/tidemark/lookup"
+)
+
+// Volume is a named virtual disk: a chain of images with their tables, the
+// lock table that belongs to none of them, and the index that is derived from
+// them. Clients reach it through a View.
+type Volume struct {
+	engine *Engine
+	name   string
+	scope  Scope
+	log    Log
+
+	// chain is replaced, never changed: a request that loaded it may go on
+	// with it for as long as it holds its lock (R1).
+	chain atomic.Pointer[chain]
+	locks *blocklock.Table
+	index *lookup.Index
+
+	commits committer
+	failed  atomic.Pointer[error]
+	refuse  atomic.Bool // the engine is closing
+	stalls  stalls
+	entries atomic.Uint32 // deals out the stripes of views
+
+	views int  // open views; guarded by Engine.mu
+	gone  bool // removed; guarded by Engine.mu
+}
+
+// chain holds the VLUNs of a volume, oldest first. chain[i] has slot i+1.
+type chain []*VLUN
+
+// at returns the VLUN that is live in an epoch.
+func (c chain) at(e Epoch) *VLUN {
+	i := len(c) - 1
+	for c[i].start > e {
+		i--
+	}
+	return c[i]
+}
+
+// newer returns the VLUNs above k.
+func (c chain) newer(k *VLUN) chain { return c[k.slot:] }
+
+func newVolume(e *Engine, c Config) *Volume {
+	v := &Volume{engine: e, name: c.Name, scope: c.Scope, log: c.Log, locks: blocklock.New()}
+	v.commits.volume = v
+	return v
+}
+
+// Name returns the volume's name.
+func (v *Volume) Name() string { return v.name }
+
+// Scope returns the scope of a plain connection.
+func (v *Volume) Scope() Scope { return v.scope }
+
+// tip returns the live VLUN.
+func (v *Volume) tip() *VLUN { c := *v.chain.Load(); return c[len(c)-1] }
+
+// VLUNs returns the chain, oldest first; the last is live. The slice is the
+// caller's to read.
+func (v *Volume) VLUNs() []*VLUN { return *v.chain.Load() }
+
+// SizeBytes is the size of the live VLUN.
+func (v *Volume) SizeBytes() int64 { return v.tip().SizeBytes() }
+
+// Uses returns how many views are open and how many processes named the volume.
+func (v *Volume) Uses() (views, processes int) {
+	v.engine.mu.Lock()
+	defer v.engine.mu.Unlock()
+	for _, k := range *v.chain.Load() {
+		processes += len(k.processes)
+	}
+	return v.views, processes
+}
+
+// Failed returns why the volume takes no writes, or nil.
+func (v *Volume) Failed() error {
+	if err := v.failed.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// fail makes the volume refuse writes and flushes from now on. The first cause
+// stays.
+func (v *Volume) fail(cause error) error {
+	err := fmt.Errorf("volume %s: %w: %w", v.name, ErrFailed, cause)
+	v.failed.CompareAndSwap(nil, &err)
+	return v.Failed()
+}
+
+// stripes spreads the in-flight counts so that connections don't share a cache
+// line. A view keeps its stripe, so a request leaves by the one it entered by.
+const stripes = 8
+
+// stripe is one in-flight count, alone in its cache line.
+type stripe struct {
+	n atomic.Int64
+	_ [56]byte
+}
+
+// VLUN is a virtual logical unit: images 1..k of a volume as one disk. Its own
+// image, k, takes the writes of the processes that are bound to it.
+type VLUN struct {
+	volume *Volume
+	slot   lookup.Slot // k
+	id     image.ID
+	image  image.Image
+	table  *lookup.Table
+	start  Epoch // the first epoch in which it is live
+
+	sizeBytes atomic.Int64 // fixed at the cut
+	dirty     atomic.Bool  // the image was written since its last sync began
+	unsound   atomic.Bool  // a sync of the image failed: what it holds may be lost
+	conflicts atomic.Uint64
+	state     atomic.Uint32 // State, once cut
+
+	inflight [stripes]stripe
+	cut      atomic.Bool   // it is live no more: requests that end wake the drain
+	wake     chan struct{} // capacity 1
+
+	quiet   chan struct{} // closed when no request and no process is bound to it
+	drained chan struct{} // closed when it and every older one is quiet
+
+	// Guarded by Engine.mu:
+	processes map[*Process]struct{} // bound to it
+	preserve  *Preserve             // the one whose own VLUN it is; nil while live
+	quieted   bool                  // quiet is closed
+	torn      []Token               // processes that died while it, or an older one, drained
+}
+
+func newVLUN(v *Volume, slot lookup.Slot, id image.ID, img image.Image, t *lookup.Table, start Epoch, sizeBytes int64) *VLUN {
+	k := &VLUN{
+		volume: v, slot: slot, id: id, image: img, table: t, start: start,
+		wake: make(chan struct{}, 1), quiet: make(chan struct{}), drained: make(chan struct{}),
+		processes: map[*Process]struct{}{},
+	}
+	k.sizeBytes.Store(sizeBytes)
+	return k
+}
+
+// endDrained makes a VLUN of an earlier life of the server one that has drained.
+func (k *VLUN) endDrained(s State) {
+	k.cut.Store(true)
+	k.quieted = true
+	k.state.Store(uint32(s))
+	close(k.quiet)
+	close(k.drained)
+}
+
+// Volume returns the volume that it is a VLUN of.
+func (k *VLUN) Volume() *Volume { return k.volume }
+
+// ImageID returns the ID of its own image.
+func (k *VLUN) ImageID() image.ID { return k.id }
+
+// Image returns its own image. Only the sealing of a drained VLUN may write
+// through it, and nothing that a reader sees.
+func (k *VLUN) Image() image.Image { return k.image }
+
+// Table returns the lookup table of its image. Reading an entry needs the
+// block's lock, or that nobody writes.
+func (k *VLUN) Table() *lookup.Table { return k.table }
+
+// SizeBytes is its size; fixed once it is cut.
+func (k *VLUN) SizeBytes() int64 { return k.sizeBytes.Load() }
+
+// Live tells whether it is the newest of its volume.
+func (k *VLUN) Live() bool { return k == k.volume.tip() }
+
+// State returns the state of a preserved VLUN.
+func (k *VLUN) State() State { return State(k.state.Load()) }
+
+// SetSealed says that the snapshot is durable and recorded so.
+func (k *VLUN) SetSealed() { k.state.Store(uint32(Sealed)) }
+
+// Drained is closed when every process older than its cut has ended.
+func (k *VLUN) Drained() <-chan struct{} { return k.drained }
+
+// Conflicts counts the blocks that processes older than its cut read or wrote
+// while a newer image than its own held them.
+func (k *VLUN) Conflicts() uint64 { return k.conflicts.Load() }
+
+// Torn lists the processes that died while it waited for them.
+func (k *VLUN) Torn() []Token {
+	k.volume.engine.mu.Lock()
+	defer k.volume.engine.mu.Unlock()
+	return append([]Token(nil), k.torn...)
+}
+
+// CutTime is when it was cut; zero while it is live, or if an earlier life of
+// the server did it.
+func (k *VLUN) CutTime() time.Time {
+	k.volume.engine.mu.Lock()
+	defer k.volume.engine.mu.Unlock()
+	if k.preserve == nil {
+		return time.Time{}
+	}
+	return k.preserve.cutTime
+}
+
+// Processes lists the processes that are bound to it.
+func (k *VLUN) Processes() []*Process {
+	k.volume.engine.mu.Lock()
+	defer k.volume.engine.mu.Unlock()
+	list := make([]*Process, 0, len(k.processes))
+	for p := range k.processes {
+		list = append(list, p)
+	}
+	return list
+}

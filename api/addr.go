@@ -21,9 +21,9 @@ import (
 const maxUnixPathBytes = 107
 
 var (
-	// ErrBadAddr: text that is no address, with what is allowed.
+	// ErrBadAddr says that a text is no address, and what is allowed.
 	ErrBadAddr = errors.New("not an address")
-	// ErrAddrInUse: another process listens there.
+	// ErrAddrInUse says that another process listens there.
 	ErrAddrInUse = errors.New("address in use")
 )
 

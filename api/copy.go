@@ -88,7 +88,10 @@ func read(src *os.File, sizeBytes int64, yield func(off int64, data []byte, hole
 func nextData(src *os.File, off, sizeBytes int64) (begin, end int64) {
 	begin, err := unix.Seek(int(src.Fd()), off, unix.SEEK_DATA)
 	switch {
-	case errors.Is(err, unix.ENXIO): // hole to the end
+	case errors.Is(err, unix.ENXIO): // hole to the end, or past it
+		if info, err := src.Stat(); err == nil && info.Size() < sizeBytes {
+			return off, sizeBytes // the read will find its end
+		}
 		return sizeBytes, sizeBytes
 	case err != nil:
 		return off, sizeBytes

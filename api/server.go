@@ -82,7 +82,7 @@ func (s *Server) Serve(l net.Listener) error {
 // in the store, a held process is torn), and returns when all have answered or
 // ctx ends.
 func (s *Server) Shutdown(ctx context.Context) error {
-	s.end(fmt.Errorf("the server is shutting down: %w", store.ErrClosed))
+	s.end(fmt.Errorf("%w: the server is shutting down", store.ErrClosed))
 	if err := s.http.Shutdown(ctx); err != nil {
 		return errors.Join(fmt.Errorf("shut the API down: %w", err), s.http.Close())
 	}

@@ -69,6 +69,9 @@ func (s *service) Preserve(ctx context.Context, r *tidemarkv1.PreserveRequest) (
 		return nil, wireError(err, nil)
 	}
 	report, err := s.store.Preserve(ctx, request)
+	if ctx.Err() != nil {
+		return nil, wireError(context.Cause(ctx), nil)
+	}
 	if err != nil {
 		return nil, wireError(err, toReport(report))
 	}

@@ -100,8 +100,8 @@ func (e *entry) conflicts(with *entry) bool {
 
 // Held is the room that a caller lends for a lock, from Lock to Unlock. The zero
 // value is ready; it must not be copied, and may be used again after Unlock,
-// with any Table. What it allocated, for a first wait or a range of more than 64
-// MiB, it keeps.
+// with any Table. What it allocated, for a first wait or for a range in more than
+// two regions, it keeps.
 type Held struct {
 	inUse    bool
 	shards   uint64        // a bit for each shard entered

@@ -40,6 +40,9 @@ func readPages(file []byte) (records []record, transaction uint64, err error) {
 			newest = m
 		}
 	}
+	if newest.pages > uint64(len(file))/pageSizeBytes { // bbolt would list them all as free
+		return nil, 0, fmt.Errorf("%w: meta page %d: more pages than the file has", ErrCorrupt, newest.transaction%2)
+	}
 	if newest.freeList != noFreeList {
 		return nil, 0, fmt.Errorf("%w: meta page %d: it has a free list", ErrCorrupt, newest.transaction%2)
 	}
@@ -138,13 +141,12 @@ func (w *walk) page(id uint64, from, to []byte, elements []element) ([]element, 
 	wrong := func(what string) ([]element, error) {
 		return nil, fmt.Errorf("%w: page %d: %s", ErrCorrupt, id, what)
 	}
-	last := min(w.pages, uint64(len(w.file))/pageSizeBytes)
-	if id < 2 || id >= last {
+	if id < 2 || id >= w.pages {
 		return wrong("there is none")
 	}
 	page := w.file[id*pageSizeBytes:]
 	overflow := uint64(native.Uint32(page[12:]))
-	if native.Uint64(page) != id || overflow >= last-id {
+	if native.Uint64(page) != id || overflow >= w.pages-id {
 		return wrong("wrong header")
 	}
 	for p := id; p <= id+overflow; p++ {

@@ -65,9 +65,10 @@ func (d device) Extents(off, lengthBytes int64, yield func(nbd.Extent) bool) err
 }
 
 func (d device) Close(torn bool) {
-	// A view's close only unregisters: it has no error to report.
+	// A view that is closed has nothing left to lose: its errors tell nobody
+	// anything that a flush has not.
 	if torn {
-		d.CloseTorn()
+		_ = d.CloseTorn()
 		return
 	}
 	_ = d.View.Close()

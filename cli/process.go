@@ -14,9 +14,9 @@ func (a *app) processCommand() *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "process",
 		Short: "Begin, end and list I/O processes",
-		Long: `An I/O process is one or more requests that belong together: a preserve keeps all
-of them or none. An explicit process has a token; every connection to the NBD
-export VOLUME:process:TOKEN belongs to it.`,
+		Long: `An I/O process is one or more requests that belong together: a preserve keeps
+all of them or none. An explicit process has a token; every connection to the
+NBD export VOLUME:process:TOKEN belongs to it.`,
 		Example: "  TOKEN=$(tidemark process begin --volume db)\n  nbdcopy new.img nbd://127.0.0.1/db:process:$TOKEN\n  tidemark process end $TOKEN",
 	}, a.processBeginCommand(), a.processEndCommand(), a.processListCommand())
 }

@@ -25,18 +25,20 @@ func newProgress(w io.Writer) *progress {
 	return &progress{all: mpb.New(mpb.WithOutput(w), mpb.WithWidth(60), mpb.WithRefreshRate(200*time.Millisecond))}
 }
 
-// start shows the bar. A size of -1 is not known.
+// start shows the bar, or for a size of -1, which is not known, only how much
+// was done.
 func (p *progress) start(sizeBytes int64) {
 	if p.all == nil {
 		return
 	}
-	done := decor.CountersKibiByte("% .1f / % .1f")
+	speed := decor.AverageSpeed(decor.SizeB1024(0), " % .1f")
 	if sizeBytes < 0 {
-		sizeBytes, done = 0, decor.CurrentKibiByte("% .1f")
+		p.bar = p.all.New(0, mpb.NopStyle(), mpb.PrependDecorators(decor.CurrentKibiByte("% .1f"), speed))
+		return
 	}
-	p.bar = p.all.AddBar(sizeBytes,
-		mpb.PrependDecorators(done),
-		mpb.AppendDecorators(decor.Percentage(), decor.Name(" "), decor.AverageSpeed(decor.SizeB1024(0), "% .1f"), decor.Name(" "), decor.AverageETA(decor.ET_STYLE_GO)))
+	p.bar = p.all.New(sizeBytes, mpb.BarStyle(),
+		mpb.PrependDecorators(decor.CountersKibiByte("% .1f / % .1f ")),
+		mpb.AppendDecorators(decor.Percentage(), speed, decor.Name(" "), decor.AverageETA(decor.ET_STYLE_GO)))
 }
 
 func (p *progress) add(bytes int64) {

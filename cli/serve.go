@@ -89,8 +89,7 @@ func (a *app) serve(ctx context.Context, o serveOptions) error {
 	for _, line := range s.Recovery() {
 		log.tell("recovery: "+line, "recovery", "found", line)
 	}
-	err = a.serveStore(ctx, s, o, nbdAddrs, apiAddr, log)
-	return err
+	return serveStore(ctx, s, o, nbdAddrs, apiAddr, log)
 }
 
 // cannotOpen says what to do about a directory that does not open.
@@ -135,7 +134,7 @@ func (o serveOptions) addresses() (nbdAddrs []api.Addr, apiAddr api.Addr, err er
 // serveStore serves an open store until ctx ends or a listener fails, and
 // closes it in order: first the frontends, whose requests must finish, then the
 // store, which flushes.
-func (a *app) serveStore(ctx context.Context, s *store.Store, o serveOptions, nbdAddrs []api.Addr, apiAddr api.Addr, log serverLog) error {
+func serveStore(ctx context.Context, s *store.Store, o serveOptions, nbdAddrs []api.Addr, apiAddr api.Addr, log serverLog) error {
 	f, err := listen(s, o, nbdAddrs, apiAddr, log)
 	if err != nil {
 		// Nothing was served, so there is nothing to wait for.

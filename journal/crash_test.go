@@ -362,13 +362,13 @@ func TestAPowerCutAtEveryOperationKeepsWhatWasCommitted(t *testing.T) {
 	first := r.sim.Ops()
 	r.must(r.script())
 	for at := first; at <= r.sim.Ops(); at++ {
-		for seed := range uint64(4) {
+		for seed := range uint64(3) {
 			cut := r.afterCut(at, dice(seed))
 			cut.recover(false, false)
 			// Cut the recovery too, anywhere. Open had committed all it gave.
 			cut.mark()
 			end := len(cut.frames)
-			for at2 := cut.trail[0].ops + int(seed); at2 <= cut.sim.Ops(); at2 += 4 {
+			for at2 := cut.trail[0].ops + int(seed); at2 <= cut.sim.Ops(); at2 += 5 {
 				again := cut.afterCut(at2, dice(seed+1))
 				again.recover(false, false)
 				if len(again.frames) != end {

@@ -50,7 +50,7 @@ func FuzzFramesOfAnyPayload(f *testing.F) {
 	change := appendChange(nil, data(1, 5))
 	f.Add(byte(0), change, byte(1), []byte{1, 0, 0, 0, 0, 0, 0, 0}, uint32(0), false)
 	f.Add(byte(2), make([]byte, 16), byte(3), []byte{}, uint32(90), false)
-	f.Add(byte(0), appendChange(change, Change{1, 1, lookup.MaxBlocks - 1, lookup.Zero}), byte(4), []byte{}, uint32(0), false)
+	f.Add(byte(0), appendChange(change, Change{1, 1, 1 << 20, lookup.Zero}), byte(4), []byte{}, uint32(0), false)
 	f.Add(byte(5), change, byte(1), make([]byte, 8), uint32(1000), true)
 	kinds := []kind{kindChanges, kindCommit, kindDrained, kindNext, kindClosed, kind([]byte("what"))}
 	f.Fuzz(func(t *testing.T, kind1 byte, payload1 []byte, kind2 byte, payload2 []byte, durable uint32, unchained bool) {

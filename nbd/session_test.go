@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"math"
 	"net"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -102,7 +103,7 @@ func TestCommandIsAnswered(t *testing.T) {
 			k := enter(t, m, structured, c.contexts...)
 			if alone {
 				for range aloneAfter + 1 {
-					k.expect(k.command(wire.Request{Command: flush}, ""), "simple 0")
+					k.command(wire.Request{Command: read, Length: 1}, "")
 				}
 			}
 			m.cold.Store(cold)
@@ -167,7 +168,7 @@ func TestTransfersOfEverySizeKeepTheirBytes(t *testing.T) {
 	for i := range pattern {
 		pattern[i] = byte(i ^ i>>8 ^ i>>16)
 	}
-	lengths := []int{1, 511, 4096, receiveBytes - wire.RequestSize, receiveBytes - 1, receiveBytes, receiveBytes + 1,
+	lengths := []int{1, 511, 4096, inPlaceBytes - 1, inPlaceBytes, receiveBytes - 1, receiveBytes, receiveBytes + 1,
 		batchBytes, batchBytes + replyHeadroom - wire.DataChunkSize, batchBytes + replyHeadroom, 3 << 20, maxPayloadBytes}
 	for _, cold := range []bool{false, true} {
 		t.Run(fmt.Sprintf("cold=%t", cold), func(t *testing.T) {
@@ -487,4 +488,32 @@ func TestShutdown(t *testing.T) {
 			t.Errorf("Serve: %v", err)
 		}
 	})
+}
+
+func TestOneRequestHeldUpIsTheLast(t *testing.T) {
+	m := newMemory(testSize)
+	k := enter(t, m, false)
+	flush := wire.Request{Command: wire.CmdFlush, Cookie: 1}
+	read := wire.Request{Command: wire.CmdRead, Cookie: 2, Length: 1}
+	for range 2 * aloneAfter {
+		k.expect(k.command(read, ""), `simple 0 "\x00"`)
+	}
+	// The client seemed to be alone, and is not: the flush holds the read up.
+	release := m.setHold()
+	k.send(flush.Append(nil))
+	for m.running.Load() == 0 {
+		runtime.Gosched()
+	}
+	k.send(read.Append(nil))
+	release()
+	k.expect(k.reply(flush), "simple 0")
+	k.expect(k.reply(read), `simple 0 "\x00"`)
+	for range 2 * aloneAfter {
+		k.expect(k.command(read, ""), `simple 0 "\x00"`)
+	}
+	release = m.setHold()
+	k.send(flush.Append(nil))
+	k.expect(k.command(read, ""), `simple 0 "\x00"`)
+	release()
+	k.expect(k.reply(flush), "simple 0")
 }

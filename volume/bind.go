@@ -77,22 +77,19 @@ func (k *VLUN) requests() int {
 }
 
 // drain runs from the cut of a VLUN to its end. First its own processes and
-// requests end, in this order: while a process is bound, requests may begin.
+// requests end. Then the older VLUNs drain (R8): their processes may still write
+// what this one sees and, if an older preserve is given up, go on in this one.
 func (k *VLUN) drain(older *VLUN) {
 	e := k.volume.engine
-	for k.bound() > 0 {
-		<-k.wake
-	}
-	for i := range k.inflight {
-		k.awaitRequests(i)
-	}
+	k.awaitOwn()
 	e.mu.Lock()
 	k.quieted = true
 	e.mu.Unlock()
 	close(k.quiet)
 
-	if older != nil { // R8: an older process may still write what this VLUN sees
+	if older != nil {
 		<-older.drained
+		k.awaitOwn()
 	}
 	if err := k.volume.log.MarkDrained(k.id); err != nil {
 		_ = k.volume.fail(err) // kept by the volume, met by its next write and flush
@@ -100,6 +97,17 @@ func (k *VLUN) drain(older *VLUN) {
 	k.state.Store(uint32(Sealing))
 	e.keeper.Drained(k)
 	close(k.drained)
+}
+
+// awaitOwn waits until no process is bound to the VLUN and no request is counted
+// on it, in this order: while a process is bound, requests may begin.
+func (k *VLUN) awaitOwn() {
+	for k.bound() > 0 {
+		<-k.wake
+	}
+	for i := range k.inflight {
+		k.awaitRequests(i)
+	}
 }
 
 // bound is the number of processes bound to the VLUN.

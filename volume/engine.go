@@ -80,8 +80,9 @@ type Token string
 //  3. a process is a stream of requests whose epoch has an upper bound, by
 //     volume: min(epoch, bound). At begin the bound is the epoch of then, so a
 //     later cut leaves it where it is (I2). It moves by raising the bound;
-//  4. once a cut VLUN has no process and a zero count, it never gets either
-//     again, since both only enter a VLUN that is live.
+//  4. once a cut VLUN and all older ones have no process and a zero count, they
+//     never get either again: both only enter a VLUN that is live, or move to
+//     it from an older one.
 //
 // Rejected: a read-write lock that requests share and the cut takes (each
 // request would touch one cache line of all cores, and wait for the cut behind

@@ -135,7 +135,7 @@ func (e *Engine) cut(p, replaces *Preserve) error {
 		replaces.giveUpLocked()
 		for i, v := range p.volumes {
 			live := v.tip()
-			replaces.vluns[i].moveAllLocked(v.next(replaces.vluns[i]), live, epoch)
+			replaces.vluns[i].moveAllLocked(replaces.vluns[i].heirLocked(), live, epoch)
 			p.vluns[i].moveAllLocked(live, live, epoch)
 		}
 	}
@@ -282,9 +282,8 @@ func (p *Preserve) abort() error {
 // moveOnLocked moves the processes of the preserve's own VLUNs to the next ones.
 func (p *Preserve) moveOnLocked() {
 	p.giveUpLocked()
-	for i, k := range p.vluns {
-		next := p.volumes[i].next(k)
-		k.moveAllLocked(next, nil, 0)
+	for _, k := range p.vluns {
+		k.moveAllLocked(k.heirLocked(), nil, 0)
 	}
 }
 
@@ -301,15 +300,26 @@ func (p *Preserve) giveUpLocked() {
 	slices.Sort(p.moved)
 }
 
-// next returns the VLUN after k.
-func (v *Volume) next(k *VLUN) *VLUN { return (*v.chain.Load())[k.slot] }
+// heirLocked returns the VLUN in which the processes of k go on when its
+// preserve is given up: the next that is live, or that a preserve still wants
+// whole. One that was given up itself may be waited for no more.
+func (k *VLUN) heirLocked() *VLUN {
+	next := k.next()
+	for next.preserve != nil && next.preserve.phase == aborted {
+		next = next.next()
+	}
+	return next
+}
+
+// next returns the VLUN after k, which is not live.
+func (k *VLUN) next() *VLUN { return (*k.volume.chain.Load())[k.slot] }
 
 // moveAllLocked moves the processes of k to another VLUN, its successor. If the
 // successor is about to be cut (its own successor is crossing, live in epoch),
 // they cross that cut too.
 func (k *VLUN) moveAllLocked(to, crossing *VLUN, epoch Epoch) {
 	start := to.start
-	if crossing != nil && (to == crossing || k.volume.next(to) == crossing) {
+	if crossing != nil && (to == crossing || to.next() == crossing) {
 		to, start = crossing, epoch
 	}
 	for q := range k.processes {
@@ -334,9 +344,20 @@ func (p *Preserve) degrade() error {
 	for i := range p.vluns {
 		<-p.vluns[i].quiet
 		<-second.vluns[i].quiet
+		if !second.vluns[i].waitsForProcesses() {
+			<-second.vluns[i].drained
+		}
 	}
 	p.degraded = second
 	return nil
+}
+
+// waitsForProcesses tells whether a process is still bound to k or to an older
+// VLUN. If none is, none will be, and k drains as soon as their requests end.
+func (k *VLUN) waitsForProcesses() bool {
+	k.volume.engine.mu.Lock()
+	defer k.volume.engine.mu.Unlock()
+	return slices.ContainsFunc((*k.volume.chain.Load())[:k.slot], func(j *VLUN) bool { return len(j.processes) > 0 })
 }
 
 // result is the report of a preserve that is over.

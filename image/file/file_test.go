@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync"
 	"syscall"
@@ -267,15 +268,29 @@ func TestASyncWaitsForTheOneBeforeIt(t *testing.T) {
 	im := create(t, fsys, "/", small)
 	mustWrite(t, im, 0, 1)
 	results := make(chan error, 2)
+	letGo := sync.OnceFunc(func() { close(release) })
+	defer letGo()
 	go func() { results <- im.Sync() }()
-	<-entered
-	go func() { results <- im.Sync() }() // its only segment is marked clean by now
+	select {
+	case <-entered:
+	case err := <-results:
+		t.Fatalf("Sync returned %v and synced nothing", err)
+	}
+	started := make(chan struct{})
+	go func() {
+		close(started)
+		results <- im.Sync() // its only segment is marked clean by now
+	}()
+	<-started
+	for range 1000 {
+		runtime.Gosched() // let it go as far as it can
+	}
 	select {
 	case err := <-results:
-		t.Errorf("a Sync returned %v while another still ran", err)
+		t.Fatalf("a Sync returned %v while another still ran", err)
 	default:
 	}
-	close(release)
+	letGo()
 	for range 2 {
 		if err := <-results; !errors.Is(err, image.ErrSyncFailed) {
 			t.Errorf("Sync: %v, want ErrSyncFailed", err)

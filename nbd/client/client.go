@@ -300,6 +300,9 @@ func (c *Client) Close() error {
 func (c *Client) Abort() error {
 	err := c.nc.Close()
 	<-c.received
+	if errors.Is(err, net.ErrClosed) { // receive was first: the server closed it
+		return nil
+	}
 	return err
 }
 

@@ -123,16 +123,15 @@ type Errno uint32
 
 // The error values that a server may send.
 const (
-	OK          Errno = 0
-	EPERM       Errno = 1
-	EIO         Errno = 5
-	ENOMEM      Errno = 12
-	EINVAL      Errno = 22
-	ENOSPC      Errno = 28
-	EOVERFLOW   Errno = 75
-	ENOTSUP     Errno = 95
-	ESHUTDOWN   Errno = 108
-	unknownName       = "unknown NBD error"
+	OK        Errno = 0
+	EPERM     Errno = 1
+	EIO       Errno = 5
+	ENOMEM    Errno = 12
+	EINVAL    Errno = 22
+	ENOSPC    Errno = 28
+	EOVERFLOW Errno = 75
+	ENOTSUP   Errno = 95
+	ESHUTDOWN Errno = 108
 )
 
 var errnoText = map[Errno]string{
@@ -149,7 +148,7 @@ func (e Errno) Error() string {
 	if text, ok := errnoText[e]; ok {
 		return text
 	}
-	return unknownName
+	return "unknown NBD error"
 }
 
 // Sizes of the fixed parts.

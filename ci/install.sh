@@ -1,0 +1,27 @@
+#!/bin/bash
+# Installs the Debian packages that the tests need and the machine lacks.
+set -euo pipefail
+
+packages=(
+  gcc libc6-dev                           # the race detector
+  fio jq qemu-utils                       # stock clients: fio, qemu-io, qemu-img
+  nbdkit libnbd-bin python3-libnbd fuse3  # nbdkit, nbdinfo, nbdcopy, nbdfuse, nbdsh
+  e2fsprogs                               # a file system on a volume
+)
+
+missing=()
+for package in "${packages[@]}"; do
+  status=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
+  [[ $status == installed ]] || missing+=("$package")
+done
+if ((${#missing[@]} == 0)); then
+  exit 0
+fi
+if ((EUID != 0)); then
+  echo "ci/install.sh: these packages are missing, and only root can install them: ${missing[*]}" >&2
+  exit 1
+fi
+echo "ci/install.sh: installing ${missing[*]}"
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -q
+apt-get install -q -y --no-install-recommends "${missing[@]}"

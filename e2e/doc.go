@@ -1,0 +1,31 @@
+// Package e2e holds no code but tests: the real server under the clients that
+// people use. Each test starts bin/tidemark's own main package on sockets of
+// its own and ends it by its handle; a client that is not installed fails the
+// test (ci/install.sh installs them all).
+//
+// Which stock client exercises which part of the protocol:
+//
+//	NBD_OPT_EXPORT_NAME          libnbd without fixed newstyle, with and without zeroes
+//	NBD_OPT_ABORT                libnbd opt_abort, nbdinfo --list
+//	NBD_OPT_LIST                 nbdinfo --list
+//	NBD_OPT_STARTTLS             libnbd TLS_ALLOW
+//	NBD_OPT_INFO                 nbdinfo --list, libnbd opt_info
+//	NBD_OPT_GO                   all
+//	NBD_OPT_STRUCTURED_REPLY     all but those of EXPORT_NAME
+//	NBD_OPT_LIST_META_CONTEXT    libnbd opt_list_meta_context, nbdinfo
+//	NBD_OPT_SET_META_CONTEXT     nbdinfo --map, qemu-img, nbdcopy
+//	an unknown option            none exists: bytes of our own
+//	NBD_CMD_READ, WRITE, DISC    all
+//	  with NBD_CMD_FLAG_DF       libnbd pread_structured
+//	  with NBD_CMD_FLAG_FUA      qemu-io write -f
+//	NBD_CMD_FLUSH                qemu-io flush, nbdcopy --flush, nbdfuse
+//	NBD_CMD_TRIM                 qemu-io discard, mkfs.ext4 through nbdfuse
+//	  with NBD_CMD_FLAG_FUA      libnbd trim
+//	NBD_CMD_WRITE_ZEROES         qemu-io write -z -u
+//	  with NBD_CMD_FLAG_NO_HOLE  qemu-io write -z
+//	  with FAST_ZERO             qemu-io write -z -u -n, nbdcopy
+//	NBD_CMD_BLOCK_STATUS         nbdinfo --map, qemu-img convert, nbdcopy
+//	  with NBD_CMD_FLAG_REQ_ONE  libnbd block_status, qemu-io
+//	NBD_CMD_CACHE (refused)      libnbd cache, not strict
+//	unknown commands and flags   libnbd, not strict; for commands none exists: bytes of our own
+package e2e

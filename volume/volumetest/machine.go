@@ -1,0 +1,601 @@
+package volumetest
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/tidemark/tidemark/lookup"
+	"github.com/tidemark/tidemark/volume"
+)
+
+// maxDraining is what a Target limits the draining VLUNs of a volume to.
+const maxDraining = 3
+
+// MaxDraining is the limit of draining VLUNs that a Target is made with.
+const MaxDraining = maxDraining
+
+// Run checks many random runs of a target against the model.
+func Run(t *testing.T, open func(*rapid.T) Target) {
+	rapid.Check(t, func(rt *rapid.T) {
+		rapid.SyncTest(rt, func(rt *rapid.T) {
+			m := New(rt, open(rt))
+			rt.Cleanup(m.Close)
+			for i := range 3 {
+				m.create(i)
+			}
+			rt.Repeat(m.actions())
+		})
+	})
+}
+
+// Machine drives a Target and the model. Each exported method is a step: it
+// does the same to both and compares what comes back.
+type Machine struct {
+	t         T
+	target    Target
+	disks     []*disk // by number; nil: deleted
+	handles   []*handle
+	processes []*process
+	preserves []*preserve // not yet answered
+	started   int         // commands and writes so far: names, tokens, data
+	cuts      int
+	sessions  int // in this life of the target
+
+	// certain runs at the next step: it takes out of the model what a power cut
+	// in the present step may still leave.
+	certain []func()
+	opsAt   int // operations on the disk before the present step
+}
+
+// T is what a Machine needs of *testing.T or *rapid.T.
+type T interface {
+	Helper()
+	Fatalf(format string, args ...any)
+	Logf(format string, args ...any)
+}
+
+// handle is an open view.
+type handle struct {
+	*volume.View
+	disk      *disk
+	process   *process // nil: request scope, or fixed
+	fixed     int      // slot of a preserved view; -1 otherwise
+	sizeBytes int64
+}
+
+func (h *handle) slot() int {
+	switch {
+	case h.fixed >= 0:
+		return h.fixed
+	case h.process != nil:
+		return h.process.bound[h.disk]
+	default:
+		return h.disk.tip()
+	}
+}
+
+func (h *handle) ended() bool { return h.process != nil && h.process.ended }
+
+// String implements fmt.Stringer, for the log of a run.
+func (d *disk) String() string { return d.name }
+
+// String implements fmt.Stringer.
+func (p *process) String() string { return p.token }
+
+// New returns a Machine over a target without volumes.
+func New(t T, target Target) *Machine { return &Machine{t: t, target: target} }
+
+// Close ends the target.
+func (m *Machine) Close() { _ = m.target.Close() }
+
+// actions are the steps with what they draw. A step that makes no sense now
+// does nothing.
+func (m *Machine) actions() map[string]func(*rapid.T) {
+	actions := map[string]func(*rapid.T){
+		"": func(*rapid.T) { m.Compare() },
+		"write": func(t *rapid.T) {
+			for range rapid.IntRange(1, 4).Draw(t, "writes") {
+				h := m.drawHandle(t)
+				off, n := drawRange(t, h.sizeBytes)
+				m.Write(h, off, n, rapid.Bool().Draw(t, "try"))
+			}
+		},
+		"zero": func(t *rapid.T) {
+			h := m.drawHandle(t)
+			off, n := drawRange(t, h.sizeBytes)
+			m.Zero(h, off, n, rapid.Bool().Draw(t, "noHole"))
+		},
+		"read": func(t *rapid.T) {
+			h := m.drawHandle(t)
+			off, n := drawRange(t, h.sizeBytes)
+			m.Read(h, off, n, rapid.Bool().Draw(t, "try"))
+		},
+		"extents": func(t *rapid.T) {
+			h := m.drawHandle(t)
+			off, n := drawRange(t, h.sizeBytes)
+			m.Extents(h, off, n)
+		},
+		"flush": func(t *rapid.T) { m.Flush(m.drawHandle(t)) },
+		"open": func(t *rapid.T) {
+			if len(m.handles) < 12 {
+				m.Open(m.drawDisk(t))
+			}
+		},
+		"openSession": func(t *rapid.T) {
+			if len(m.handles) < 12 {
+				m.OpenSession(m.drawDisk(t))
+			}
+		},
+		"openSnapshot": func(t *rapid.T) {
+			d := m.drawDisk(t)
+			if k := rapid.IntRange(0, d.tip()).Draw(t, "vlun"); len(m.handles) < 12 && d.vluns[k].name != "" {
+				m.OpenSnapshot(d, k)
+			}
+		},
+		"openProcess": func(t *rapid.T) {
+			if p := m.drawProcess(t); p != nil && len(m.handles) < 12 {
+				m.OpenProcess(p, m.drawDisk(t))
+			}
+		},
+		"closeView": func(t *rapid.T) {
+			m.CloseView(m.drawHandle(t), rapid.Bool().Draw(t, "torn"))
+		},
+		"begin": func(t *rapid.T) {
+			if len(m.processes) < 6 {
+				p := m.Begin(m.drawDisks(t))
+				for d := range m.disks {
+					if _, named := p.bound[m.disks[d]]; named && rapid.Bool().Draw(t, "opens") {
+						m.OpenProcess(p, m.disks[d])
+					}
+				}
+			}
+		},
+		"end": func(t *rapid.T) {
+			if p := m.drawProcess(t); p != nil {
+				m.End(p, rapid.Bool().Draw(t, "torn"))
+			}
+		},
+		"preserve": func(t *rapid.T) {
+			m.Preserve(m.drawDisks(t), Command{
+				Wait:       rapid.SampledFrom([]time.Duration{time.Minute, time.Hour}).Draw(t, "wait"),
+				OnTimeout:  volume.OnTimeout(rapid.IntRange(0, 2).Draw(t, "onTimeout")),
+				OnConflict: volume.OnConflict(rapid.IntRange(0, 1).Draw(t, "onConflict")),
+			})
+		},
+		"preserveAtOnce": func(t *rapid.T) {
+			m.Preserve(m.drawDisks(t), Command{OnTimeout: volume.OnTimeout(rapid.IntRange(0, 2).Draw(t, "onTimeout"))})
+		},
+		"pass": func(t *rapid.T) {
+			m.Pass(rapid.SampledFrom([]time.Duration{2 * time.Minute, 2 * time.Hour}).Draw(t, "time"))
+		},
+		"resize": func(t *rapid.T) {
+			d := m.drawDisk(t)
+			size := d.vluns[d.tip()].sizeBytes + sectorBytes*rapid.Int64Range(1, 16).Draw(t, "sectors")
+			m.Resize(d, min(size, maxBytes))
+		},
+		"delete": func(t *rapid.T) {
+			i := rapid.IntRange(0, len(m.disks)-1).Draw(t, "volume")
+			if rapid.IntRange(0, 3).Draw(t, "rarely") == 0 && m.Delete(m.disks[i]) {
+				m.create(i)
+			}
+		},
+	}
+	if r, ok := m.target.(Restarter); ok {
+		m.restarts(r, actions)
+	}
+	return actions
+}
+
+// sizes of the volumes: whole blocks, and one that ends within a block.
+var sizes = []int64{8 * blockBytes, 5*blockBytes + 3*sectorBytes, 6 * blockBytes}
+
+func (m *Machine) create(i int) { m.Create(i, sizes[i%len(sizes)]) }
+
+func (m *Machine) drawDisk(t *rapid.T) *disk { return rapid.SampledFrom(m.disks).Draw(t, "volume") }
+
+// drawDisks draws some volumes in some order.
+func (m *Machine) drawDisks(t *rapid.T) []*disk {
+	n := rapid.IntRange(1, len(m.disks)).Draw(t, "volumes")
+	return rapid.Permutation(m.disks).Draw(t, "which")[:n]
+}
+
+// drawHandle draws an open view, and opens one if there is none.
+func (m *Machine) drawHandle(t *rapid.T) *handle {
+	if len(m.handles) == 0 {
+		return m.Open(m.drawDisk(t))
+	}
+	return rapid.SampledFrom(m.handles).Draw(t, "view")
+}
+
+// drawProcess draws an explicit process; nil if there is none.
+func (m *Machine) drawProcess(t *rapid.T) *process {
+	var explicit []*process
+	for _, p := range m.processes {
+		if !p.session {
+			explicit = append(explicit, p)
+		}
+	}
+	if len(explicit) == 0 {
+		return nil
+	}
+	return rapid.SampledFrom(explicit).Draw(t, "process")
+}
+
+// drawRange draws a range of whole blocks, of sectors or of bytes; now and then
+// one that ends behind the volume.
+func drawRange(t *rapid.T, sizeBytes int64) (off, lengthBytes int64) {
+	unit := rapid.SampledFrom([]int64{blockBytes, blockBytes, sectorBytes, 1}).Draw(t, "unit")
+	off = rapid.Int64Range(0, sizeBytes/unit).Draw(t, "offset") * unit
+	most := min(sizeBytes-off, 3*blockBytes)
+	if most < unit {
+		return off, unit // behind the end, wholly or in part
+	}
+	return off, unit * rapid.Int64Range(1, most/unit).Draw(t, "length")
+}
+
+// Create makes volume number i.
+func (m *Machine) Create(i int, sizeBytes int64) {
+	m.t.Helper()
+	m.begin("create volume %d", i)
+	d := newDisk(fmt.Sprintf("v%d", i), sizeBytes)
+	if err := m.target.Create(d.name, sizeBytes); err != nil {
+		m.t.Fatalf("create: %v", err)
+	}
+	m.find(d)
+	for len(m.disks) <= i {
+		m.disks = append(m.disks, nil)
+	}
+	m.disks[i] = d
+	m.settle()
+}
+
+// find gets hold of a volume by a view of it.
+func (m *Machine) find(d *disk) {
+	m.t.Helper()
+	w, err := m.target.Open(d.name)
+	if err != nil {
+		m.t.Fatalf("open %s: %v", d.name, err)
+	}
+	d.engine = w.Volume()
+	_ = w.Close()
+}
+
+// Delete removes a volume, if nobody uses it.
+func (m *Machine) Delete(d *disk) bool {
+	m.t.Helper()
+	for _, p := range m.preserves {
+		if slices.Contains(p.disks, d) {
+			return false // what it then answers for the others is not modelled
+		}
+	}
+	m.begin("delete %s", d.name)
+	busy := slices.ContainsFunc(m.handles, func(h *handle) bool { return h.disk == d }) ||
+		len(m.boundUpTo(d, d.tip())) > 0
+	err := m.target.Delete(d.name)
+	if busy {
+		if !errors.Is(err, volume.ErrBusy) {
+			m.t.Fatalf("delete of a volume in use: %v, want %v", err, volume.ErrBusy)
+		}
+		return false
+	}
+	if err != nil {
+		m.t.Fatalf("delete: %v", err)
+	}
+	return true
+}
+
+// Resize makes a volume larger.
+func (m *Machine) Resize(d *disk, sizeBytes int64) {
+	m.t.Helper()
+	m.begin("resize %s to %d", d.name, sizeBytes)
+	if err := m.target.Resize(d.name, sizeBytes); err != nil {
+		m.t.Fatalf("resize: %v", err)
+	}
+	d.vluns[d.tip()].sizeBytes = sizeBytes
+	m.settle()
+}
+
+// Open opens a volume at request scope.
+func (m *Machine) Open(d *disk) *handle {
+	m.t.Helper()
+	return m.open(d.name, &handle{disk: d, fixed: -1})
+}
+
+// OpenSession opens a volume, and begins a process that ends with the view.
+func (m *Machine) OpenSession(d *disk) *handle {
+	m.t.Helper()
+	m.sessions++
+	p := &process{token: fmt.Sprintf("session/%d", m.sessions), session: true, bound: map[*disk]int{d: d.tip()}}
+	m.processes = append(m.processes, p)
+	return m.open(d.name+":session", &handle{disk: d, process: p, fixed: -1})
+}
+
+// OpenSnapshot opens a preserved VLUN by its name.
+func (m *Machine) OpenSnapshot(d *disk, k int) *handle {
+	m.t.Helper()
+	return m.open(d.name+"@"+d.vluns[k].name, &handle{disk: d, fixed: k})
+}
+
+// OpenProcess opens a volume under a process, if that named it.
+func (m *Machine) OpenProcess(p *process, d *disk) *handle {
+	m.t.Helper()
+	export := d.name + ":process:" + p.token
+	if _, named := p.bound[d]; !named {
+		m.begin("open %s, which the process did not name", export)
+		if _, err := m.target.Open(export); err == nil {
+			m.t.Fatalf("opened %s, which its process did not name", export)
+		}
+		return nil
+	}
+	return m.open(export, &handle{disk: d, process: p, fixed: -1})
+}
+
+func (m *Machine) open(export string, h *handle) *handle {
+	m.t.Helper()
+	m.begin("open %s", export)
+	w, err := m.target.Open(export)
+	if err != nil {
+		m.t.Fatalf("open %s: %v", export, err)
+	}
+	h.View, h.sizeBytes = w, h.disk.vluns[h.slot()].sizeBytes
+	if w.SizeBytes() != h.sizeBytes {
+		m.t.Fatalf("the view has %d bytes, want %d", w.SizeBytes(), h.sizeBytes)
+	}
+	m.handles = append(m.handles, h)
+	return h
+}
+
+// CloseView closes a view; a session ends with it.
+func (m *Machine) CloseView(h *handle, torn bool) {
+	m.t.Helper()
+	m.begin("close view of %s, torn %v", h, torn)
+	closing := h.View.Close
+	if torn {
+		closing = h.CloseTorn
+	}
+	if err := closing(); err != nil {
+		m.t.Fatalf("close: %v", err)
+	}
+	m.handles = slices.DeleteFunc(m.handles, func(o *handle) bool { return o == h })
+	if h.process != nil && h.process.session {
+		m.ended(h.process, torn)
+	}
+	m.settle()
+}
+
+// Begin begins an explicit process.
+func (m *Machine) Begin(disks []*disk) *process {
+	m.t.Helper()
+	m.started++
+	p := &process{token: fmt.Sprintf("P%d", m.started), bound: map[*disk]int{}}
+	var names []string
+	for _, d := range disks {
+		p.bound[d] = d.tip()
+		names = append(names, d.name)
+	}
+	m.begin("begin %s over %v", p.token, names)
+	if err := m.target.Begin(p.token, names); err != nil {
+		m.t.Fatalf("begin: %v", err)
+	}
+	m.processes = append(m.processes, p)
+	return p
+}
+
+// End ends one.
+func (m *Machine) End(p *process, torn bool) {
+	m.t.Helper()
+	m.begin("end %s, torn %v", p.token, torn)
+	if err := m.target.End(p.token, torn); err != nil {
+		m.t.Fatalf("end: %v", err)
+	}
+	m.ended(p, torn)
+	m.settle()
+}
+
+func (m *Machine) ended(p *process, torn bool) {
+	if torn {
+		m.tear(p)
+	}
+	p.ended = true
+	m.processes = slices.DeleteFunc(m.processes, func(o *process) bool { return o == p })
+}
+
+// Preserve starts a preserve, and lets it wait beside the steps that follow.
+func (m *Machine) Preserve(disks []*disk, c Command) {
+	m.t.Helper()
+	m.started++
+	c.Name = fmt.Sprintf("s%d", m.started)
+	c.Wait += time.Duration(m.started) * time.Millisecond // no two deadlines are the same
+	for _, d := range disks {
+		c.Volumes = append(c.Volumes, d.name)
+	}
+	m.begin("preserve %+v", c)
+	p := &preserve{Command: c, disks: disks, deadline: time.Now().Add(c.Wait), answers: make(chan Answer, 1)}
+	m.preserves = append(m.preserves, p)
+	go func() { p.answers <- m.target.Preserve(c) }()
+	if m.drainingLimit(disks) {
+		p.phase, p.answer = over, &Answer{Err: volume.ErrDrainingLimit}
+	} else {
+		m.cut(p)
+		p.waited = m.waitsFor(p)
+	}
+	m.settle()
+	if c.Wait < time.Second {
+		m.Pass(time.Second) // its deadline comes at once
+	}
+}
+
+// Pass lets time pass, and with it the deadlines of preserves, earliest first.
+func (m *Machine) Pass(d time.Duration) {
+	m.t.Helper()
+	m.begin("%v pass", d)
+	for to := time.Now().Add(d); ; {
+		m.progress()
+		var next *preserve
+		for _, p := range m.preserves {
+			if p.answer == nil && !p.deadline.After(to) && (next == nil || p.deadline.Before(next.deadline)) {
+				next = p
+			}
+		}
+		if next == nil {
+			break
+		}
+		m.expire(next)
+	}
+	time.Sleep(d) // the bubble's time
+	m.settle()
+}
+
+// Write writes a range, of which every byte is new.
+func (m *Machine) Write(h *handle, off, lengthBytes int64, try bool) {
+	m.t.Helper()
+	m.begin("write %d at %d of %s", lengthBytes, off, h)
+	m.started++
+	data := make([]byte, lengthBytes)
+	for i := range data {
+		data[i] = byte(1 + (m.started*37+i)%251)
+	}
+	write := h.WriteAt
+	if try {
+		write = h.TryWriteAt
+	}
+	n, err := write(data, off)
+	if m.served(h, off, lengthBytes, err) {
+		if n != len(data) {
+			m.t.Fatalf("wrote %d of %d bytes", n, len(data))
+		}
+		m.meet(h, off, lengthBytes)
+		h.disk.write(h.slot(), off, data, lookup.Data)
+	}
+	m.settle()
+}
+
+// Zero trims a range, or writes zeros that keep their storage.
+func (m *Machine) Zero(h *handle, off, lengthBytes int64, noHole bool) {
+	m.t.Helper()
+	m.begin("zero %d at %d of %v, no hole %v", lengthBytes, off, h, noHole)
+	state := lookup.Zero
+	if noHole {
+		state = lookup.Data
+	}
+	if m.served(h, off, lengthBytes, h.WriteZeroes(off, lengthBytes, noHole)) {
+		m.meet(h, off, lengthBytes)
+		h.disk.write(h.slot(), off, make([]byte, lengthBytes), state)
+	}
+	m.settle()
+}
+
+// served says whether a change must have been made, and checks its error.
+func (m *Machine) served(h *handle, off, lengthBytes int64, err error) bool {
+	m.t.Helper()
+	var want error
+	switch {
+	case h.fixed >= 0:
+		want = volume.ErrReadOnly
+	case off+lengthBytes > h.sizeBytes:
+		want = volume.ErrRange
+	case h.ended():
+		want = volume.ErrEnded
+	}
+	if !errors.Is(err, want) {
+		m.t.Fatalf("the change of %s ended with %v, want %v", h, err, want)
+	}
+	return want == nil
+}
+
+// Read reads a range.
+func (m *Machine) Read(h *handle, off, lengthBytes int64, try bool) {
+	m.t.Helper()
+	m.begin("read %d at %d of %s", lengthBytes, off, h)
+	read := h.ReadAt
+	if try {
+		read = h.TryReadAt
+	}
+	got := make([]byte, lengthBytes)
+	n, err := read(got, off)
+	visible := max(0, min(lengthBytes, h.sizeBytes-off))
+	var want error
+	switch {
+	case visible > 0 && h.ended():
+		want = volume.ErrEnded
+	case visible < lengthBytes:
+		want = io.EOF
+	}
+	if !errors.Is(err, want) {
+		m.t.Fatalf("the read of %s ended with %v, want %v", h, err, want)
+	}
+	if visible > 0 && !h.ended() {
+		m.meet(h, off, visible)
+		if int64(n) != visible {
+			m.t.Fatalf("read %d bytes, want %d", n, visible)
+		}
+		if d := differs(got[:visible], h.disk.vluns[h.slot()].bytes[off:]); d != "" {
+			m.t.Fatalf("%s: from %d on: %s", h, off, d)
+		}
+	}
+	m.settle()
+}
+
+// Extents asks for the extents of a range.
+func (m *Machine) Extents(h *handle, off, lengthBytes int64) {
+	m.t.Helper()
+	m.begin("extents of %d at %d of %s", lengthBytes, off, h)
+	var got []volume.Extent
+	err := h.Extents(off, lengthBytes, func(x volume.Extent) bool { got = append(got, x); return true })
+	switch {
+	case off+lengthBytes > h.sizeBytes:
+		if !errors.Is(err, volume.ErrRange) {
+			m.t.Fatalf("extents behind the end: %v, want %v", err, volume.ErrRange)
+		}
+	case h.ended():
+		if !errors.Is(err, volume.ErrEnded) {
+			m.t.Fatalf("extents of a process that ended: %v, want %v", err, volume.ErrEnded)
+		}
+	case err != nil:
+		m.t.Fatalf("extents: %v", err)
+	default:
+		if want := h.disk.extents(h.slot(), off, lengthBytes); !slices.Equal(got, want) {
+			m.t.Fatalf("%s: the extents of %d at %d are %v, want %v", h, lengthBytes, off, got, want)
+		}
+	}
+}
+
+// Flush flushes a volume, through any view.
+func (m *Machine) Flush(h *handle) {
+	m.t.Helper()
+	m.begin("flush through %s", h)
+	err := h.Flush()
+	if h.ended() {
+		if !errors.Is(err, volume.ErrEnded) {
+			m.t.Fatalf("flush by a process that ended: %v, want %v", err, volume.ErrEnded)
+		}
+		return
+	}
+	if err != nil {
+		m.t.Fatalf("flush: %v", err)
+	}
+	m.settle()
+	m.certain = append(m.certain, func() {
+		for _, v := range h.disk.vluns {
+			v.flushed()
+		}
+	})
+}
+
+// String says what a view is of.
+func (h *handle) String() string {
+	switch {
+	case h.fixed >= 0:
+		return fmt.Sprintf("%s, VLUN %d", h.disk.name, h.fixed+1)
+	case h.process != nil:
+		return fmt.Sprintf("%s through VLUN %d by %s", h.disk.name, h.slot()+1, h.process.token)
+	default:
+		return fmt.Sprintf("%s, live", h.disk.name)
+	}
+}

@@ -1,0 +1,174 @@
+// Package volumetest holds an engine of volumes to a plain model of its rules.
+//
+// The model says in bytes what the rules say of images: a volume is a list of
+// whole contents, one for each VLUN, oldest first. A write through VLUN k is
+// copied into content k and into every newer one, and into no older one (R1 to
+// R4); a cut appends a copy of the newest content (R6). There is no image in
+// it, no lookup and no lock. Beside it stands a list of who holds which block,
+// by the letter of R1 and R3, for what a client is told of it: extents and
+// conflicts.
+//
+// Run drives an engine and the model with the same random requests, processes,
+// preserves, restarts and power cuts, one at a time, in a bubble of
+// testing/synctest: after each, everything in the background comes to rest, so
+// that what must have happened by then has, and a run can be repeated. A
+// preserve that waits does so beside the rest; its deadline is the bubble's.
+package volumetest
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+
+	"github.com/tidemark/tidemark/lookup"
+	"github.com/tidemark/tidemark/volume"
+)
+
+const (
+	blockBytes  = lookup.BlockSize
+	sectorBytes = 512 // what a disk never tears, and the unit of a size
+	maxBlocks   = 12
+	maxBytes    = maxBlocks * blockBytes
+)
+
+// disk is the model of a volume.
+type disk struct {
+	name   string
+	engine *volume.Volume
+	vluns  []*vlun // the last is live
+
+	sureVLUNs int // how many are there after a power cut, whenever it came
+}
+
+// vlun is the model of a VLUN.
+type vlun struct {
+	sizeBytes int64
+	bytes     [maxBytes]byte // what it reads
+	// perhaps holds, by sector, what it may read instead after a power cut:
+	// what was there when it was last flushed, and what was written since.
+	perhaps map[int][][]byte
+
+	table [maxBlocks]lookup.State // of its own image
+	torn  []string                // processes that died while it drained
+
+	conflicts       uint64
+	conflictsBefore uint64 // of them, in earlier lives of the target
+
+	// What a snapshot of it is called, and what the lists say of it.
+	name        string
+	consistency volume.Consistency
+	wasName     string // before the present step; a power cut in it may leave either
+	wasSealed   bool   // before the present step
+	sureBytes   int64  // the size before the present step
+	preserve    *preserve
+	cut         int // number of the cut that made it old; 0 if it is live
+}
+
+func newDisk(name string, sizeBytes int64) *disk {
+	return &disk{name: name, vluns: []*vlun{{sizeBytes: sizeBytes, perhaps: map[int][][]byte{}}}}
+}
+
+func (d *disk) tip() int { return len(d.vluns) - 1 }
+
+// write is R1, R3 and R4 in bytes, of data that come to lie in state.
+func (d *disk) write(k int, off int64, data []byte, state lookup.State) {
+	for _, v := range d.vluns[k:] {
+		v.store(off, data)
+	}
+	d.enter(k, off, int64(len(data)), state)
+}
+
+func (v *vlun) store(off int64, data []byte) {
+	for s := off / sectorBytes; s*sectorBytes < off+int64(len(data)); s++ {
+		v.perhaps[int(s)] = append(v.perhaps[int(s)], bytes.Clone(v.sector(int(s))))
+	}
+	copy(v.bytes[off:], data)
+}
+
+func (v *vlun) sector(s int) []byte { return v.bytes[s*sectorBytes:][:sectorBytes] }
+
+// enter is R1, R3 and R4 for the tables.
+func (d *disk) enter(k int, off, lengthBytes int64, state lookup.State) {
+	for b := off / blockBytes; b*blockBytes < off+lengthBytes; b++ {
+		whole := off <= b*blockBytes && (b+1)*blockBytes <= off+lengthBytes
+		newer := d.vluns[k+1:]
+		switch {
+		case whole:
+			d.vluns[k].table[b] = state
+			for _, v := range newer {
+				v.table[b] = lookup.Absent
+			}
+		default:
+			d.vluns[k].table[b] = lookup.Data
+			for _, v := range newer {
+				if v.table[b] == lookup.Zero {
+					v.table[b] = lookup.Data
+				}
+			}
+		}
+	}
+}
+
+// holder is the newest VLUN up to k whose image has block b; -1 if none.
+func (d *disk) holder(k int, b int64) int {
+	for ; k >= 0 && d.vluns[k].table[b] == lookup.Absent; k-- {
+	}
+	return k
+}
+
+// extents is what a client of VLUN k is told of a range.
+func (d *disk) extents(k int, off, lengthBytes int64) (list []volume.Extent) {
+	for end := off + lengthBytes; off < end; {
+		b := off / blockBytes
+		n := min(end, (b+1)*blockBytes) - off
+		x := volume.Extent{LengthBytes: n}
+		if j := d.holder(k, b); j >= 0 {
+			x.State, x.Depth = d.vluns[j].table[b], k-j+1
+		}
+		if l := len(list); l > 0 && list[l-1].State == x.State && list[l-1].Depth == x.Depth {
+			list[l-1].LengthBytes += n
+		} else {
+			list = append(list, x)
+		}
+		off += n
+	}
+	return list
+}
+
+// cut appends a copy of the newest content.
+func (d *disk) cut() {
+	old := d.vluns[d.tip()]
+	live := &vlun{sizeBytes: old.sizeBytes, sureBytes: old.sureBytes, bytes: old.bytes, perhaps: map[int][][]byte{}}
+	for s, values := range old.perhaps {
+		live.perhaps[s] = slices.Clip(values)
+	}
+	d.vluns = append(d.vluns, live)
+}
+
+// flushed says that a power cut changes nothing of what VLUN k reads.
+func (v *vlun) flushed() { clear(v.perhaps) }
+
+// mayRead says whether a content is one that a power cut may leave.
+func (v *vlun) mayRead(got []byte) error {
+	for s := 0; s*sectorBytes < len(got); s++ {
+		is := got[s*sectorBytes : min(len(got), (s+1)*sectorBytes)]
+		equal := func(value []byte) bool { return bytes.Equal(is, value[:len(is)]) }
+		if !equal(v.sector(s)) && !slices.ContainsFunc(v.perhaps[s], equal) {
+			return fmt.Errorf("sector %d reads %s, which is neither what was flushed nor what was written since (%s, %d others)",
+				s, brief(is), brief(v.sector(s)), len(v.perhaps[s]))
+		}
+	}
+	return nil
+}
+
+// differs says where a content is not as it should be; "" if nowhere.
+func differs(got, want []byte) string {
+	for i := range got {
+		if got[i] != want[i] {
+			return fmt.Sprintf("byte %d of block %d is %d, want %d", i%blockBytes, i/blockBytes, got[i], want[i])
+		}
+	}
+	return ""
+}
+
+func brief(p []byte) string { return fmt.Sprintf("%d...%d", p[0], p[len(p)-1]) }

@@ -45,8 +45,10 @@ crash: ## the tests of power cuts and deaths, many times over
 model: ## the tests against the model and of concurrent histories, many times over
 	go test -race -count 5 -timeout 30m -run 'Model|Histor|Linear' ./...
 
-bench: ## all benchmarks
-	go test -run '^$$' -bench . -benchmem ./...
+bench: build ## Tidemark beside nbdkit, and preserves beside a command that does nothing
+	ci/install.sh
+	bench/compare.sh
+	bench/stalls.sh
 
 docs: ## the packages' documentation in a browser
 	go doc -http

@@ -27,7 +27,7 @@ import (
 
 const (
 	blockBytes  = 4096
-	volumeBytes = 256 << 20
+	volumeBytes = 64 << 20
 	blocks      = volumeBytes / blockBytes
 	writing     = 3 * time.Second // before the preserve, and after it
 	preserves   = 5
@@ -55,9 +55,9 @@ func run(ctx context.Context, out io.Writer) (err error) {
 	defer func() { err = errors.Join(err, s.stop()) }()
 
 	say := func(format string, args ...any) { _, _ = fmt.Fprintf(out, format+"\n", args...) }
-	say("A server runs on %s, with two volumes of 256 MiB.", dir)
+	say("A server runs on %s, with two volumes of 64 MiB.", dir)
 	for _, v := range []string{"orders", "ledger"} {
-		if _, err := s.tidemark("volume", "create", v, "--size", "256MiB"); err != nil {
+		if _, err := s.tidemark("volume", "create", v, "--size", "64MiB"); err != nil {
 			return err
 		}
 	}
@@ -105,7 +105,7 @@ func run(ctx context.Context, out io.Writer) (err error) {
 			return fmt.Errorf("p%d lacks write %d, which was answered before the command", i+1, last+1)
 		}
 	}
-	say("  p%d+1 was asked for in the middle of a job of 200 writes under one token; it holds all %d of them,", preserves, job)
+	say("  One more was asked for in the middle of a job of 200 writes under one token; it holds all %d of them,", job)
 	say("  though half were written after the command; the command waited for the job, the writer for nobody.")
 
 	before, near := w.longest(reports)
@@ -318,8 +318,7 @@ func (s *server) wholeJob(w *writer) (held int, err error) {
 	if err := half(0, jobBytes/2); err != nil {
 		return 0, err
 	}
-	name := fmt.Sprintf("p%d+1", preserves)
-	name = strings.ReplaceAll(name, "+", "-")
+	const name = "job-whole"
 	preserved := make(chan error, 1)
 	go func() {
 		_, err := s.tidemark("preserve", "orders", "ledger", "--name", name)

@@ -243,7 +243,7 @@ func (c *Client) ranged(command, flags uint16, off, lengthBytes int64) error {
 
 var errNegative = errors.New("nbd client: negative offset or length")
 
-// ErrNoBlockStatus: the server does not offer base:allocation.
+// ErrNoBlockStatus means that the server does not offer base:allocation.
 var ErrNoBlockStatus = errors.New("nbd client: server offers no block status")
 
 // BlockStatus returns the extents of a range, equal neighbours as one.

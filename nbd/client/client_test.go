@@ -96,7 +96,9 @@ func serve(t *testing.T, d *disk, network, addr string) string {
 		if err := s.Shutdown(context.Background()); err != nil {
 			t.Error(err)
 		}
-		<-done
+		if err := <-done; !errors.Is(err, nbd.ErrServerClosed) {
+			t.Error(err)
+		}
 	})
 	if network == "unix" {
 		return "nbd+unix:///a%20disk%2F%25?socket=" + addr

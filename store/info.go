@@ -148,10 +148,10 @@ func (s *Store) snapshotInfoLocked(d *disk, k *volume.VLUN, snap *snapshot) Snap
 	info := SnapshotInfo{
 		Volume: d.record.Name, Name: snap.name, SizeBytes: k.SizeBytes(), State: k.State(),
 		Consistency: snap.consistency, CutTime: snap.cutTime, DrainTime: snap.drain,
-		Conflicts: snap.conflicts, Torn: slices.Clone(snap.torn), DataBytes: dataBytes(k), Failed: snap.failed,
+		Conflicts: snap.conflicts + k.Conflicts(), Torn: slices.Clone(snap.torn), DataBytes: dataBytes(k), Failed: snap.failed,
 	}
-	if info.State != volume.Sealed {
-		info.Conflicts += k.Conflicts()
+	if t := k.CutTime(); !t.IsZero() { // until it drains, the record has the time of the prepare
+		info.CutTime = t
 	}
 	if info.State == volume.Draining {
 		info.WaitsFor = d.waitsForLocked(k)

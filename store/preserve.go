@@ -254,6 +254,9 @@ func (s keeper) Prepare(p volume.Plan) ([]volume.Next, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for _, snap := range taken.replaced {
+		snap.settle() // it is no more: its name stands for the next cut
+	}
 	for i, v := range p.Volumes {
 		d := s.byVolume[v]
 		d.journal.AddImage(next[i].ID)
@@ -317,11 +320,7 @@ func (s keeper) Discard(p *volume.Preserve) error {
 				continue // deleted meanwhile
 			}
 			d.forget(k)
-			state := volume.Draining
-			if k.State() == volume.Sealed {
-				state = volume.Sealed
-			}
-			if err := tx.PutLink(d.link(k, state)); err != nil {
+			if err := tx.PutLink(d.link(k, volume.Draining)); err != nil {
 				return err
 			}
 		}

@@ -166,6 +166,9 @@ func (s *Store) putLinks(d *disk, state volume.State, vluns ...*volume.VLUN) err
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		for _, k := range vluns {
+			if state == volume.Sealed {
+				d.sealed[k] = true // if the commit fails, no other follows it
+			}
 			if err := tx.PutLink(d.link(k, state)); err != nil {
 				return err
 			}
@@ -174,13 +177,17 @@ func (s *Store) putLinks(d *disk, state volume.State, vluns ...*volume.VLUN) err
 	})
 }
 
-// link is the record of a VLUN; Store.mu is held.
+// link is the record of a VLUN in a state; one that is sealed stays so, whatever
+// else is recorded of it. Store.mu is held.
 func (d *disk) link(k *volume.VLUN, state volume.State) catalog.Link {
+	if d.sealed[k] || !k.Live() && k.State() == volume.Sealed {
+		state = volume.Sealed
+	}
 	l := catalog.Link{Volume: d.record.ID, Image: k.ImageID(), SizeBytes: k.SizeBytes(), Sealed: state == volume.Sealed}
 	if snap := d.snapshots[k]; snap != nil {
 		l.Snapshot = &catalog.Snapshot{
 			Name: snap.name, Cut: snap.cut, CutTime: snap.cutTime, State: state.String(),
-			Consistency: snap.consistency.String(), Drain: snap.drain, Conflicts: snap.conflicts,
+			Consistency: snap.consistency.String(), Drain: snap.drain, Conflicts: snap.conflicts + k.Conflicts(),
 			Torn: snap.torn, Waiting: snap.waiting,
 		}
 	}

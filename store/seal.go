@@ -61,6 +61,14 @@ func (q *sealer) stop(ctx context.Context) {
 	}
 }
 
+// abandon ends the sealing where it is. It does nothing if none was started.
+func (q *sealer) abandon() {
+	if q.cancel != nil {
+		q.cancel()
+		q.stop(context.Background())
+	}
+}
+
 func (q *sealer) run(ctx context.Context) {
 	defer close(q.done)
 	for {
@@ -111,11 +119,6 @@ func (s *Store) seal(ctx context.Context, k *volume.VLUN) error {
 	if err := k.Volume().Flush(); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	if snap := d.snapshots[k]; snap != nil {
-		snap.conflicts += k.Conflicts()
-	}
-	s.mu.Unlock()
 	if err := s.putLinks(d, volume.Sealed, k); err != nil {
 		return err
 	}

@@ -83,6 +83,7 @@ type disk struct {
 	kicked    chan struct{} // closed when nobody makes them any more
 	images    map[image.ID]image.Image
 	snapshots map[*volume.VLUN]*snapshot // by own VLUN; guarded by Store.mu
+	sealed    map[*volume.VLUN]bool      // their record says so, or is about to; guarded by Store.mu
 	files     sync.Mutex                 // held by whoever works on the images in the background
 	deleted   bool                       // guarded by files
 }
@@ -114,14 +115,14 @@ func volumeDir(dir string, id catalog.VolumeID) string {
 // what a dead server had acknowledged is there as long as the machine did not
 // go down. Recovery says what was done. Errors: ErrInUse, ErrFormat, those of
 // catalog and journal for what is corrupt.
-func Open(dir string, o Options) (s *Store, err error) {
+func Open(dir string, o Options) (_ *Store, err error) {
 	if o.FS == nil {
 		o.FS = vfs.OS{}
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	s = &Store{
+	s := &Store{
 		fs: o.FS, dir: dir, logger: o.Logger,
 		volumes: map[string]*disk{}, byVolume: map[*volume.Volume]*disk{}, reserved: map[string]bool{},
 	}
@@ -234,6 +235,7 @@ func (s *Store) Close(ctx context.Context) error {
 
 // release closes what Open opened.
 func (s *Store) release() (err error) {
+	s.sealer.abandon() // of an Open that failed; a Close has stopped it
 	for _, d := range s.volumes {
 		if d.kick != nil {
 			close(d.kick)
@@ -349,7 +351,7 @@ func (s *Store) addDisk(record catalog.Volume, j *journal.Journal, images map[im
 		return nil, err
 	}
 	d := &disk{
-		record: record, journal: j, images: images, snapshots: map[*volume.VLUN]*snapshot{},
+		record: record, journal: j, images: images, snapshots: map[*volume.VLUN]*snapshot{}, sealed: map[*volume.VLUN]bool{},
 		kick: make(chan struct{}, 1), kicked: make(chan struct{}),
 	}
 	go d.checkpoints(s.logger)

@@ -1,5 +1,9 @@
 package volume
 
+// beforeCount, if set, runs between the look at the epoch and the count: tests
+// put a cut there.
+var beforeCount func(*VLUN)
+
 // enter binds a request to the VLUN that its view writes through now, and
 // counts it in flight there (R7). The protocol is that of Engine. The caller
 // leaves by leave.
@@ -15,6 +19,9 @@ func (w *View) enter() (*VLUN, error) {
 			bound = Epoch(w.bound.epoch.Load())
 		}
 		k := (*w.volume.chain.Load()).at(min(epoch, bound))
+		if beforeCount != nil {
+			beforeCount(k)
+		}
 		k.inflight[w.stripe].n.Add(1)
 
 		// From here the count is seen by whoever waits. Is it the right one?
@@ -91,8 +98,10 @@ func (k *VLUN) drain(older *VLUN) {
 		<-older.drained
 		k.awaitOwn()
 	}
-	if err := k.volume.log.MarkDrained(k.id); err != nil {
-		_ = k.volume.fail(err) // kept by the volume, met by its next write and flush
+	if len(k.Torn()) == 0 { // else the mark would call it whole, after a crash before it is recorded as mixed
+		if err := k.volume.log.MarkDrained(k.id); err != nil {
+			_ = k.volume.fail(err) // kept by the volume, met by its next write and flush
+		}
 	}
 	k.state.Store(uint32(Sealing))
 	e.keeper.Drained(k)

@@ -168,15 +168,22 @@ func (m *Machine) snapshot(d *disk, k int) Snapshot {
 	v := d.vluns[k]
 	s := Snapshot{
 		Name: v.name, Conflicts: v.conflicts, Torn: slices.Sorted(slices.Values(v.torn)),
-		SizeBytes: v.sizeBytes, Consistency: v.consistency,
+		SizeBytes: v.sizeBytes,
 	}
 	if m.drained(d, k) {
 		s.State = volume.Sealed
 	}
-	if len(v.torn) > 0 && s.State != volume.Draining {
-		s.Consistency = volume.ConsistencyMixed
-	}
+	s.Consistency = v.exact(s.State)
 	return s
+}
+
+// exact is the consistency of a VLUN when it has drained: processes that died
+// make it mixed.
+func (v *vlun) exact(s volume.State) volume.Consistency {
+	if len(v.torn) > 0 && s != volume.Draining && v.consistency != volume.ConsistencyInterrupted {
+		return volume.ConsistencyMixed
+	}
+	return v.consistency
 }
 
 // progress answers the preserves that have nobody left to wait for, or that

@@ -209,11 +209,8 @@ func (m *Machine) adoptSnapshots(d *disk, now bool) {
 func (m *Machine) adopt(d *disk, v *vlun, got Snapshot, now bool) {
 	m.t.Helper()
 	slices.Sort(got.Torn)
-	want := Snapshot{Name: got.Name, State: volume.Sealed, Consistency: v.consistency, Conflicts: v.conflicts,
+	want := Snapshot{Name: got.Name, State: volume.Sealed, Consistency: v.exact(volume.Sealed), Conflicts: v.conflicts,
 		Torn: slices.Sorted(slices.Values(v.torn)), SizeBytes: v.sizeBytes}
-	if len(v.torn) > 0 {
-		want.Consistency = volume.ConsistencyMixed
-	}
 	switch interrupted := got.Consistency == volume.ConsistencyInterrupted; {
 	case got.State != volume.Sealed:
 		m.t.Fatalf("snapshot %s@%s is %+v, and was not sealed by the open", d.name, got.Name, got)

@@ -1,0 +1,54 @@
+package volume
+
+import (
+	"testing"
+
+	"github.com/tidemark/tidemark/lookup"
+)
+
+// A request that has looked at the epoch, and not yet been counted when the cut
+// comes and the drain finds nobody, must not write to the preserved image. This
+// is what the second look at the epoch, and at the bound, is for.
+func TestARequestThatACutOvertakesAtItsBeginGoesToTheNewVLUN(t *testing.T) {
+	r := newRig(t)
+	v := r.volume("v")
+	live := open(t)(v.Open())
+	first := v.tip()
+	once := false
+	beforeCount = func(*VLUN) {
+		if !once {
+			once = true
+			r.preserve(PreserveOptions{}, v).wait(t) // answers: nobody is counted
+		}
+	}
+	t.Cleanup(func() { beforeCount = nil })
+	writeBlock(t, live, 1, 'n')
+	wantEntry(t, first, 1, lookup.Absent)
+	wantBlock(t, "the snapshot that had been answered", open(t)(first.Open()), 1, 0)
+	wantBlock(t, "the live view", live, 1, 'n')
+}
+
+func TestARequestWhoseProcessIsMovedAtItsBeginGoesToTheNewVLUN(t *testing.T) {
+	s := preserveWithOldProcess(t, PreserveOptions{OnConflict: ConflictAbort})
+	once := false
+	beforeCount = func(k *VLUN) {
+		if !once {
+			once = true
+			s.engine.giveUp([]*VLUN{s.first})
+			s.command.wait(t)
+		}
+	}
+	t.Cleanup(func() { beforeCount = nil })
+	writeBlock(t, s.old, 2, 'p')
+	wantEntry(t, s.first, 2, lookup.Absent)
+	s.wantStored(s.second, 2, 'p')
+}
+
+func TestARequestWhoseProcessEndsAtItsBeginIsRefused(t *testing.T) {
+	s := preserveWithOldProcess(t, PreserveOptions{})
+	beforeCount = func(*VLUN) { beforeCount = nil; s.end() }
+	if _, err := s.old.WriteAt(block('p'), 0); err == nil {
+		t.Error("a request of an ended process wrote to a snapshot that had been answered")
+	}
+	wantEntry(t, s.first, 0, lookup.Absent)
+}

@@ -10,7 +10,7 @@ SIZE = 64 << 20
 DATA, HOLE = 0, nbd.STATE_HOLE | nbd.STATE_ZERO
 
 
-def extents(h, count, offset, flags=0):
+def _extents(h, count, offset, flags=0):
     """Block status as {context: [(length, state), ...]}."""
     found = {}
 
@@ -19,9 +19,6 @@ def extents(h, count, offset, flags=0):
 
     h.block_status(count, offset, note, flags)
     return found
-
-
-extents.__module__ = "protocol"  # it is no case
 
 
 def export_name_is_served_with_and_without_zeroes():
@@ -200,11 +197,11 @@ def block_status_of_one_extent_ends_where_it_ends_or_was_asked_to():
     h = connect("db")
     h.pwrite(block("b") * 4, 4 * BLOCK)
     req_one = nbd.CMD_FLAG_REQ_ONE
-    assert extents(h, SIZE, 0, req_one) == {"base:allocation": [(4 * BLOCK, HOLE)], "qemu:allocation-depth": [(4 * BLOCK, 0)]}
-    assert extents(h, SIZE, 4 * BLOCK, req_one)["base:allocation"] == [(4 * BLOCK, DATA)]
-    assert extents(h, BLOCK, 5 * BLOCK, req_one)["base:allocation"] == [(BLOCK, DATA)]
-    assert extents(h, 100, 4 * BLOCK - 50, req_one)["base:allocation"] == [(50, HOLE)]
-    whole = extents(h, SIZE, 0)
+    assert _extents(h, SIZE, 0, req_one) == {"base:allocation": [(4 * BLOCK, HOLE)], "qemu:allocation-depth": [(4 * BLOCK, 0)]}
+    assert _extents(h, SIZE - 4 * BLOCK, 4 * BLOCK, req_one)["base:allocation"] == [(4 * BLOCK, DATA)]
+    assert _extents(h, BLOCK, 5 * BLOCK, req_one)["base:allocation"] == [(BLOCK, DATA)]
+    assert _extents(h, 100, 4 * BLOCK - 50, req_one)["base:allocation"] == [(50, HOLE)]
+    whole = _extents(h, SIZE, 0)
     assert whole["base:allocation"] == [(4 * BLOCK, HOLE), (4 * BLOCK, DATA), (SIZE - 8 * BLOCK, HOLE)], whole
     assert whole["qemu:allocation-depth"] == [(4 * BLOCK, 0), (4 * BLOCK, 1), (SIZE - 8 * BLOCK, 0)], whole
 
@@ -221,7 +218,7 @@ def zeroes_trims_and_their_flags():
         h.pwrite(block("z") * 16, 0, nbd.CMD_FLAG_FUA)
         h.zero(8 * BLOCK, 4 * BLOCK, flags)
         assert h.pread(16 * BLOCK, 0) == block("z") * 4 + bytes(8 * BLOCK) + block("z") * 4
-        assert extents(h, BLOCK, 6 * BLOCK)["base:allocation"] == [(BLOCK, state)], flags
+        assert _extents(h, BLOCK, 6 * BLOCK)["base:allocation"] == [(BLOCK, state)], flags
     # To reserve storage is not fast, and must not be done then.
     h.pwrite(block("z"), 0)
     refused("ENOTSUP", h.zero, BLOCK, 0, nbd.CMD_FLAG_FAST_ZERO | nbd.CMD_FLAG_NO_HOLE)
@@ -232,9 +229,9 @@ def zeroes_trims_and_their_flags():
     h.trim(BLOCK, BLOCK, nbd.CMD_FLAG_FUA)
     h.trim(100, 2 * BLOCK + 50)
     assert h.pread(4 * BLOCK, 0) == 2 * ZERO + b"t" * 50 + bytes(100) + b"t" * (2 * BLOCK - 150)
-    assert extents(h, 4 * BLOCK, 0)["base:allocation"] == [(2 * BLOCK, HOLE), (2 * BLOCK, DATA)]
+    assert _extents(h, 4 * BLOCK, 0)["base:allocation"] == [(2 * BLOCK, HOLE), (2 * BLOCK, DATA)]
     h.trim(SIZE, 0)
-    assert extents(h, SIZE, 0)["base:allocation"] == [(SIZE, HOLE)]
+    assert _extents(h, SIZE, 0)["base:allocation"] == [(SIZE, HOLE)]
 
 
 if __name__ == "__main__":

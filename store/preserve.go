@@ -167,9 +167,8 @@ func (s *Store) answer(d *disk, k *volume.VLUN, c volume.Consistency) (SnapshotI
 	snap.consistency = c
 	info := s.snapshotInfoLocked(d, k, snap)
 	s.mu.Unlock()
-	if changed && k.State() != volume.Sealed {
-		state := volume.Draining // what a crash makes of it is the journal's to say
-		if err := s.putLinks(d, state, k); err != nil {
+	if changed { // of a VLUN that is not sealed, what a crash makes of it is the journal's to say
+		if err := s.putLinks(d, volume.Draining, k); err != nil {
 			return info, err
 		}
 	}

@@ -473,7 +473,8 @@ func (s *Store) DeleteVolume(name string, withSnapshots bool) error {
 	if err != nil {
 		return fmt.Errorf("delete volume %s: %w", name, errors.Join(err, d.close()))
 	}
-	if err := errors.Join(d.close(), s.removeFiles(d)); err != nil {
+	_ = d.close() // what it could not save goes now
+	if err := s.removeFiles(d); err != nil {
 		return fmt.Errorf("volume %s is deleted, but not all of its files: %w", name, err)
 	}
 	return nil

@@ -1,0 +1,159 @@
+package e2e
+
+import (
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+	"testing"
+)
+
+func TestEverySnapshotOfTwoVolumesIsAPrefixOfDependentWrites(t *testing.T) {
+	s := newRaceServer(t)
+	s.create("1MiB", chainVolumes...)
+	chains := newChains()
+	l := startLoad(t, s, chains)
+	var all []kept
+	for i := range 30 {
+		var more []string
+		if i%5 == 4 {
+			more = []string{"--until", "sealed"}
+		}
+		k, code := s.preserveChains(chains, fmt.Sprintf("p%d", i), more...)
+		if code != 0 {
+			t.Fatalf("preserve: exit code %d", code)
+		}
+		all = append(all, k)
+		if i%10 == 0 {
+			s.mustHold(chains, k) // under the load
+		}
+	}
+	if errs := l.stop(); len(errs) > 0 {
+		t.Fatal(errs)
+	}
+	for _, k := range all {
+		s.mustHold(chains, k)
+	}
+	s.mustHaveAll(chains)
+	t.Logf("%d writes, %d preserves", total(chains), len(all))
+	s.stop()
+	s.check()
+	s.start()
+	for _, k := range all {
+		s.mustHold(chains, k)
+	}
+	s.mustHaveAll(chains)
+}
+
+// fioBytes is what each of fio's passes writes to a volume.
+const (
+	fioBytes  = 8 << 20
+	fioPasses = 4
+	fioDepth  = 16
+)
+
+func TestFioVerifiesTheLiveViewAndEverySnapshotIsAPrefixOfItsWrites(t *testing.T) {
+	s := newRaceServer(t)
+	s.create("8MiB", "one", "many")
+	fio := command(t, "fio", "--name=global", "--ioengine=nbd", "--rw=randwrite", "--bs=4k",
+		fmt.Sprintf("--size=%d", fioBytes), fmt.Sprintf("--loops=%d", fioPasses), "--randrepeat=0",
+		"--verify=crc32c", "--verify_backlog=128", "--verify_fatal=1",
+		"--name=one", "--uri="+s.uri("one"), "--iodepth=1",
+		"--name=many", "--uri="+s.uri("many"), fmt.Sprintf("--iodepth=%d", fioDepth))
+	type end struct {
+		out []byte
+		err error
+	}
+	ended := make(chan end, 1)
+	go func() {
+		out, err := fio.CombinedOutput()
+		ended <- end{out, err}
+	}()
+	count := 0
+	var e end
+	for running := true; running; {
+		name := fmt.Sprintf("p%d", count)
+		s.tidemark("preserve", "one", "many", "--name", name, "--until", "sealed")
+		count++
+		select {
+		case e = <-ended:
+			running = false
+		default:
+		}
+	}
+	if e.err != nil {
+		t.Fatalf("fio: %v\n%s", e.err, e.out)
+	}
+	t.Logf("%d preserves", count)
+	whole := 0
+	for i := range count {
+		for volume, depth := range map[string]int{"one": 1, "many": fioDepth} {
+			export := fmt.Sprintf("%s@p%d", volume, i)
+			n, err := fioPrefix(s.content(export), depth)
+			if err != nil {
+				t.Errorf("%s: %v", export, err)
+			}
+			if n > 0 && n < fioPasses*fioBytes/4096 {
+				whole++
+			}
+		}
+	}
+	if whole == 0 {
+		t.Error("no preserve met fio at work")
+	}
+	s.stop()
+	s.check()
+}
+
+// fioPrefix says how many writes of fio a volume holds. Each block of fio's has
+// its write's number and checksums (struct verify_header, fio's verify.h), and
+// each pass writes each block once, so the numbers tell what is missing: with
+// depth writes in flight, up to depth-1 that had begun before the last one.
+func fioPrefix(content []byte, depth int) (written int, err error) {
+	const pass = fioBytes / 4096
+	numbers := make([]int, 0, pass) // of the next write after each block's; 0: none
+	for off := 0; off < len(content); off += 4096 {
+		n, err := fioNumber(content[off:off+4096], off)
+		if err != nil {
+			return 0, err
+		}
+		numbers = append(numbers, n)
+		written = max(written, n)
+	}
+	start := (written - 1) / pass * pass // of the last pass
+	here := 0
+	for block, n := range numbers {
+		switch {
+		case n > start:
+			here++
+		case start > 0 && n <= start-pass:
+			return 0, fmt.Errorf("block %d has write %d, of a pass that was over before write %d began", block, n-1, written-1)
+		}
+	}
+	if missing := written - start - here; missing >= depth {
+		return 0, fmt.Errorf("it has write %d, and misses %d before it; with depth %d, less than %d can be in flight", written-1, missing, depth, depth)
+	}
+	return written, nil
+}
+
+// fioNumber checks one block of fio's and returns its number plus 1; 0 if fio
+// did not write it.
+func fioNumber(block []byte, off int) (int, error) {
+	const headerBytes, checkBytes = 40, 4
+	if [4096]byte(block) == [4096]byte{} {
+		return 0, nil
+	}
+	sum := func(b []byte) uint32 { return ^crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
+	number := int(binary.LittleEndian.Uint16(block[34:]))
+	switch {
+	case binary.LittleEndian.Uint16(block) != 0xacca:
+		return 0, fmt.Errorf("at %d: no header of fio's", off)
+	case binary.LittleEndian.Uint64(block[16:]) != uint64(off):
+		return 0, fmt.Errorf("at %d: the block of offset %d", off, binary.LittleEndian.Uint64(block[16:]))
+	case binary.LittleEndian.Uint32(block[36:]) != sum(block[:36]):
+		return 0, fmt.Errorf("at %d: write %d: bad checksum of the header", off, number)
+	case binary.LittleEndian.Uint32(block[headerBytes:]) != sum(block[headerBytes+checkBytes:]):
+		return 0, fmt.Errorf("at %d: write %d: bad checksum", off, number)
+	}
+	return number + 1, nil
+}
+

@@ -1,0 +1,204 @@
+package volume
+
+import (
+	"errors"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/tidemark/tidemark/image"
+	"github.com/tidemark/tidemark/image/mem"
+	"github.com/tidemark/tidemark/journal"
+	"github.com/tidemark/tidemark/lookup"
+)
+
+// diary notes in which order images and log are used, and fails what it is told to.
+type diary struct {
+	mu    sync.Mutex
+	lines []string
+	fail  string
+}
+
+var errDisk = errors.New("disk error")
+
+func (d *diary) note(line string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.lines = append(d.lines, line)
+	if line == d.fail {
+		return errDisk
+	}
+	return nil
+}
+
+type diaryImage struct {
+	image.Image
+	name  string
+	diary *diary
+}
+
+func (i *diaryImage) WriteAt(p []byte, off int64) (int, error) {
+	if err := i.diary.note("write " + i.name); err != nil {
+		return 0, err
+	}
+	return i.Image.WriteAt(p, off)
+}
+
+func (i *diaryImage) Sync() error { return i.diary.note("sync " + i.name) }
+
+type diaryLog struct {
+	MemoryLog
+	diary *diary
+}
+
+func (l *diaryLog) Append(c []journal.Change) (journal.LSN, error) {
+	if err := l.diary.note("append"); err != nil {
+		return 0, err
+	}
+	return l.MemoryLog.Append(c)
+}
+
+func (l *diaryLog) Commit(to journal.LSN) error {
+	if err := l.diary.note("commit"); err != nil {
+		return err
+	}
+	return l.MemoryLog.Commit(to)
+}
+
+// diaryVolume is a volume with an old process P and a new one Q, over two
+// images called "first" and "second", whose uses are noted.
+func diaryVolume(t *testing.T) (*preserved, *diary) {
+	d := &diary{}
+	r := &rig{t: t}
+	r.memory = &Memory{NewImage: func(id image.ID) image.Image {
+		return &diaryImage{mem.New(), []string{"", "first", "second"}[id], d}
+	}}
+	r.engine = New(r.memory, 0)
+	c := r.memory.Config("v", 64*lookup.BlockSize, ScopeRequest)
+	c.Log = &diaryLog{diary: d}
+	v, err := r.engine.AddVolume(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &preserved{rig: r, volume: v, p: r.begin("P", v)}
+	s.old = open(t)(s.p.Open(v))
+	s.command = r.preserve(PreserveOptions{}, v)
+	s.first, s.second = v.VLUNs()[0], v.VLUNs()[1]
+	s.q = r.begin("Q", v)
+	s.new = open(t)(s.q.Open(v))
+	return s, d
+}
+
+func TestDataIsStoredBeforeTheEntryThatLeadsToItAndSyncedBeforeItIsCommitted(t *testing.T) {
+	s, d := diaryVolume(t)
+	writeBlock(t, s.new, 1, 'q')
+	writeBlock(t, s.old, 1, 'p') // deletes the entry in the second table
+	if err := s.new.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"write second", "append", "write first", "append", "sync second", "sync first", "commit"}; !slices.Equal(d.lines, want) {
+		t.Errorf("the order was %q, want %q", d.lines, want)
+	}
+	d.lines = nil
+	writeBlock(t, s.old, 1, 'o') // in place
+	if err := s.old.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"write first", "sync first"}; !slices.Equal(d.lines, want) {
+		t.Errorf("a flush with no table change did %q, want %q", d.lines, want)
+	}
+	s.end()
+}
+
+func TestAWriteThatFailsChangesNoTable(t *testing.T) {
+	for _, step := range []string{"write first", "append"} {
+		t.Run(step+" fails", func(t *testing.T) {
+			s, d := diaryVolume(t)
+			writeBlock(t, s.new, 1, 'q')
+			d.fail = step
+			if _, err := s.old.WriteAt(block('p'), lookup.BlockSize); !errors.Is(err, errDisk) {
+				t.Errorf("the write: %v, want %v", err, errDisk)
+			}
+			wantEntry(t, s.first, 1, lookup.Absent)
+			wantEntry(t, s.second, 1, lookup.Data)
+			wantBlock(t, "the second volume", s.new, 1, 'q')
+			wantBlock(t, "the first volume", s.old, 1, 0)
+			d.fail = ""
+			s.end()
+		})
+	}
+}
+
+func TestAFailedSyncIsFinal(t *testing.T) {
+	s, d := diaryVolume(t)
+	writeBlock(t, s.old, 1, 'p')
+	writeBlock(t, s.new, 2, 'q')
+	d.fail = "sync second"
+	if err := s.new.Flush(); !errors.Is(err, ErrFailed) || !errors.Is(err, errDisk) {
+		t.Errorf("the flush: %v, want %v", err, ErrFailed)
+	}
+	d.fail = ""
+	if err := s.new.Flush(); !errors.Is(err, ErrFailed) {
+		t.Errorf("the flush after it: %v, want %v: a retry that succeeds proves nothing", err, ErrFailed)
+	}
+	if _, err := s.new.WriteAt(block('r'), 0); !errors.Is(err, ErrFailed) {
+		t.Errorf("a write after it: %v, want %v", err, ErrFailed)
+	}
+	if _, err := s.new.ReadAt(block(0), 2*lookup.BlockSize); !errors.Is(err, ErrFailed) {
+		t.Errorf("a read of what may be lost: %v, want %v", err, ErrFailed)
+	}
+	wantBlock(t, "what lies in the other image", s.new, 1, 'p')
+	s.end()
+}
+
+func TestExtentsWaitForAWriteOfTheirBlocks(t *testing.T) {
+	s := preserveWithOldProcess(t, PreserveOptions{})
+	gate := s.hold(s.second)
+	written, looked := make(chan struct{}), make(chan struct{})
+	go func() { defer close(written); writeBlock(t, s.new, 2, 'q') }()
+	<-gate.reached
+	var got Extent
+	go func() {
+		defer close(looked)
+		if err := s.new.Extents(2*lookup.BlockSize, lookup.BlockSize, func(x Extent) bool { got = x; return true }); err != nil {
+			t.Error(err)
+		}
+	}()
+	await(t, "the look at the extents to wait for the lock", func() bool {
+		select {
+		case <-looked:
+			t.Error("the extents were read while a write had the lock")
+			return true
+		default:
+			return s.volume.locks.Waiting() == 1
+		}
+	})
+	close(gate.open)
+	<-written
+	<-looked
+	if got.Depth != 1 || got.State != lookup.Data {
+		t.Errorf("the extent is %+v, want data at depth 1", got)
+	}
+	s.end()
+}
+
+func TestFlushesThatArriveTogetherShareACommit(t *testing.T) {
+	s, d := diaryVolume(t)
+	writeBlock(t, s.new, 2, 'q')
+	s.volume.commits.running.Lock() // a commit is under way
+	var flushes sync.WaitGroup
+	for range 5 {
+		flushes.Go(func() {
+			if err := s.new.Flush(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	await(t, "five flushes", func() bool { return s.volume.commits.arrived.Load() == 5 })
+	s.volume.commits.running.Unlock()
+	flushes.Wait()
+	if n := len(slices.DeleteFunc(d.lines, func(l string) bool { return l != "sync second" })); n != 1 {
+		t.Errorf("the image was synced %d times, want once for all", n)
+	}
+	s.end()
+}

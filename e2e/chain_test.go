@@ -171,7 +171,7 @@ func (s *server) both(suffix string) (contents [2][]byte) {
 // at least what was acknowledged before the command, at most what had begun
 // when it answered.
 type kept struct {
-	name             string
+	name            string
 	atLeast, atMost []uint64
 }
 
@@ -218,5 +218,47 @@ func (s *server) mustHaveAll(chains []*chain) {
 			s.t.Errorf("live, chain %d: it holds %d; %d was acknowledged, %d had begun", c.id, n, c.acked.Load(), c.begun.Load())
 		}
 		c.acked.Store(n)
+	}
+}
+
+func TestAChainFindsWhatIsMissingTornOrLate(t *testing.T) {
+	c := newChains()[chainCount-1]
+	holding := func(numbers ...uint64) (contents [2][]byte) {
+		contents = [2][]byte{make([]byte, 1<<20), make([]byte, 1<<20)}
+		for _, n := range numbers {
+			volume, off, lengthBytes := c.place(n % slots)
+			c.stamp(contents[volume][off:off+lengthBytes], n)
+		}
+		return contents
+	}
+	upTo := func(n uint64) (numbers []uint64) {
+		for i := range n {
+			numbers = append(numbers, i+1)
+		}
+		return numbers
+	}
+	torn := holding(upTo(5)...)
+	_, off, lengthBytes := c.place(4)
+	clear(torn[0][off+lengthBytes-512 : off+lengthBytes])
+	for _, test := range []struct {
+		name     string
+		contents [2][]byte
+		n        uint64
+		whole    bool
+	}{
+		{"nothing", holding(), 0, true},
+		{"the first", holding(1), 1, true},
+		{"less than a round", holding(upTo(7)...), 7, true},
+		{"several rounds", holding(upTo(53)...), 53, true},
+		{"a hole in the first round", holding(1, 2, 4), 0, false},
+		{"a hole in a later round", holding(append(upTo(51), 53)...), 0, false},
+		{"a round too old", holding(append(upTo(20), 40)...), 0, false},
+		{"a torn block", torn, 0, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if n, err := c.held(test.contents); n != test.n || (err == nil) != test.whole {
+				t.Errorf("held %d, %v", n, err)
+			}
+		})
 	}
 }

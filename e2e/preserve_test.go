@@ -156,4 +156,3 @@ func fioNumber(block []byte, off int) (int, error) {
 	}
 	return number + 1, nil
 }
-

@@ -24,8 +24,8 @@ func (m *Machine) begin(format string, args ...any) {
 		}
 		d.sureVLUNs = len(d.vluns)
 		for k, v := range d.vluns {
-			v.wasName, v.sureBytes = v.name, v.sizeBytes
-			if v.wasSealed = m.drained(d, k); v.wasSealed {
+			m.remember(d, k)
+			if v.was.sealed {
 				v.flushed()
 			}
 		}
@@ -33,6 +33,13 @@ func (m *Machine) begin(format string, args ...any) {
 	if r, ok := m.target.(Restarter); ok {
 		m.opsAt = r.Ops()
 	}
+}
+
+func (m *Machine) remember(d *disk, k int) {
+	v := d.vluns[k]
+	was := m.snapshot(d, k)
+	v.was.name, v.was.sizeBytes = was.Name, was.SizeBytes
+	v.was.consistency, v.was.sealed = was.Consistency, was.State == volume.Sealed
 }
 
 // settle waits until everything in the background has come to rest, and checks

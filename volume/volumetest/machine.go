@@ -98,14 +98,9 @@ func (m *Machine) Close() { _ = m.target.Close() }
 // does nothing.
 func (m *Machine) actions() map[string]func(*rapid.T) {
 	actions := map[string]func(*rapid.T){
-		"": func(*rapid.T) { m.Compare() },
-		"write": func(t *rapid.T) {
-			for range rapid.IntRange(1, 4).Draw(t, "writes") {
-				h := m.drawHandle(t)
-				off, n := drawRange(t, h.sizeBytes)
-				m.Write(h, off, n, rapid.Bool().Draw(t, "try"))
-			}
-		},
+		"":          func(*rapid.T) { m.Compare() },
+		"write":     func(t *rapid.T) { m.writes(t) },
+		"writeMore": func(t *rapid.T) { m.writes(t) }, // drawn as often again
 		"zero": func(t *rapid.T) {
 			h := m.drawHandle(t)
 			off, n := drawRange(t, h.sizeBytes)
@@ -190,6 +185,14 @@ func (m *Machine) actions() map[string]func(*rapid.T) {
 		m.restarts(r, actions)
 	}
 	return actions
+}
+
+func (m *Machine) writes(t *rapid.T) {
+	for range rapid.IntRange(1, 4).Draw(t, "writes") {
+		h := m.drawHandle(t)
+		off, n := drawRange(t, h.sizeBytes)
+		m.Write(h, off, n, rapid.Bool().Draw(t, "try"))
+	}
 }
 
 // sizes of the volumes: whole blocks, and one that ends within a block.

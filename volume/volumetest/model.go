@@ -57,11 +57,15 @@ type vlun struct {
 	// What a snapshot of it is called, and what the lists say of it.
 	name        string
 	consistency volume.Consistency
-	wasName     string // before the present step; a power cut in it may leave either
-	wasSealed   bool   // before the present step
-	sureBytes   int64  // the size before the present step
 	preserve    *preserve
 	cut         int // number of the cut that made it old; 0 if it is live
+
+	was struct { // before the present step; a power cut in it may leave either
+		name        string
+		consistency volume.Consistency
+		sealed      bool
+		sizeBytes   int64
+	}
 }
 
 func newDisk(name string, sizeBytes int64) *disk {
@@ -138,10 +142,11 @@ func (d *disk) extents(k int, off, lengthBytes int64) (list []volume.Extent) {
 // cut appends a copy of the newest content.
 func (d *disk) cut() {
 	old := d.vluns[d.tip()]
-	live := &vlun{sizeBytes: old.sizeBytes, sureBytes: old.sureBytes, bytes: old.bytes, perhaps: map[int][][]byte{}}
+	live := &vlun{sizeBytes: old.sizeBytes, bytes: old.bytes, perhaps: map[int][][]byte{}}
 	for s, values := range old.perhaps {
 		live.perhaps[s] = slices.Clip(values)
 	}
+	live.was.sizeBytes = old.was.sizeBytes
 	d.vluns = append(d.vluns, live)
 }
 

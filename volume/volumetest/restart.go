@@ -126,8 +126,8 @@ func (m *Machine) survived(now bool) {
 		d.vluns = d.vluns[:len(vluns)]
 		for k, v := range d.vluns {
 			got := m.content(d, vluns[k])
-			if size := int64(len(got)); size != v.sizeBytes && size != v.sureBytes {
-				m.t.Fatalf("VLUN %d of %s has %d bytes, want %d or %d", k+1, d.name, size, v.sureBytes, v.sizeBytes)
+			if size := int64(len(got)); size != v.sizeBytes && size != v.was.sizeBytes {
+				m.t.Fatalf("VLUN %d of %s has %d bytes, want %d or %d", k+1, d.name, size, v.was.sizeBytes, v.sizeBytes)
 			}
 			if err := v.mayRead(got); err != nil {
 				m.t.Fatalf("VLUN %d of %s: %v", k+1, d.name, err)
@@ -143,8 +143,8 @@ func (m *Machine) survived(now bool) {
 			table: d.vluns[d.tip()].table, perhaps: map[int][][]byte{}}
 		m.adoptSnapshots(d, now)
 		d.sureVLUNs = len(d.vluns)
-		for _, v := range d.vluns {
-			v.wasName, v.wasSealed, v.sureBytes = v.name, false, v.sizeBytes
+		for k := range d.vluns {
+			m.remember(d, k)
 		}
 	}
 }
@@ -189,14 +189,14 @@ func (m *Machine) adoptSnapshots(d *disk, now bool) {
 		take(k, v.name)
 	}
 	for k, v := range d.vluns { // the step that gives it another may not have got so far
-		take(k, v.wasName)
+		take(k, v.was.name)
 	}
 	if len(list) > 0 {
 		m.t.Fatalf("%s has snapshots %+v after the crash that nobody asked for, or that were given up", d.name, list)
 	}
 	for k, v := range d.vluns {
 		if found[k] == nil {
-			if v.name != "" && v.name == v.wasName {
+			if v.name != "" && v.name == v.was.name {
 				m.t.Fatalf("%s has no snapshot %s after the crash", d.name, v.name)
 			}
 			v.name = ""
@@ -211,10 +211,13 @@ func (m *Machine) adopt(d *disk, v *vlun, got Snapshot, now bool) {
 	slices.Sort(got.Torn)
 	want := Snapshot{Name: got.Name, State: volume.Sealed, Consistency: v.exact(volume.Sealed), Conflicts: v.conflicts,
 		Torn: slices.Sorted(slices.Values(v.torn)), SizeBytes: v.sizeBytes}
+	if got.Consistency == v.was.consistency && !now {
+		want.Consistency = got.Consistency
+	}
 	switch interrupted := got.Consistency == volume.ConsistencyInterrupted; {
 	case got.State != volume.Sealed:
 		m.t.Fatalf("snapshot %s@%s is %+v, and was not sealed by the open", d.name, got.Name, got)
-	case v.wasSealed:
+	case v.was.sealed:
 		m.compareSnapshot(d.name, got, want)
 	case now && !interrupted:
 		m.t.Fatalf("snapshot %s@%s drained when the crash came and is %+v, want interrupted", d.name, got.Name, got)

@@ -30,6 +30,9 @@ type chain struct {
 const (
 	slots      = 16
 	chainCount = 6 // half of sectors, half of blocks
+
+	chainVolumeSize  = "512KiB"
+	chainVolumeBytes = 512 << 10
 )
 
 var chainVolumes = []string{"db", "wal"}
@@ -60,8 +63,8 @@ func (c *chain) stamp(p []byte, n uint64) {
 }
 
 // write goes on from the number that was acknowledged last until ctx ends (nil)
-// or a write fails. connections are those of each volume.
-func (c *chain) write(ctx context.Context, connections [2][]*client.Client) error {
+// or a write fails, and counts. connections are those of each volume.
+func (c *chain) write(ctx context.Context, connections [2][]*client.Client, count func()) error {
 	for n := c.acked.Load() + 1; ctx.Err() == nil; n++ {
 		volume, off, lengthBytes := c.place(n % slots)
 		to := connections[volume][n/slots%uint64(len(connections[volume]))]
@@ -76,6 +79,7 @@ func (c *chain) write(ctx context.Context, connections [2][]*client.Client) erro
 			return fmt.Errorf("chain %d, number %d: %w", c.id, n, err)
 		}
 		c.acked.Store(n)
+		count()
 	}
 	return nil
 }
@@ -110,6 +114,8 @@ func (c *chain) held(contents [2][]byte) (n uint64, err error) {
 
 // A load is all chains at work.
 type load struct {
+	reached chan struct{} // closed at the goal
+	acked   atomic.Uint64
 	cancel context.CancelFunc
 	done   sync.WaitGroup
 	mu     sync.Mutex
@@ -117,7 +123,8 @@ type load struct {
 }
 
 // startLoad starts all chains over connections that they share, three a volume.
-func startLoad(t *testing.T, s *server, chains []*chain) *load {
+// The goal is a number of acknowledged writes, of all chains together.
+func startLoad(t *testing.T, s *server, chains []*chain, goal uint64) *load {
 	t.Helper()
 	var connections [2][]*client.Client
 	for i, name := range chainVolumes {
@@ -125,12 +132,17 @@ func startLoad(t *testing.T, s *server, chains []*chain) *load {
 			connections[i] = append(connections[i], s.dial(name))
 		}
 	}
-	l := &load{}
+	l := &load{reached: make(chan struct{})}
+	count := func() {
+		if l.acked.Add(1) == goal {
+			close(l.reached)
+		}
+	}
 	var ctx context.Context
 	ctx, l.cancel = context.WithCancel(t.Context())
 	for _, c := range chains {
 		l.done.Go(func() {
-			if err := c.write(ctx, connections); err != nil {
+			if err := c.write(ctx, connections, count); err != nil {
 				l.mu.Lock()
 				defer l.mu.Unlock()
 				l.errs = append(l.errs, err)
@@ -150,14 +162,6 @@ func (l *load) stop() []error {
 	return l.errs
 }
 
-// total is how many numbers were acknowledged.
-func total(chains []*chain) (n uint64) {
-	for _, c := range chains {
-		n += c.acked.Load()
-	}
-	return n
-}
-
 // both reads both volumes' live views, or both snapshots of one preserve.
 func (s *server) both(suffix string) (contents [2][]byte) {
 	s.t.Helper()
@@ -175,18 +179,17 @@ type kept struct {
 	atLeast, atMost []uint64
 }
 
-// preserveChains preserves both volumes; code is how the command ended.
-func (s *server) preserveChains(chains []*chain, name string, more ...string) (k kept, code int) {
-	s.t.Helper()
-	k.name = name
+// preserveChains preserves both volumes and says what the snapshots must hold.
+func preserveChains(chains []*chain, name string, preserve func() error) (kept, error) {
+	k := kept{name: name}
 	for _, c := range chains {
 		k.atLeast = append(k.atLeast, c.acked.Load())
 	}
-	r := s.try(append([]string{"preserve", "db", "wal", "--name", name}, more...)...)
+	err := preserve()
 	for _, c := range chains {
 		k.atMost = append(k.atMost, c.begun.Load())
 	}
-	return k, r.code
+	return k, err
 }
 
 // mustHold checks both snapshots of a preserve.
@@ -224,7 +227,7 @@ func (s *server) mustHaveAll(chains []*chain) {
 func TestAChainFindsWhatIsMissingTornOrLate(t *testing.T) {
 	c := newChains()[chainCount-1]
 	holding := func(numbers ...uint64) (contents [2][]byte) {
-		contents = [2][]byte{make([]byte, 1<<20), make([]byte, 1<<20)}
+		contents = [2][]byte{make([]byte, chainVolumeBytes), make([]byte, chainVolumeBytes)}
 		for _, n := range numbers {
 			volume, off, lengthBytes := c.place(n % slots)
 			c.stamp(contents[volume][off:off+lengthBytes], n)

@@ -5,6 +5,12 @@ import (
 	"math/rand/v2"
 	"syscall"
 	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/tidemark/tidemark/api"
+	"github.com/tidemark/tidemark/api/tidemarkv1"
 )
 
 // TestAKilledServerLosesNoAcknowledgedWriteAndNoAcknowledgedPreserve kills the
@@ -23,52 +29,76 @@ func TestAServerThatIsToldToStopUnderLoadLosesNothing(t *testing.T) {
 	endUnderLoad(t, 3, func(s *server) error { return s.end(syscall.SIGTERM) })
 }
 
-// endUnderLoad ends the server round after round, during a preserve after some
-// number of acknowledged writes, and looks at what is there at the next start.
+// endUnderLoad ends the server round after round, at some number of acknowledged
+// writes and beside preserves that follow each other at once, and looks at what
+// is there at the next start.
 func endUnderLoad(t *testing.T, rounds int, end func(*server) error) {
 	const seed = 20
 	random := rand.New(rand.NewPCG(seed, seed))
 	s := newServer(t)
-	s.create("1MiB", chainVolumes...)
+	s.create(chainVolumeSize, chainVolumes...)
 	chains := newChains()
 	var all []kept
+	writes := uint64(0)
 	for round := range rounds {
-		l := startLoad(t, s, chains)
-		goal := total(chains) + 100 + random.Uint64N(2000)
+		l := startLoad(t, s, chains, 100+random.Uint64N(2000))
 		ended := make(chan error, 1)
-		for i := 0; ; i++ {
-			last := total(chains) >= goal
-			if last {
-				go func() { ended <- end(s) }()
-			}
-			k, code := s.preserveChains(chains, fmt.Sprintf("p%d-%d", round, i))
-			switch {
-			case code == 0: // acknowledged, if just so
-				all = append(all, k)
-			case !last || code != 7:
-				t.Fatalf("preserve: exit code %d", code)
-			}
-			if last {
-				break
-			}
-		}
+		go func() {
+			<-l.reached
+			ended <- end(s)
+		}()
+		mine := s.preserveUntilItEnds(chains, round)
 		if err := <-ended; err != nil {
 			t.Fatalf("the server ended with %v", err)
 		}
 		if errs := l.stop(); len(errs) != len(chains) {
 			t.Errorf("%d chains outlived the server", len(chains)-len(errs))
 		}
+		writes += l.acked.Load()
 		s.check()
 		s.start()
 		s.mustHaveAll(chains)
-		for _, k := range all {
+		for _, k := range mine {
 			s.mustHold(chains, k)
 		}
 		if t.Failed() {
 			t.Fatalf("in round %d", round)
 		}
+		all = append(all, mine...)
 	}
-	t.Logf("%d writes, %d preserves", total(chains), len(all))
+	t.Logf("%d writes, %d preserves", writes, len(all))
 	s.stop()
 	s.check()
+	s.start()
+	s.mustHaveAll(chains)
+	for _, k := range all {
+		s.mustHold(chains, k)
+	}
+}
+
+// preserveUntilItEnds preserves until a preserve fails, which only the end of
+// the server may cause, and returns those that were acknowledged.
+func (s *server) preserveUntilItEnds(chains []*chain, round int) (all []kept) {
+	s.t.Helper()
+	addr, err := api.ParseAddr(s.api())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	c := api.NewClient(addr)
+	for i := 0; ; i++ {
+		name := fmt.Sprintf("p%d-%d", round, i)
+		k, err := preserveChains(chains, name, func() error {
+			_, err := c.Preserve(s.t.Context(), &tidemarkv1.PreserveRequest{
+				Volumes: chainVolumes, Name: name, Wait: durationpb.New(time.Minute),
+			})
+			return err
+		})
+		if err != nil {
+			if reason := api.Detail(err).GetReason(); reason != tidemarkv1.Reason_REASON_UNSPECIFIED && reason != tidemarkv1.Reason_REASON_CLOSED {
+				s.t.Errorf("preserve %s: %v", name, err)
+			}
+			return all
+		}
+		all = append(all, k)
+	}
 }

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -84,17 +83,14 @@ func attempt(t *testing.T, name string, args ...string) result {
 	return finish(t, command(t, name, args...))
 }
 
+// command is a program that is not yet run. What the test's clean-up needs must
+// not end with the test's context, so none does.
 func command(t *testing.T, name string, args ...string) *exec.Cmd {
-	t.Helper()
-	return commandContext(t, t.Context(), name, args...)
-}
-
-func commandContext(t *testing.T, ctx context.Context, name string, args ...string) *exec.Cmd {
 	t.Helper()
 	if _, err := exec.LookPath(name); err != nil {
 		t.Fatalf("%s is not installed: run ci/install.sh (%v)", name, err)
 	}
-	return exec.CommandContext(ctx, name, args...)
+	return exec.Command(name, args...)
 }
 
 func finish(t *testing.T, cmd *exec.Cmd) result {

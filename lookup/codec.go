@@ -7,7 +7,7 @@ import (
 	"io"
 )
 
-// ErrCorrupt: bytes that are no encoded table.
+// ErrCorrupt says that bytes are no encoded table.
 var ErrCorrupt = errors.New("lookup: corrupt table")
 
 // The body of an encoded table is a sequence of items for its leaves from block 0

@@ -60,7 +60,7 @@ func flip(t *testing.T, name string, at int64) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	if at < 0 {
 		info, err := f.Stat()
 		if err != nil {

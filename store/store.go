@@ -131,7 +131,7 @@ func Open(dir string, o Options) (_ *Store, err error) {
 	}
 	defer func() {
 		if err != nil {
-			s.release()
+			err = errors.Join(err, s.release())
 		}
 	}()
 	if s.catalog, err = catalog.Open(s.fs, catalogName(dir)); err != nil {

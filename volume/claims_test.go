@@ -252,6 +252,9 @@ func TestClaimTheLockIsHeldFromLookUpToTransfer(t *testing.T) {
 				case <-second:
 					t.Error("the second request was served while the first had the lock")
 					return true
+				case what := <-gate.reached:
+					t.Errorf("another %s reached the image while the first had the lock", what)
+					return true
 				default:
 					return s.volume.locks.Waiting() == 1
 				}

@@ -169,6 +169,9 @@ func TestExtentsWaitForAWriteOfTheirBlocks(t *testing.T) {
 		case <-looked:
 			t.Error("the extents were read while a write had the lock")
 			return true
+		case what := <-gate.reached:
+			t.Errorf("another %s reached the image while the first had the lock", what)
+			return true
 		default:
 			return s.volume.locks.Waiting() == 1
 		}

@@ -115,11 +115,12 @@ func (c *chain) held(contents [2][]byte) (n uint64, err error) {
 // A load is all chains at work.
 type load struct {
 	reached chan struct{} // closed at the goal
+	over    chan struct{} // closed when all chains have ended
 	acked   atomic.Uint64
-	cancel context.CancelFunc
-	done   sync.WaitGroup
-	mu     sync.Mutex
-	errs   []error
+	cancel  context.CancelFunc
+	done    sync.WaitGroup
+	mu      sync.Mutex
+	errs    []error
 }
 
 // startLoad starts all chains over connections that they share, three a volume.
@@ -132,7 +133,7 @@ func startLoad(t *testing.T, s *server, chains []*chain, goal uint64) *load {
 			connections[i] = append(connections[i], s.dial(name))
 		}
 	}
-	l := &load{reached: make(chan struct{})}
+	l := &load{reached: make(chan struct{}), over: make(chan struct{})}
 	count := func() {
 		if l.acked.Add(1) == goal {
 			close(l.reached)
@@ -149,6 +150,10 @@ func startLoad(t *testing.T, s *server, chains []*chain, goal uint64) *load {
 			}
 		})
 	}
+	go func() {
+		l.done.Wait()
+		close(l.over)
+	}()
 	t.Cleanup(func() { l.stop() })
 	return l
 }
@@ -156,7 +161,7 @@ func startLoad(t *testing.T, s *server, chains []*chain, goal uint64) *load {
 // stop ends the load and returns what had ended it before.
 func (l *load) stop() []error {
 	l.cancel()
-	l.done.Wait()
+	<-l.over
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.errs

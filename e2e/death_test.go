@@ -44,7 +44,10 @@ func endUnderLoad(t *testing.T, rounds int, end func(*server) error) {
 		l := startLoad(t, s, chains, 100+random.Uint64N(2000))
 		ended := make(chan error, 1)
 		go func() {
-			<-l.reached
+			select {
+			case <-l.reached:
+			case <-l.over: // too early, which the server's log may explain
+			}
 			ended <- end(s)
 		}()
 		mine := s.preserveUntilItEnds(chains, round)

@@ -1,7 +1,6 @@
 // Package e2e holds no code but tests: the real server under the clients that
-// people use. Each test starts bin/tidemark's own main package on sockets of
-// its own and ends it by its handle; a client that is not installed fails the
-// test (ci/install.sh installs them all).
+// people use. Each test starts the program, built anew, on sockets of its own. A
+// client that is not installed fails the test: ci/install.sh installs them all.
 //
 // Which stock client exercises which part of the protocol:
 //
@@ -23,9 +22,9 @@
 //	  with NBD_CMD_FLAG_FUA      libnbd trim
 //	NBD_CMD_WRITE_ZEROES         qemu-io write -z -u
 //	  with NBD_CMD_FLAG_NO_HOLE  qemu-io write -z
-//	  with FAST_ZERO             qemu-io write -z -u -n, nbdcopy
+//	  with FAST_ZERO             qemu-io write -z -u -n
 //	NBD_CMD_BLOCK_STATUS         nbdinfo --map, qemu-img convert, nbdcopy
-//	  with NBD_CMD_FLAG_REQ_ONE  libnbd block_status, qemu-io
+//	  with NBD_CMD_FLAG_REQ_ONE  libnbd block_status, qemu-img convert
 //	NBD_CMD_CACHE (refused)      libnbd cache, not strict
 //	unknown commands and flags   libnbd, not strict; for commands none exists: bytes of our own
 package e2e

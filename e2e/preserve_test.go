@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"slices"
 	"testing"
 )
 
@@ -142,17 +143,71 @@ func fioNumber(block []byte, off int) (int, error) {
 	if [4096]byte(block) == [4096]byte{} {
 		return 0, nil
 	}
-	sum := func(b []byte) uint32 { return ^crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
 	number := int(binary.LittleEndian.Uint16(block[34:]))
 	switch {
 	case binary.LittleEndian.Uint16(block) != 0xacca:
 		return 0, fmt.Errorf("at %d: no header of fio's", off)
 	case binary.LittleEndian.Uint64(block[16:]) != uint64(off):
 		return 0, fmt.Errorf("at %d: the block of offset %d", off, binary.LittleEndian.Uint64(block[16:]))
-	case binary.LittleEndian.Uint32(block[36:]) != sum(block[:36]):
+	case binary.LittleEndian.Uint32(block[36:]) != fioSum(block[:36]):
 		return 0, fmt.Errorf("at %d: write %d: bad checksum of the header", off, number)
-	case binary.LittleEndian.Uint32(block[headerBytes:]) != sum(block[headerBytes+checkBytes:]):
+	case binary.LittleEndian.Uint32(block[headerBytes:]) != fioSum(block[headerBytes+checkBytes:]):
 		return 0, fmt.Errorf("at %d: write %d: bad checksum", off, number)
 	}
 	return number + 1, nil
+}
+
+// fioSum is CRC32C as fio has it, without the last inversion.
+func fioSum(b []byte) uint32 { return ^crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
+
+func TestTheCheckOfFiosBlocksFindsWhatIsMissingOrTorn(t *testing.T) {
+	const pass = fioBytes / 4096
+	holding := func(upTo int, without ...int) []byte { // in order of the blocks
+		content := make([]byte, fioBytes)
+		for n := range upTo {
+			if !slices.Contains(without, n) {
+				fioBlock(content, n)
+			}
+		}
+		return content
+	}
+	torn := holding(9)
+	torn[5*4096+2048]++
+	moved := holding(9)
+	copy(moved[7*4096:], moved[6*4096:7*4096])
+	for _, test := range []struct {
+		name    string
+		content []byte
+		depth   int
+		n       int
+		whole   bool
+	}{
+		{"nothing", holding(0), 1, 0, true},
+		{"a part of the first pass", holding(9), 1, 9, true},
+		{"a later pass", holding(2*pass + 3), 1, 2*pass + 3, true},
+		{"one missing at depth 1", holding(9, 4), 1, 0, false},
+		{"one missing in a later pass", holding(pass+9, pass+4), 1, 0, false},
+		{"one missing at depth 2", holding(9, 4), 2, 9, true},
+		{"two missing at depth 2", holding(9, 4, 5), 2, 0, false},
+		{"one missing of a pass that was over", holding(pass+9, 20), 2, 0, false},
+		{"a torn block", torn, 2, 0, false},
+		{"a block elsewhere", moved, 2, 0, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if n, err := fioPrefix(test.content, test.depth); n != test.n || (err == nil) != test.whole {
+				t.Errorf("held %d, %v", n, err)
+			}
+		})
+	}
+}
+
+// fioBlock makes the block of fio's write n, the blocks being written in order.
+func fioBlock(content []byte, n int) {
+	off := n * 4096 % len(content)
+	b := content[off : off+4096]
+	binary.LittleEndian.PutUint16(b, 0xacca)
+	binary.LittleEndian.PutUint64(b[16:], uint64(off))
+	binary.LittleEndian.PutUint16(b[34:], uint16(n))
+	binary.LittleEndian.PutUint32(b[36:], fioSum(b[:36]))
+	binary.LittleEndian.PutUint32(b[40:], fioSum(b[44:]))
 }

@@ -68,6 +68,23 @@ func TestQemuIOFindsItsPatternsInTheLiveViewAndInTheSnapshot(t *testing.T) {
 	qemuIO(t, s.uri("db@second"), live...)
 }
 
+func TestClientsConnectOverTCP(t *testing.T) {
+	s := newServer(t)
+	s.create("4MiB", "db")
+	qemuIO(t, s.tcp("db"), "write -P 1 0 4M", "flush")
+	s.tidemark("preserve", "db", "--name", "p")
+	qemuIO(t, s.tcp("db:session"), "write -P 2 0 4M")
+	copied := filepath.Join(t.TempDir(), "copy")
+	run(t, "nbdcopy", s.tcp("db@p"), copied)
+	if !bytes.Equal(readFile(t, copied), bytes.Repeat([]byte{1}, 4<<20)) {
+		t.Error("nbdcopy read something else")
+	}
+	run(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", s.tcp("db@p"), s.uri("db@p"))
+	if list := run(t, "nbdinfo", "--list", s.tcp("")); !strings.Contains(list, `export="db@p":`) {
+		t.Errorf("nbdinfo lists\n%s", list)
+	}
+}
+
 func TestAWriteToASnapshotIsNotPermitted(t *testing.T) {
 	s := newServer(t)
 	s.create("1MiB", "db")

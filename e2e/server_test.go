@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -66,7 +67,7 @@ func newServerOf(t *testing.T, program string) *server {
 // start starts the server and waits until it says that it serves.
 func (s *server) start() {
 	s.t.Helper()
-	s.cmd = exec.Command(s.program, "serve", "--data", s.path("data"), "--nbd", "unix:"+s.path("nbd.sock"), "--api", s.api())
+	s.cmd = exec.Command(s.program, "serve", "--data", s.path("data"), "--nbd", "unix:"+s.path("nbd.sock"), "--nbd", "127.0.0.1:0", "--api", s.api())
 	stderr, err := s.cmd.StderrPipe()
 	if err != nil {
 		s.t.Fatal(err)
@@ -139,6 +140,13 @@ func (s *server) api() string             { return "unix:" + s.path("api.sock") 
 // uri is the NBD URI of an export.
 func (s *server) uri(export string) string {
 	return "nbd+unix:///" + export + "?socket=" + s.path("nbd.sock")
+}
+
+var tcpAddr = regexp.MustCompile(`127\.0\.0\.1:[0-9]+`)
+
+// tcp is the NBD URI of an export over TCP.
+func (s *server) tcp(export string) string {
+	return "nbd://" + tcpAddr.FindString(s.said()) + "/" + export
 }
 
 // tidemark runs a command against the server; it must succeed.

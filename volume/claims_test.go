@@ -373,3 +373,20 @@ func TestClaimARequestThatIsBlockedInItsImageDoesNotHoldTheCut(t *testing.T) {
 	wantBlock(t, "the snapshot", snapshot, 1, 'a')
 	wantBlock(t, "the snapshot", snapshot, 2, 0)
 }
+
+func TestClaimAWriteDeletesTheEntryOfEveryNewerTableThatHasOne(t *testing.T) {
+	s := preserveWithOldProcess(t, PreserveOptions{})
+	writeBlock(t, s.new, 2, 'q')
+	younger := s.preserve(PreserveOptions{}, s.volume)
+	third := s.volume.VLUNs()[2]
+	writeBlock(t, open(t)(s.volume.Open()), 2, 'n')
+	writeBlock(t, s.old, 2, 'p')
+	wantEntry(t, s.second, 2, lookup.Absent)
+	wantEntry(t, third, 2, lookup.Absent)
+	s.q.End(false)
+	s.end()
+	younger.wait(t)
+	for _, k := range s.volume.VLUNs() {
+		wantBlock(t, "VLUN "+string('0'+rune(k.slot)), open(t)(k.Open()), 2, 'p')
+	}
+}

@@ -52,3 +52,22 @@ func TestARequestWhoseProcessEndsAtItsBeginIsRefused(t *testing.T) {
 	}
 	wantEntry(t, s.first, 0, lookup.Absent)
 }
+
+// R1 asks for the list of images to be read after the lock is held: between its
+// begin and its lock, a cut may come, and a write through the new image.
+func TestAWriteThatACutOvertakesBeforeItsLockDeletesTheEntryInTheNewTable(t *testing.T) {
+	r := newRig(t)
+	v := r.volume("v")
+	live := open(t)(v.Open())
+	var command *outcome
+	beforeLock = func(*VLUN) {
+		beforeLock = nil
+		command = r.preserve(PreserveOptions{}, v)
+		writeBlock(t, open(t)(v.Open()), 1, 'n')
+	}
+	t.Cleanup(func() { beforeLock = nil })
+	writeBlock(t, live, 1, 'a') // took the lock last
+	wantEntry(t, v.tip(), 1, lookup.Absent)
+	wantBlock(t, "the live view", live, 1, 'a')
+	wantBlock(t, "the snapshot", open(t)(command.wait(t).VLUNs[0].Open()), 1, 'a')
+}

@@ -1,8 +1,8 @@
 package volume
 
-// beforeCount, if set, runs between the look at the epoch and the count: tests
-// put a cut there.
-var beforeCount func(*VLUN)
+// Tests put a cut where it hurts: beforeCount, if set, runs between a request's
+// look at the epoch and its count; beforeLock between its count and its lock.
+var beforeCount, beforeLock func(*VLUN)
 
 // enter binds a request to the VLUN that its view writes through now, and
 // counts it in flight there (R7). The protocol is that of Engine. The caller

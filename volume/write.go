@@ -71,6 +71,9 @@ func (w *View) writeOnce(rq *request, ch *change, wait bool) (again bool, err er
 		return false, err
 	}
 	defer w.leave(k)
+	if beforeLock != nil {
+		beforeLock(k)
+	}
 	first, count := blocks(ch.off, ch.lengthBytes)
 	if !v.lock(rq, first, count, blocklock.Exclusive, wait) {
 		return false, ErrWouldBlock

@@ -17,11 +17,15 @@ type diary struct {
 	mu    sync.Mutex
 	lines []string
 	fail  string
+	meet  func(line string) // called outside of mu
 }
 
 var errDisk = errors.New("disk error")
 
 func (d *diary) note(line string) error {
+	if d.meet != nil {
+		d.meet(line)
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.lines = append(d.lines, line)
@@ -202,6 +206,35 @@ func TestFlushesThatArriveTogetherShareACommit(t *testing.T) {
 	flushes.Wait()
 	if n := len(slices.DeleteFunc(d.lines, func(l string) bool { return l != "sync second" })); n != 1 {
 		t.Errorf("the image was synced %d times, want once for all", n)
+	}
+	s.end()
+}
+
+func TestAFlushThatArrivesWhileACommitRunsWaitsForTheNext(t *testing.T) {
+	s, d := diaryVolume(t)
+	writeBlock(t, s.new, 2, 'q')
+	reached, on := make(chan struct{}), make(chan struct{})
+	d.meet = func(line string) {
+		if line == "sync second" && s.volume.commits.arrived.Load() == 1 {
+			close(reached)
+			<-on
+		}
+	}
+	var flushes sync.WaitGroup
+	flush := func() {
+		if err := s.new.Flush(); err != nil {
+			t.Error(err)
+		}
+	}
+	flushes.Go(flush)
+	<-reached                    // its sync has begun, and need not cover
+	writeBlock(t, s.new, 2, 'r') // this
+	flushes.Go(flush)
+	await(t, "the second flush", func() bool { return s.volume.commits.arrived.Load() == 2 })
+	close(on)
+	flushes.Wait()
+	if n := len(slices.DeleteFunc(d.lines, func(l string) bool { return l != "sync second" })); n != 2 {
+		t.Errorf("the image was synced %d times, want twice: the second flush must not be answered by the first's sync", n)
 	}
 	s.end()
 }

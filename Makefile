@@ -50,8 +50,8 @@ bench: build ## Tidemark beside nbdkit, and preserves beside a command that does
 	bench/compare.sh
 	bench/stalls.sh
 
-docs: ## the packages' documentation in a browser
-	go doc -http
+docs: ## the documentation of every package, as text
+	@for package in $$(go list ./...); do go doc -all $$package; done
 
 cover: ## the statements that the tests reach
 	go test -coverpkg ./... -coverprofile coverage.out ./...

@@ -90,11 +90,12 @@ func (s *service) Export(ctx context.Context, r *tidemarkv1.ExportRequest, strea
 	if err := stream.Send(&tidemarkv1.ExportResponse{SizeBytes: view.SizeBytes()}); err != nil {
 		return err
 	}
+	buf := make([]byte, chunkBytes)
 	for off := int64(0); off < view.SizeBytes(); off += windowBytes {
 		if ctx.Err() != nil {
 			return wireError(fmt.Errorf("export: %w", context.Cause(ctx)), nil)
 		}
-		if err := exportWindow(view, off, min(windowBytes, view.SizeBytes()-off), stream.Send); err != nil {
+		if err := exportWindow(view, off, min(windowBytes, view.SizeBytes()-off), buf, stream.Send); err != nil {
 			return wireError(fmt.Errorf("export: %w", err), nil)
 		}
 	}
@@ -113,8 +114,8 @@ func (s *service) openExport(name string) (*volume.View, error) {
 }
 
 // exportWindow sends one range. The extents are collected first: a range that
-// others write keeps each of its bytes in one message.
-func exportWindow(view *volume.View, off, lengthBytes int64, send func(*tidemarkv1.ExportResponse) error) error {
+// others write keeps each of its bytes in one message. buf is for the data.
+func exportWindow(view *volume.View, off, lengthBytes int64, buf []byte, send func(*tidemarkv1.ExportResponse) error) error {
 	var stretches []stretch
 	err := view.Extents(off, lengthBytes, func(e volume.Extent) bool {
 		stretches = appendStretch(stretches, stretch{e.LengthBytes, e.State != lookup.Data})
@@ -123,7 +124,6 @@ func exportWindow(view *volume.View, off, lengthBytes int64, send func(*tidemark
 	if err != nil {
 		return err
 	}
-	buf := make([]byte, chunkBytes)
 	for _, s := range stretches {
 		if s.hole {
 			if err := send(&tidemarkv1.ExportResponse{OffsetBytes: off, Content: &tidemarkv1.ExportResponse_HoleBytes{HoleBytes: s.lengthBytes}}); err != nil {

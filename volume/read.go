@@ -3,6 +3,7 @@ package volume
 import (
 	"fmt"
 	"io"
+	"iter"
 	"sync"
 
 	"github.com/tidemark/tidemark/blocklock"
@@ -127,28 +128,42 @@ func (w *View) clip(p []byte, off int64) (_ []byte, end error, err error) {
 
 // conflicts counts the blocks of a range that are held by a newer image than
 // the request's VLUN, on every preserve between the two. Its locks are held.
-// It returns true if that gave up a preserve (on-conflict abort): then the
-// request is not served here, but begins again with what it is bound to now.
+// It returns true if one of them gave up a preserve (on-conflict abort): then
+// the request is not served here, nothing is counted, and it begins again with
+// what it is bound to now.
 func (w *View) conflicts(k *VLUN, first lookup.BlockNum, count uint64) (givenUp bool) {
-	v := w.volume
-	c := *v.chain.Load()
-	if len(c.newer(k)) == 0 || w.fixed != nil {
+	if k.Live() || w.fixed != nil {
 		return false
 	}
-	for end := first + lookup.BlockNum(count); first < end; {
-		e, run := v.index.Run(first, uint64(end-first))
-		if e.Slot() > k.slot {
-			between := c[k.slot-1 : e.Slot()-1]
-			if w.process != nil && v.engine.giveUp(between) {
-				return true
-			}
-			for _, preserved := range between {
-				preserved.conflicts.Add(run)
-			}
+	if w.process != nil {
+		for between := range w.volume.conflicting(k, first, count) {
+			givenUp = w.volume.engine.giveUp(between) || givenUp
 		}
-		first += lookup.BlockNum(run)
+	}
+	if givenUp {
+		return true
+	}
+	for between, blocks := range w.volume.conflicting(k, first, count) {
+		for _, preserved := range between {
+			preserved.conflicts.Add(blocks)
+		}
 	}
 	return false
+}
+
+// conflicting yields the stretches of a range that a newer image than that of k
+// holds: the VLUNs from k to below the newest that does, and how many blocks.
+func (v *Volume) conflicting(k *VLUN, first lookup.BlockNum, count uint64) iter.Seq2[chain, uint64] {
+	return func(yield func(chain, uint64) bool) {
+		c := *v.chain.Load()
+		for end := first + lookup.BlockNum(count); first < end; {
+			e, run := v.index.Run(first, uint64(end-first))
+			if e.Slot() > k.slot && !yield(c[k.slot-1:e.Slot()-1], run) {
+				return
+			}
+			first += lookup.BlockNum(run)
+		}
+	}
 }
 
 // lock takes the lock of a range of blocks for a request.

@@ -11,9 +11,12 @@ import (
 	"github.com/tidemark/tidemark/volume"
 )
 
-// sparesAhead is how many bare image files are kept ready, so that a preserve
-// need not wait for a directory to be synced.
-const sparesAhead = 4
+// Bare image files are kept ready, so that a preserve need not wait for a
+// directory to be synced: one for each volume, within bounds.
+const (
+	leastSpares = 4
+	mostSpares  = 128
+)
 
 // spares are image files that belong to no volume yet: an ID that is never used
 // again, and an empty file whose name is durable. They are handed out in the
@@ -42,13 +45,17 @@ func (p *spares) take(n int) ([]volume.Next, error) {
 // refill makes spares in the background. One that can't be made is missed by
 // the next preserve, which then says why.
 func (p *spares) refill() {
+	s := p.store
+	s.mu.Lock()
+	ahead := min(max(len(s.volumes), leastSpares), mostSpares)
+	s.mu.Unlock()
 	p.filling.Add(1)
 	go func() {
 		defer p.filling.Done()
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		if err := p.make(sparesAhead); err != nil && !errors.Is(err, ErrClosed) {
-			p.store.logger.Warn("making images ahead", "err", err)
+		if err := p.make(ahead); err != nil && !errors.Is(err, ErrClosed) {
+			s.logger.Warn("making images ahead", "err", err)
 		}
 	}()
 }

@@ -143,9 +143,9 @@ func (w *View) conflicts(k *VLUN, first lookup.BlockNum, count uint64) (givenUp 
 	if givenUp {
 		return true
 	}
-	for between, blocks := range w.volume.conflicting(k, first, count) {
+	for between, n := range w.volume.conflicting(k, first, count) {
 		for _, preserved := range between {
-			preserved.conflicts.Add(blocks)
+			preserved.conflicts.Add(n)
 		}
 	}
 	return false

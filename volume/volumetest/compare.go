@@ -35,7 +35,7 @@ func (m *Machine) begin(format string, args ...any) {
 	}
 }
 
-func (m *Machine) remember(d *disk, k int) {
+func (m *Machine) remember(d *Disk, k int) {
 	v := d.vluns[k]
 	was := m.snapshot(d, k)
 	v.was.name, v.was.sizeBytes = was.Name, was.SizeBytes
@@ -110,7 +110,7 @@ func (m *Machine) Compare() {
 	}
 }
 
-func (m *Machine) compareVLUN(d *disk, k int, vlun *volume.VLUN) {
+func (m *Machine) compareVLUN(d *Disk, k int, vlun *volume.VLUN) {
 	m.t.Helper()
 	v := d.vluns[k]
 	got := m.content(d, vlun)
@@ -149,7 +149,7 @@ func (m *Machine) compareVLUN(d *disk, k int, vlun *volume.VLUN) {
 }
 
 // content reads a VLUN from end to end, whoever is bound to what.
-func (m *Machine) content(d *disk, vlun *volume.VLUN) []byte {
+func (m *Machine) content(d *Disk, vlun *volume.VLUN) []byte {
 	m.t.Helper()
 	w, err := vlun.Open()
 	if err != nil {
@@ -163,7 +163,7 @@ func (m *Machine) content(d *disk, vlun *volume.VLUN) []byte {
 	return got
 }
 
-func (m *Machine) compareList(d *disk) {
+func (m *Machine) compareList(d *Disk) {
 	m.t.Helper()
 	list, err := m.target.Snapshots(d.name)
 	if err != nil {
@@ -190,7 +190,7 @@ func (m *Machine) compareList(d *disk) {
 }
 
 // compareNamed reads a snapshot by its name.
-func (m *Machine) compareNamed(d *disk, v *vlun) {
+func (m *Machine) compareNamed(d *Disk, v *vlun) {
 	m.t.Helper()
 	w, err := m.target.Open(d.name + "@" + v.name)
 	if err != nil {

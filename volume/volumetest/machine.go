@@ -39,9 +39,9 @@ func Run(t *testing.T, open func(*rapid.T) Target) {
 type Machine struct {
 	t         T
 	target    Target
-	disks     []*disk // by number; nil: deleted
-	handles   []*handle
-	processes []*process
+	disks     []*Disk // by number; nil: deleted
+	handles   []*Handle
+	processes []*Process
 	preserves []*preserve // not yet answered
 	started   int         // commands and writes so far: names, tokens, data
 	cuts      int
@@ -60,16 +60,16 @@ type T interface {
 	Logf(format string, args ...any)
 }
 
-// handle is an open view.
-type handle struct {
+// Handle is an open view.
+type Handle struct {
 	*volume.View
-	disk      *disk
-	process   *process // nil: request scope, or fixed
+	disk      *Disk
+	process   *Process // nil: request scope, or fixed
 	fixed     int      // slot of a preserved view; -1 otherwise
 	sizeBytes int64
 }
 
-func (h *handle) slot() int {
+func (h *Handle) slot() int {
 	switch {
 	case h.fixed >= 0:
 		return h.fixed
@@ -80,13 +80,13 @@ func (h *handle) slot() int {
 	}
 }
 
-func (h *handle) ended() bool { return h.process != nil && h.process.ended }
+func (h *Handle) ended() bool { return h.process != nil && h.process.ended }
 
 // String implements fmt.Stringer, for the log of a run.
-func (d *disk) String() string { return d.name }
+func (d *Disk) String() string { return d.name }
 
 // String implements fmt.Stringer.
-func (p *process) String() string { return p.token }
+func (p *Process) String() string { return p.token }
 
 // New returns a Machine over a target without volumes.
 func New(t T, target Target) *Machine { return &Machine{t: t, target: target} }
@@ -200,16 +200,16 @@ var sizes = []int64{8 * blockBytes, 5*blockBytes + 3*sectorBytes, 6 * blockBytes
 
 func (m *Machine) create(i int) { m.Create(i, sizes[i%len(sizes)]) }
 
-func (m *Machine) drawDisk(t *rapid.T) *disk { return rapid.SampledFrom(m.disks).Draw(t, "volume") }
+func (m *Machine) drawDisk(t *rapid.T) *Disk { return rapid.SampledFrom(m.disks).Draw(t, "volume") }
 
 // drawDisks draws some volumes in some order.
-func (m *Machine) drawDisks(t *rapid.T) []*disk {
+func (m *Machine) drawDisks(t *rapid.T) []*Disk {
 	n := rapid.IntRange(1, len(m.disks)).Draw(t, "volumes")
 	return rapid.Permutation(m.disks).Draw(t, "which")[:n]
 }
 
 // drawHandle draws an open view, and opens one if there is none.
-func (m *Machine) drawHandle(t *rapid.T) *handle {
+func (m *Machine) drawHandle(t *rapid.T) *Handle {
 	if len(m.handles) == 0 {
 		return m.Open(m.drawDisk(t))
 	}
@@ -217,8 +217,8 @@ func (m *Machine) drawHandle(t *rapid.T) *handle {
 }
 
 // drawProcess draws an explicit process; nil if there is none.
-func (m *Machine) drawProcess(t *rapid.T) *process {
-	var explicit []*process
+func (m *Machine) drawProcess(t *rapid.T) *Process {
+	var explicit []*Process
 	for _, p := range m.processes {
 		if !p.session {
 			explicit = append(explicit, p)
@@ -243,7 +243,7 @@ func drawRange(t *rapid.T, sizeBytes int64) (off, lengthBytes int64) {
 }
 
 // Create makes volume number i.
-func (m *Machine) Create(i int, sizeBytes int64) {
+func (m *Machine) Create(i int, sizeBytes int64) *Disk {
 	m.t.Helper()
 	m.begin("create volume %d", i)
 	d := newDisk(fmt.Sprintf("v%d", i), sizeBytes)
@@ -256,10 +256,11 @@ func (m *Machine) Create(i int, sizeBytes int64) {
 	}
 	m.disks[i] = d
 	m.settle()
+	return d
 }
 
 // find gets hold of a volume by a view of it.
-func (m *Machine) find(d *disk) {
+func (m *Machine) find(d *Disk) {
 	m.t.Helper()
 	w, err := m.target.Open(d.name)
 	if err != nil {
@@ -270,7 +271,7 @@ func (m *Machine) find(d *disk) {
 }
 
 // Delete removes a volume, if nobody uses it.
-func (m *Machine) Delete(d *disk) bool {
+func (m *Machine) Delete(d *Disk) bool {
 	m.t.Helper()
 	for _, p := range m.preserves {
 		if slices.Contains(p.disks, d) {
@@ -278,7 +279,7 @@ func (m *Machine) Delete(d *disk) bool {
 		}
 	}
 	m.begin("delete %s", d.name)
-	busy := slices.ContainsFunc(m.handles, func(h *handle) bool { return h.disk == d }) ||
+	busy := slices.ContainsFunc(m.handles, func(h *Handle) bool { return h.disk == d }) ||
 		len(m.boundUpTo(d, d.tip())) > 0
 	err := m.target.Delete(d.name)
 	if busy {
@@ -294,7 +295,7 @@ func (m *Machine) Delete(d *disk) bool {
 }
 
 // Resize makes a volume larger.
-func (m *Machine) Resize(d *disk, sizeBytes int64) {
+func (m *Machine) Resize(d *Disk, sizeBytes int64) {
 	m.t.Helper()
 	m.begin("resize %s to %d", d.name, sizeBytes)
 	if err := m.target.Resize(d.name, sizeBytes); err != nil {
@@ -305,28 +306,28 @@ func (m *Machine) Resize(d *disk, sizeBytes int64) {
 }
 
 // Open opens a volume at request scope.
-func (m *Machine) Open(d *disk) *handle {
+func (m *Machine) Open(d *Disk) *Handle {
 	m.t.Helper()
-	return m.open(d.name, &handle{disk: d, fixed: -1})
+	return m.open(d.name, &Handle{disk: d, fixed: -1})
 }
 
 // OpenSession opens a volume, and begins a process that ends with the view.
-func (m *Machine) OpenSession(d *disk) *handle {
+func (m *Machine) OpenSession(d *Disk) *Handle {
 	m.t.Helper()
 	m.sessions++
-	p := &process{token: fmt.Sprintf("session/%d", m.sessions), session: true, bound: map[*disk]int{d: d.tip()}}
+	p := &Process{token: fmt.Sprintf("session/%d", m.sessions), session: true, bound: map[*Disk]int{d: d.tip()}}
 	m.processes = append(m.processes, p)
-	return m.open(d.name+":session", &handle{disk: d, process: p, fixed: -1})
+	return m.open(d.name+":session", &Handle{disk: d, process: p, fixed: -1})
 }
 
 // OpenSnapshot opens a preserved VLUN by its name.
-func (m *Machine) OpenSnapshot(d *disk, k int) *handle {
+func (m *Machine) OpenSnapshot(d *Disk, k int) *Handle {
 	m.t.Helper()
-	return m.open(d.name+"@"+d.vluns[k].name, &handle{disk: d, fixed: k})
+	return m.open(d.name+"@"+d.vluns[k].name, &Handle{disk: d, fixed: k})
 }
 
 // OpenProcess opens a volume under a process, if that named it.
-func (m *Machine) OpenProcess(p *process, d *disk) *handle {
+func (m *Machine) OpenProcess(p *Process, d *Disk) *Handle {
 	m.t.Helper()
 	export := d.name + ":process:" + p.token
 	if _, named := p.bound[d]; !named {
@@ -336,10 +337,10 @@ func (m *Machine) OpenProcess(p *process, d *disk) *handle {
 		}
 		return nil
 	}
-	return m.open(export, &handle{disk: d, process: p, fixed: -1})
+	return m.open(export, &Handle{disk: d, process: p, fixed: -1})
 }
 
-func (m *Machine) open(export string, h *handle) *handle {
+func (m *Machine) open(export string, h *Handle) *Handle {
 	m.t.Helper()
 	m.begin("open %s", export)
 	w, err := m.target.Open(export)
@@ -355,7 +356,7 @@ func (m *Machine) open(export string, h *handle) *handle {
 }
 
 // CloseView closes a view; a session ends with it.
-func (m *Machine) CloseView(h *handle, torn bool) {
+func (m *Machine) CloseView(h *Handle, torn bool) {
 	m.t.Helper()
 	m.begin("close view of %s, torn %v", h, torn)
 	closing := h.View.Close
@@ -365,7 +366,7 @@ func (m *Machine) CloseView(h *handle, torn bool) {
 	if err := closing(); err != nil {
 		m.t.Fatalf("close: %v", err)
 	}
-	m.handles = slices.DeleteFunc(m.handles, func(o *handle) bool { return o == h })
+	m.handles = slices.DeleteFunc(m.handles, func(o *Handle) bool { return o == h })
 	if h.process != nil && h.process.session {
 		m.ended(h.process, torn)
 	}
@@ -373,10 +374,10 @@ func (m *Machine) CloseView(h *handle, torn bool) {
 }
 
 // Begin begins an explicit process.
-func (m *Machine) Begin(disks []*disk) *process {
+func (m *Machine) Begin(disks []*Disk) *Process {
 	m.t.Helper()
 	m.started++
-	p := &process{token: fmt.Sprintf("P%d", m.started), bound: map[*disk]int{}}
+	p := &Process{token: fmt.Sprintf("P%d", m.started), bound: map[*Disk]int{}}
 	var names []string
 	for _, d := range disks {
 		p.bound[d] = d.tip()
@@ -391,7 +392,7 @@ func (m *Machine) Begin(disks []*disk) *process {
 }
 
 // End ends one.
-func (m *Machine) End(p *process, torn bool) {
+func (m *Machine) End(p *Process, torn bool) {
 	m.t.Helper()
 	m.begin("end %s, torn %v", p.token, torn)
 	if err := m.target.End(p.token, torn); err != nil {
@@ -401,16 +402,16 @@ func (m *Machine) End(p *process, torn bool) {
 	m.settle()
 }
 
-func (m *Machine) ended(p *process, torn bool) {
+func (m *Machine) ended(p *Process, torn bool) {
 	if torn {
 		m.tear(p)
 	}
 	p.ended = true
-	m.processes = slices.DeleteFunc(m.processes, func(o *process) bool { return o == p })
+	m.processes = slices.DeleteFunc(m.processes, func(o *Process) bool { return o == p })
 }
 
 // Preserve starts a preserve, and lets it wait beside the steps that follow.
-func (m *Machine) Preserve(disks []*disk, c Command) {
+func (m *Machine) Preserve(disks []*Disk, c Command) {
 	m.t.Helper()
 	m.started++
 	c.Name = fmt.Sprintf("s%d", m.started)
@@ -456,7 +457,7 @@ func (m *Machine) Pass(d time.Duration) {
 }
 
 // Write writes a range, of which every byte is new.
-func (m *Machine) Write(h *handle, off, lengthBytes int64, try bool) {
+func (m *Machine) Write(h *Handle, off, lengthBytes int64, try bool) {
 	m.t.Helper()
 	m.begin("write %d at %d of %s", lengthBytes, off, h)
 	m.started++
@@ -480,7 +481,7 @@ func (m *Machine) Write(h *handle, off, lengthBytes int64, try bool) {
 }
 
 // Zero trims a range, or writes zeros that keep their storage.
-func (m *Machine) Zero(h *handle, off, lengthBytes int64, noHole bool) {
+func (m *Machine) Zero(h *Handle, off, lengthBytes int64, noHole bool) {
 	m.t.Helper()
 	m.begin("zero %d at %d of %v, no hole %v", lengthBytes, off, h, noHole)
 	state := lookup.Zero
@@ -495,7 +496,7 @@ func (m *Machine) Zero(h *handle, off, lengthBytes int64, noHole bool) {
 }
 
 // served says whether a change must have been made, and checks its error.
-func (m *Machine) served(h *handle, off, lengthBytes int64, err error) bool {
+func (m *Machine) served(h *Handle, off, lengthBytes int64, err error) bool {
 	m.t.Helper()
 	var want error
 	switch {
@@ -513,7 +514,7 @@ func (m *Machine) served(h *handle, off, lengthBytes int64, err error) bool {
 }
 
 // Read reads a range.
-func (m *Machine) Read(h *handle, off, lengthBytes int64, try bool) {
+func (m *Machine) Read(h *Handle, off, lengthBytes int64, try bool) {
 	m.t.Helper()
 	m.begin("read %d at %d of %s", lengthBytes, off, h)
 	read := h.ReadAt
@@ -546,7 +547,7 @@ func (m *Machine) Read(h *handle, off, lengthBytes int64, try bool) {
 }
 
 // Extents asks for the extents of a range.
-func (m *Machine) Extents(h *handle, off, lengthBytes int64) {
+func (m *Machine) Extents(h *Handle, off, lengthBytes int64) {
 	m.t.Helper()
 	m.begin("extents of %d at %d of %s", lengthBytes, off, h)
 	var got []volume.Extent
@@ -570,7 +571,7 @@ func (m *Machine) Extents(h *handle, off, lengthBytes int64) {
 }
 
 // Flush flushes a volume, through any view.
-func (m *Machine) Flush(h *handle) {
+func (m *Machine) Flush(h *Handle) {
 	m.t.Helper()
 	m.begin("flush through %s", h)
 	err := h.Flush()
@@ -592,7 +593,7 @@ func (m *Machine) Flush(h *handle) {
 }
 
 // String says what a view is of.
-func (h *handle) String() string {
+func (h *Handle) String() string {
 	switch {
 	case h.fixed >= 0:
 		return fmt.Sprintf("%s, VLUN %d", h.disk.name, h.fixed+1)

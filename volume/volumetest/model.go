@@ -18,6 +18,7 @@ package volumetest
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/tidemark/tidemark/lookup"
@@ -31,8 +32,8 @@ const (
 	maxBytes    = maxBlocks * blockBytes
 )
 
-// disk is the model of a volume.
-type disk struct {
+// Disk is the model of a volume.
+type Disk struct {
 	name   string
 	engine *volume.Volume
 	vluns  []*vlun // the last is live
@@ -44,9 +45,8 @@ type disk struct {
 type vlun struct {
 	sizeBytes int64
 	bytes     [maxBytes]byte // what it reads
-	// perhaps holds, by sector, what it may read instead after a power cut:
-	// what was there when it was last flushed, and what was written since.
-	perhaps map[int][][]byte
+	// perhaps holds, by sector, what it may read instead after a power cut.
+	perhaps map[int]perhaps
 
 	table [maxBlocks]lookup.State // of its own image
 	torn  []string                // processes that died while it drained
@@ -68,14 +68,23 @@ type vlun struct {
 	}
 }
 
-func newDisk(name string, sizeBytes int64) *disk {
-	return &disk{name: name, vluns: []*vlun{{sizeBytes: sizeBytes, perhaps: map[int][][]byte{}}}}
+// perhaps is what a sector may read after a power cut, beside what it reads now:
+// what was there when it was last flushed, and what was written since. If a
+// write covered it in part, any of these by byte: a cut may keep that write and
+// lose one before it.
+type perhaps struct {
+	values [][]byte
+	parts  bool
 }
 
-func (d *disk) tip() int { return len(d.vluns) - 1 }
+func newDisk(name string, sizeBytes int64) *Disk {
+	return &Disk{name: name, vluns: []*vlun{{sizeBytes: sizeBytes, perhaps: map[int]perhaps{}}}}
+}
+
+func (d *Disk) tip() int { return len(d.vluns) - 1 }
 
 // write is R1, R3 and R4 in bytes, of data that come to lie in state.
-func (d *disk) write(k int, off int64, data []byte, state lookup.State) {
+func (d *Disk) write(k int, off int64, data []byte, state lookup.State) {
 	for _, v := range d.vluns[k:] {
 		v.store(off, data)
 	}
@@ -83,8 +92,12 @@ func (d *disk) write(k int, off int64, data []byte, state lookup.State) {
 }
 
 func (v *vlun) store(off int64, data []byte) {
-	for s := off / sectorBytes; s*sectorBytes < off+int64(len(data)); s++ {
-		v.perhaps[int(s)] = append(v.perhaps[int(s)], bytes.Clone(v.sector(int(s))))
+	end := off + int64(len(data))
+	for s := off / sectorBytes; s*sectorBytes < end; s++ {
+		p := v.perhaps[int(s)]
+		p.values = append(slices.Clip(p.values), bytes.Clone(v.sector(int(s))))
+		p.parts = p.parts || s*sectorBytes < off || end < (s+1)*sectorBytes
+		v.perhaps[int(s)] = p
 	}
 	copy(v.bytes[off:], data)
 }
@@ -92,7 +105,7 @@ func (v *vlun) store(off int64, data []byte) {
 func (v *vlun) sector(s int) []byte { return v.bytes[s*sectorBytes:][:sectorBytes] }
 
 // enter is R1, R3 and R4 for the tables.
-func (d *disk) enter(k int, off, lengthBytes int64, state lookup.State) {
+func (d *Disk) enter(k int, off, lengthBytes int64, state lookup.State) {
 	for b := off / blockBytes; b*blockBytes < off+lengthBytes; b++ {
 		whole := off <= b*blockBytes && (b+1)*blockBytes <= off+lengthBytes
 		newer := d.vluns[k+1:]
@@ -114,14 +127,14 @@ func (d *disk) enter(k int, off, lengthBytes int64, state lookup.State) {
 }
 
 // holder is the newest VLUN up to k whose image has block b; -1 if none.
-func (d *disk) holder(k int, b int64) int {
+func (d *Disk) holder(k int, b int64) int {
 	for ; k >= 0 && d.vluns[k].table[b] == lookup.Absent; k-- {
 	}
 	return k
 }
 
 // extents is what a client of VLUN k is told of a range.
-func (d *disk) extents(k int, off, lengthBytes int64) (list []volume.Extent) {
+func (d *Disk) extents(k int, off, lengthBytes int64) (list []volume.Extent) {
 	for end := off + lengthBytes; off < end; {
 		b := off / blockBytes
 		n := min(end, (b+1)*blockBytes) - off
@@ -140,12 +153,9 @@ func (d *disk) extents(k int, off, lengthBytes int64) (list []volume.Extent) {
 }
 
 // cut appends a copy of the newest content.
-func (d *disk) cut() {
+func (d *Disk) cut() {
 	old := d.vluns[d.tip()]
-	live := &vlun{sizeBytes: old.sizeBytes, bytes: old.bytes, perhaps: map[int][][]byte{}}
-	for s, values := range old.perhaps {
-		live.perhaps[s] = slices.Clip(values)
-	}
+	live := &vlun{sizeBytes: old.sizeBytes, bytes: old.bytes, perhaps: maps.Clone(old.perhaps)}
 	live.was.sizeBytes = old.was.sizeBytes
 	d.vluns = append(d.vluns, live)
 }
@@ -157,13 +167,25 @@ func (v *vlun) flushed() { clear(v.perhaps) }
 func (v *vlun) mayRead(got []byte) error {
 	for s := 0; s*sectorBytes < len(got); s++ {
 		is := got[s*sectorBytes : min(len(got), (s+1)*sectorBytes)]
-		equal := func(value []byte) bool { return bytes.Equal(is, value[:len(is)]) }
-		if !equal(v.sector(s)) && !slices.ContainsFunc(v.perhaps[s], equal) {
+		if !v.perhaps[s].allow(is, v.sector(s)) {
 			return fmt.Errorf("sector %d reads %s, which is neither what was flushed nor what was written since (%s, %d others)",
-				s, brief(is), brief(v.sector(s)), len(v.perhaps[s]))
+				s, brief(is), brief(v.sector(s)), len(v.perhaps[s].values))
 		}
 	}
 	return nil
+}
+
+func (p perhaps) allow(is, now []byte) bool {
+	values := append(slices.Clip(p.values), now)
+	if !p.parts {
+		return slices.ContainsFunc(values, func(v []byte) bool { return bytes.Equal(is, v) })
+	}
+	for i := range is {
+		if !slices.ContainsFunc(values, func(v []byte) bool { return is[i] == v[i] }) {
+			return false
+		}
+	}
+	return true
 }
 
 // differs says where a content is not as it should be; "" if nowhere.

@@ -7,19 +7,19 @@ import (
 	"github.com/tidemark/tidemark/volume"
 )
 
-// process is the model of a session or explicit process: what it is bound to,
+// Process is the model of a session or explicit process: what it is bound to,
 // by volume.
-type process struct {
+type Process struct {
 	token   string
 	session bool
-	bound   map[*disk]int
+	bound   map[*Disk]int
 	ended   bool
 }
 
 // preserve is the model of a preserve.
 type preserve struct {
 	Command
-	disks    []*disk
+	disks    []*Disk
 	own      []int // slot of its own VLUN, by volume
 	deadline time.Time
 	phase    phase
@@ -39,12 +39,12 @@ const (
 
 // drained says whether VLUN k of a volume waits for nobody: every process that
 // is bound to it or to an older one has ended.
-func (m *Machine) drained(d *disk, k int) bool {
+func (m *Machine) drained(d *Disk, k int) bool {
 	return k < d.tip() && len(m.boundUpTo(d, k)) == 0
 }
 
 // boundUpTo lists the processes that a preserve of VLUN k waits for.
-func (m *Machine) boundUpTo(d *disk, k int) (list []*process) {
+func (m *Machine) boundUpTo(d *Disk, k int) (list []*Process) {
 	for _, p := range m.processes {
 		if at, ok := p.bound[d]; ok && !p.ended && at <= k {
 			list = append(list, p)
@@ -54,8 +54,8 @@ func (m *Machine) boundUpTo(d *disk, k int) (list []*process) {
 }
 
 // drainingLimit says whether as many VLUNs of a volume drain as may.
-func (m *Machine) drainingLimit(disks []*disk) bool {
-	return slices.ContainsFunc(disks, func(d *disk) bool {
+func (m *Machine) drainingLimit(disks []*Disk) bool {
+	return slices.ContainsFunc(disks, func(d *Disk) bool {
 		n := 0
 		for k := range d.tip() {
 			if !m.drained(d, k) {
@@ -79,7 +79,7 @@ func (m *Machine) cut(p *preserve) {
 
 // waitsFor counts the processes that keep a preserve waiting.
 func (m *Machine) waitsFor(p *preserve) int {
-	all := map[*process]bool{}
+	all := map[*Process]bool{}
 	for i, d := range p.disks {
 		for _, q := range m.boundUpTo(d, p.own[i]) {
 			all[q] = true
@@ -98,13 +98,13 @@ func (m *Machine) giveUp(p *preserve) {
 
 // next is where the processes of a VLUN that is given up go: the next VLUN that
 // somebody wants, for a preserve that keeps them whole or because it is live.
-func (m *Machine) next(d *disk, k int) int {
+func (m *Machine) next(d *Disk, k int) int {
 	for k++; k < d.tip() && d.vluns[k].preserve != nil && d.vluns[k].preserve.phase == givenUp; k++ {
 	}
 	return k
 }
 
-func (m *Machine) move(d *disk, from, to int) {
+func (m *Machine) move(d *Disk, from, to int) {
 	for _, p := range m.processes {
 		if at, ok := p.bound[d]; ok && !p.ended && at == from {
 			p.bound[d] = to
@@ -164,7 +164,7 @@ func (m *Machine) answer(p, named *preserve, err error, c volume.Consistency) {
 }
 
 // snapshot is what the lists say of a named VLUN.
-func (m *Machine) snapshot(d *disk, k int) Snapshot {
+func (m *Machine) snapshot(d *Disk, k int) Snapshot {
 	v := d.vluns[k]
 	s := Snapshot{
 		Name: v.name, Conflicts: v.conflicts, Torn: slices.Sorted(slices.Values(v.torn)),
@@ -213,7 +213,7 @@ func indexes[T any](list []T) []int {
 }
 
 // tear notes a process that died on every preserved VLUN that waits for it.
-func (m *Machine) tear(p *process) {
+func (m *Machine) tear(p *Process) {
 	for d, at := range p.bound {
 		for k := at; k < d.tip(); k++ {
 			if !m.drained(d, k) {
@@ -225,7 +225,7 @@ func (m *Machine) tear(p *process) {
 
 // meet is a request of a process on a range: it gives up the preserves that
 // want it before such a request is served, and counts the others' conflicts.
-func (m *Machine) meet(h *handle, off, lengthBytes int64) {
+func (m *Machine) meet(h *Handle, off, lengthBytes int64) {
 	if h.fixed >= 0 {
 		return
 	}
@@ -243,7 +243,7 @@ func (m *Machine) meet(h *handle, off, lengthBytes int64) {
 
 // conflicts calls do for each block of a range that a newer image than that of
 // h holds, and each VLUN that this is a conflict for.
-func (m *Machine) conflicts(h *handle, off, lengthBytes int64, do func(*vlun)) {
+func (m *Machine) conflicts(h *Handle, off, lengthBytes int64, do func(*vlun)) {
 	d := h.disk
 	k := h.slot()
 	for b := off / blockBytes; b*blockBytes < off+lengthBytes; b++ {

@@ -1,6 +1,7 @@
 package volumetest
 
 import (
+	"maps"
 	"slices"
 	"testing/synctest"
 
@@ -17,6 +18,7 @@ func (m *Machine) restarts(r Restarter, actions map[string]func(*rapid.T)) {
 			m.Reopen(r, rapid.Bool().Draw(t, "check"))
 		}
 	}
+	actions["checkpoint"] = func(t *rapid.T) { m.Checkpoint(r, m.drawDisk(t)) }
 	actions["kill"] = func(t *rapid.T) {
 		if rarely(t) {
 			m.Kill(r)
@@ -28,6 +30,16 @@ func (m *Machine) restarts(r Restarter, actions map[string]func(*rapid.T)) {
 			m.PowerCut(r, at, rapid.Uint64Range(0, 1<<20).Draw(t, "seed"))
 		}
 	}
+}
+
+// Checkpoint folds a journal. Nothing that a client sees changes by it.
+func (m *Machine) Checkpoint(r Restarter, d *Disk) {
+	m.t.Helper()
+	m.begin("checkpoint %s", d.name)
+	if err := r.Checkpoint(d.name); err != nil {
+		m.t.Fatalf("checkpoint: %v", err)
+	}
+	m.settle()
 }
 
 // Reopen closes the target, which ends every process as torn, and opens it.
@@ -140,7 +152,7 @@ func (m *Machine) survived(now bool) {
 			}
 		}
 		*d.vluns[d.tip()] = vlun{sizeBytes: d.vluns[d.tip()].sizeBytes, bytes: d.vluns[d.tip()].bytes,
-			table: d.vluns[d.tip()].table, perhaps: map[int][][]byte{}}
+			table: d.vluns[d.tip()].table, perhaps: map[int]perhaps{}}
 		m.adoptSnapshots(d, now)
 		d.sureVLUNs = len(d.vluns)
 		for k := range d.vluns {
@@ -172,7 +184,7 @@ func (m *Machine) wholeCuts() {
 // adoptSnapshots compares the snapshots with those that must be there after a
 // crash, and takes over what is said of them: one that had not been sealed is
 // marked interrupted or, if the crash came within a step, was exact by then.
-func (m *Machine) adoptSnapshots(d *disk, now bool) {
+func (m *Machine) adoptSnapshots(d *Disk, now bool) {
 	m.t.Helper()
 	list, err := m.target.Snapshots(d.name)
 	if err != nil {
@@ -206,7 +218,7 @@ func (m *Machine) adoptSnapshots(d *disk, now bool) {
 	}
 }
 
-func (m *Machine) adopt(d *disk, v *vlun, got Snapshot, now bool) {
+func (m *Machine) adopt(d *Disk, v *vlun, got Snapshot, now bool) {
 	m.t.Helper()
 	slices.Sort(got.Torn)
 	want := Snapshot{Name: got.Name, State: volume.Sealed, Consistency: v.exact(volume.Sealed), Conflicts: v.conflicts,
@@ -226,4 +238,40 @@ func (m *Machine) adopt(d *disk, v *vlun, got Snapshot, now bool) {
 	}
 	v.name, v.consistency, v.torn = got.Name, got.Consistency, got.Torn
 	v.conflicts, v.conflictsBefore = got.Conflicts, got.Conflicts
+}
+
+// Moment is what the model allows after a power cut at any operation of one
+// step.
+type Moment struct {
+	From, To int // the operations of the step; To is the next one's first
+	disks    []*Disk
+}
+
+// Moment returns that of the last step.
+func (m *Machine) Moment(r Restarter) *Moment {
+	return &Moment{From: m.opsAt, To: r.Ops(), disks: cloneDisks(m.disks)}
+}
+
+// Survived compares a target that was opened after a cut in the moment.
+func (o *Moment) Survived(t T, target Target) {
+	t.Helper()
+	m := New(t, target)
+	m.disks = cloneDisks(o.disks)
+	m.survived(false)
+	m.Compare()
+}
+
+func cloneDisks(disks []*Disk) []*Disk {
+	clones := make([]*Disk, len(disks))
+	for i, d := range disks {
+		c := *d
+		c.vluns = make([]*vlun, len(d.vluns))
+		for k, v := range d.vluns {
+			w := *v
+			w.perhaps = maps.Clone(v.perhaps)
+			c.vluns[k] = &w
+		}
+		clones[i] = &c
+	}
+	return clones
 }

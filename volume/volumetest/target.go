@@ -43,6 +43,8 @@ type Restarter interface {
 	PowerCut(at int, seed uint64) error
 	// Ops is the number of operations so far.
 	Ops() int
+	// Checkpoint folds the journal of a volume.
+	Checkpoint(name string) error
 	// Check closes it and says what is wrong with what is on the disk, and opens
 	// it again.
 	Check() ([]string, error)

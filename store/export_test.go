@@ -1,0 +1,10 @@
+package store
+
+// Checkpoint folds the journal of a volume, as its growth would have it folded.
+func (s *Store) Checkpoint(name string) error {
+	d, err := s.disk(name)
+	if err != nil {
+		return err
+	}
+	return d.journal.Checkpoint()
+}

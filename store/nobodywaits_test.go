@@ -1,0 +1,281 @@
+package store_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/tidemark/tidemark/internal/vfs"
+	"github.com/tidemark/tidemark/lookup"
+	"github.com/tidemark/tidemark/store"
+	"github.com/tidemark/tidemark/volume"
+)
+
+// I5: nobody waits. A command runs again and again, and each time another one of
+// its operations on files is stopped where it is. Meanwhile every kind of request
+// is served, through every VLUN. Nothing is timed: a request that waits for the
+// command waits for ever.
+
+func TestNoRequestWaitsForAPreserveOrASealWhereverTheyAreStopped(t *testing.T) {
+	s := newStoppable(t)
+	s.stopEverywhere(func(n int) {
+		name := fmt.Sprintf("s%d", n)
+		_, err := s.Preserve(context.Background(), store.PreserveRequest{
+			Volumes: []string{"v", "w"}, Name: name, OnTimeout: volume.TimeoutKeep, // P keeps it waiting
+		})
+		if !errors.Is(err, store.ErrDraining) {
+			t.Errorf("preserve: %v, want %v", err, store.ErrDraining)
+		}
+		if _, err := s.EndProcess("P", false); err != nil {
+			t.Error(err)
+		}
+		for _, full := range []string{"v@" + name, "w@" + name} {
+			if err := s.WaitSealed(context.Background(), full); err != nil {
+				t.Errorf("wait for %s: %v", full, err)
+			}
+		}
+		s.begin()
+	}, "open images/#.img", "syncdir data/images", "committed data/catalog.db",
+		"open images/#.img (seal)", "writeback images/#.img (seal)", "sync images/#.img (seal)", "close images/#.img (seal)")
+}
+
+func TestNoRequestWaitsForADeleteWhereverItIsStopped(t *testing.T) {
+	s := newStoppable(t)
+	s.stopEverywhere(func(n int) {
+		if err := s.DeleteVolume(fmt.Sprintf("x%d", n), false); err != nil {
+			t.Errorf("delete: %v", err)
+		}
+		s.victim(n + 1)
+	}, "committed data/catalog.db", "remove images/#.img", "remove volumes/#")
+}
+
+func TestNoRequestWaitsForTheRecoveryOfAnotherDirectory(t *testing.T) {
+	other := vfs.NewSim(t.TempDir())
+	o, err := store.Open(dataDir, store.Options{FS: other})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = o.Close(context.Background()) })
+	if _, err := o.CreateVolume("o", 1<<20, volume.ScopeRequest); err != nil {
+		t.Fatal(err)
+	}
+	view := openView(t, o, "o")
+	write(t, view, 0, 'a')
+	if err := view.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	write(t, view, 8192, 'b')
+
+	s := newStoppable(t)
+	s.stopEverywhere(func(n int) {
+		dead := other.PowerCut(other.Ops(), random(uint64(n)))
+		o, err := store.Open(dataDir, store.Options{FS: vfs.Fault{FS: dead, Hook: s.stop}})
+		if err != nil {
+			t.Errorf("open the other directory: %v", err)
+			return
+		}
+		if err := o.Close(context.Background()); err != nil {
+			t.Errorf("close the other directory: %v", err)
+		}
+	}, "lock data/lock", "read #/journal-00000001", "write #/journal-00000002", "sync #/journal-00000002", "rename #/journal-base.tmp")
+}
+
+// stoppable is a store with volumes v and w whose background can be stopped, by
+// one operation at a time.
+type stoppable struct {
+	*store.Store
+	t *testing.T
+
+	mu      sync.Mutex
+	armed   bool
+	seen    map[string]int  // operations of this run, by what they are
+	stopped map[string]bool // in all runs
+	reached chan string
+	open    chan struct{} // closed: it goes on
+}
+
+func newStoppable(t *testing.T) *stoppable {
+	s := &stoppable{t: t, seen: map[string]int{}, stopped: map[string]bool{}}
+	var err error
+	s.Store, err = store.Open(dataDir, store.Options{FS: vfs.Fault{FS: vfs.NewSim(t.TempDir()), Hook: s.hook}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close(context.Background()) })
+	for _, name := range []string{"v", "w"} {
+		if _, err := s.CreateVolume(name, 16*lookup.BlockSize, volume.ScopeRequest); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.begin()
+	s.victim(0)
+	return s
+}
+
+// begin begins the process P, which a preserve has to wait for.
+func (s *stoppable) begin() {
+	if _, err := s.BeginProcess([]string{"v", "w"}, "P"); err != nil {
+		s.t.Error(err)
+	}
+}
+
+// victim makes a volume for a delete, with writes that nobody flushed.
+func (s *stoppable) victim(n int) {
+	name := fmt.Sprintf("x%d", n)
+	if _, err := s.CreateVolume(name, 16*lookup.BlockSize, volume.ScopeRequest); err != nil {
+		s.t.Error(err)
+		return
+	}
+	view, err := s.OpenView(name)
+	if err != nil {
+		s.t.Error(err)
+		return
+	}
+	if _, err := view.WriteAt(make([]byte, lookup.BlockSize), 0); err != nil {
+		s.t.Error(err)
+	}
+	if err := view.Close(); err != nil {
+		s.t.Error(err)
+	}
+}
+
+// hook stops operations that are no request's own. Requests read, write and sync
+// images and journals themselves, through handles without a label, and don't
+// open or remove anything.
+func (s *stoppable) hook(op vfs.Op) error {
+	switch op.Kind {
+	case vfs.OpRead, vfs.OpTryRead, vfs.OpWrite, vfs.OpPunch, vfs.OpZero, vfs.OpSync, vfs.OpStat:
+		if op.Handle == "" {
+			return nil
+		}
+	}
+	return s.stop(op)
+}
+
+// stop stops an operation if none like it was stopped before: one of its kind on
+// such a file, as often as it had come in its run.
+func (s *stoppable) stop(op vfs.Op) error {
+	s.mu.Lock()
+	is := describe(op)
+	s.seen[is]++
+	if s.seen[is] > 1 {
+		is = fmt.Sprintf("%s, %d.", is, s.seen[is])
+	}
+	if !s.armed || s.stopped[is] {
+		s.mu.Unlock()
+		return nil
+	}
+	s.armed, s.stopped[is] = false, true
+	open := s.open
+	s.mu.Unlock()
+	s.reached <- is
+	<-open
+	return nil
+}
+
+// stopEverywhere runs a command until it comes to its end without reaching an
+// operation at which it was not stopped before. Those of want must have been
+// among them.
+func (s *stoppable) stopEverywhere(command func(n int), want ...string) {
+	s.t.Helper()
+	for n, stopped := 0, true; stopped; n++ {
+		s.mu.Lock()
+		s.armed, s.seen, s.reached, s.open = true, map[string]int{}, make(chan string, 1), make(chan struct{})
+		s.mu.Unlock()
+		done := make(chan struct{})
+		go func() { defer close(done); command(n) }()
+		select {
+		case <-s.reached:
+			s.requests()
+		case <-done:
+			stopped = false
+		}
+		s.mu.Lock()
+		s.armed = false
+		s.mu.Unlock()
+		close(s.open) // also for one in the background that came at the command's end
+		<-done
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, w := range want {
+		if !s.stopped[w] {
+			s.t.Errorf("nothing was stopped at %q, only at %q", w, slices.Sorted(maps.Keys(s.stopped)))
+		}
+	}
+}
+
+// describe names an operation without the numbers of images and volumes.
+func describe(op vfs.Op) string {
+	dir, base := path.Split(op.Name)
+	name := path.Base(dir) + "/" + base
+	switch {
+	case strings.HasSuffix(base, ".img"):
+		name = "images/#.img"
+	case path.Base(dir) == "volumes":
+		name = "volumes/#"
+	case path.Base(path.Dir(path.Clean(dir))) == "volumes":
+		name = "#/" + base
+	}
+	if op.Handle != "" {
+		name += " (" + op.Handle + ")"
+	}
+	return fmt.Sprintf("%v %s", op.Kind, name)
+}
+
+// requests does every kind of request through every VLUN of v and w.
+func (s *stoppable) requests() {
+	s.t.Helper()
+	for _, name := range []string{"v", "w"} {
+		live, err := s.OpenView(name)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		s.readAndWrite(live)
+		if old, err := s.OpenView(name + ":process:P"); err == nil { // P has not ended yet
+			s.readAndWrite(old)
+			s.read(old)
+		}
+		for _, k := range live.Volume().VLUNs() {
+			preserved, err := k.Open()
+			if err != nil {
+				s.t.Fatal(err)
+			}
+			s.read(preserved)
+			_ = preserved.Close()
+		}
+		s.read(live)
+		_ = live.Close()
+	}
+}
+
+func (s *stoppable) readAndWrite(w *volume.View) {
+	s.t.Helper()
+	data := make([]byte, 3*lookup.BlockSize)
+	_, whole := w.WriteAt(data, lookup.BlockSize)
+	_, part := w.WriteAt(data[:700], 5*lookup.BlockSize+100)
+	_, inline := w.TryWriteAt(data[:lookup.BlockSize], 6*lookup.BlockSize)
+	for _, err := range []error{whole, part, inline, w.Trim(2*lookup.BlockSize, lookup.BlockSize),
+		w.WriteZeroes(8*lookup.BlockSize, 5000, true), w.Flush()} {
+		if err != nil && !errors.Is(err, volume.ErrEnded) {
+			s.t.Error(err)
+		}
+	}
+}
+
+func (s *stoppable) read(w *volume.View) {
+	s.t.Helper()
+	_, err := w.ReadAt(make([]byte, w.SizeBytes()), 0)
+	extents := w.Extents(0, w.SizeBytes(), func(volume.Extent) bool { return true })
+	for _, err := range []error{err, extents, w.Flush()} {
+		if err != nil && !errors.Is(err, volume.ErrEnded) {
+			s.t.Error(err)
+		}
+	}
+}

@@ -21,7 +21,7 @@ var levels = [][]string{
 	{"nbd"},
 	{"api"},
 	{"cli"}, // its serve command wires store, nbd and api; every other talks to api
-	{"cmd/tidemark", "demo"},
+	{"cmd/tidemark", "demo", "e2e"},
 	{""}, // the documentation of the whole
 }
 

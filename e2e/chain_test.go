@@ -9,6 +9,10 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/tidemark/tidemark/api"
+	"github.com/tidemark/tidemark/api/tidemarkv1"
 	"github.com/tidemark/tidemark/nbd/client"
 )
 
@@ -195,6 +199,15 @@ func preserveChains(chains []*chain, name string, preserve func() error) (kept, 
 		k.atMost = append(k.atMost, c.begun.Load())
 	}
 	return k, err
+}
+
+// preserve preserves both volumes through the API, which takes less time than a
+// command.
+func preserve(ctx context.Context, c api.Client, name string) error {
+	_, err := c.Preserve(ctx, &tidemarkv1.PreserveRequest{
+		Volumes: chainVolumes, Name: name, Wait: durationpb.New(api.DefaultWait),
+	})
+	return err
 }
 
 // mustHold checks both snapshots of a preserve.

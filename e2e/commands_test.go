@@ -3,11 +3,14 @@ package e2e
 import (
 	"bufio"
 	"bytes"
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/tidemark/tidemark/nbd/client"
 )
 
 func TestAConnectedClientKeepsItsSizeOverAResize(t *testing.T) {
@@ -125,6 +128,49 @@ func TestTheDeathOfTheServerTearsItsProcesses(t *testing.T) {
 	qemuIO(t, s.uri("db@p"), "read -P 1 0 64k", "read -P 2 64k 64k")
 	if r := attempt(t, "nbdinfo", s.uri("db:process:"+token)); r.code == 0 {
 		t.Errorf("a token outlived the server")
+	}
+}
+
+func TestAKilledServerKeepsWhatPreservesLeftAtTheirDeadlines(t *testing.T) {
+	s := newServer(t)
+	s.create("1MiB", "db")
+	session := s.dial("db:session")
+	write := func(c *client.Client, value byte) { // the block of that number
+		t.Helper()
+		if _, err := c.WriteAt(bytes.Repeat([]byte{value}, 4096), int64(value)*4096); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(session, 1)
+	for i, policy := range []struct {
+		name string
+		code int
+	}{{"abort", 6}, {"degrade", 0}, {"keep", 5}} {
+		if r := s.try("preserve", "db", "--name", policy.name, "--wait", "1ms", "--on-timeout", policy.name); r.code != policy.code {
+			t.Fatalf("preserve --on-timeout %s: exit code %d, %s", policy.name, r.code, r.stderr)
+		}
+		write(session, byte(i+2))
+	}
+	write(s.dial("db"), 5)
+	before := s.sums()
+	s.kill()
+	s.check()
+	s.start()
+	if after := s.sums(); !maps.Equal(after, before) {
+		t.Errorf("the views are not what they were before the kill: %x, %x", after, before)
+	}
+	qemuIO(t, s.uri("db@degrade"), "read -P 1 4k 4k", "read -P 2 8k 4k", "read -P 0 12k 16k")
+	qemuIO(t, s.uri("db@keep"), "read -P 3 12k 4k", "read -P 4 16k 4k", "read -P 0 20k 4k")
+	qemuIO(t, s.uri("db"), "read -P 1 4k 4k", "read -P 4 16k 4k", "read -P 5 20k 4k")
+	s.tidemark("preserve", "db", "--until", "sealed")
+	if p := s.show("db@degrade"); p.Consistency != "request" || p.State != "sealed" {
+		t.Errorf("%+v", p)
+	}
+	if p := s.show("db@keep"); p.Consistency != "interrupted" || p.State != "sealed" || len(p.TornProcesses) != 1 {
+		t.Errorf("%+v", p)
+	}
+	if r := s.try("snapshot", "show", "db@abort"); r.code != 3 {
+		t.Errorf("an aborted preserve came back: exit code %d, %s", r.code, r.stdout)
 	}
 }
 

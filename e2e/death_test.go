@@ -5,9 +5,6 @@ import (
 	"math/rand/v2"
 	"syscall"
 	"testing"
-	"time"
-
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/tidemark/tidemark/api"
 	"github.com/tidemark/tidemark/api/tidemarkv1"
@@ -83,19 +80,10 @@ func endUnderLoad(t *testing.T, rounds int, end func(*server) error) {
 // the server may cause, and returns those that were acknowledged.
 func (s *server) preserveUntilItEnds(chains []*chain, round int) (all []kept) {
 	s.t.Helper()
-	addr, err := api.ParseAddr(s.api())
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	c := api.NewClient(addr)
+	c := s.client()
 	for i := 0; ; i++ {
 		name := fmt.Sprintf("p%d-%d", round, i)
-		k, err := preserveChains(chains, name, func() error {
-			_, err := c.Preserve(s.t.Context(), &tidemarkv1.PreserveRequest{
-				Volumes: chainVolumes, Name: name, Wait: durationpb.New(time.Minute),
-			})
-			return err
-		})
+		k, err := preserveChains(chains, name, func() error { return preserve(s.t.Context(), c, name) })
 		if err != nil {
 			if reason := api.Detail(err).GetReason(); reason != tidemarkv1.Reason_REASON_UNSPECIFIED && reason != tidemarkv1.Reason_REASON_CLOSED {
 				s.t.Errorf("preserve %s: %v", name, err)

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
@@ -8,41 +9,49 @@ import (
 	"testing"
 )
 
-func TestEverySnapshotOfTwoVolumesIsAPrefixOfDependentWrites(t *testing.T) {
+func TestEverySnapshotOfTwoVolumesIsAPrefixOfDependentWritesAndNeverChanges(t *testing.T) {
+	const byCommand, byAPI = 20, 200 // the API's follow each other at once
 	s := newRaceServer(t)
 	s.create(chainVolumeSize, chainVolumes...)
 	chains := newChains()
 	l := startLoad(t, s, chains, 0)
+	c := s.client()
 	var all []kept
-	for i := range 30 {
+	var first [][2][]byte
+	for i := range byCommand + byAPI {
 		name, until := fmt.Sprintf("p%d", i), "sealing"
 		if i%5 == 4 {
 			until = "sealed"
 		}
-		k, _ := preserveChains(chains, name, func() error { // it has failed the test
-			s.tidemark("preserve", "db", "wal", "--name", name, "--until", until)
-			return nil
+		k, err := preserveChains(chains, name, func() error {
+			if i < byCommand {
+				s.tidemark("preserve", "db", "wal", "--name", name, "--until", until)
+				return nil // or it has failed the test
+			}
+			return preserve(t.Context(), c, name)
 		})
-		all = append(all, k)
-		if i%10 == 0 {
-			s.mustHold(chains, k) // under the load
+		if err != nil {
+			t.Fatal(err)
 		}
+		all = append(all, k)
+		first = append(first, s.both("@"+name)) // under the load
 	}
 	if errs := l.stop(); len(errs) > 0 {
 		t.Fatal(errs)
 	}
-	for _, k := range all {
-		s.mustHold(chains, k)
-	}
-	s.mustHaveAll(chains)
 	t.Logf("%d writes, %d preserves", l.acked.Load(), len(all))
-	s.stop()
-	s.check()
-	s.start()
-	for _, k := range all {
-		s.mustHold(chains, k)
+	for range 2 {
+		for i, k := range all {
+			s.mustHold(chains, k)
+			if now := s.both("@" + k.name); !bytes.Equal(now[0], first[i][0]) || !bytes.Equal(now[1], first[i][1]) {
+				t.Errorf("snapshot %s has changed since its preserve was answered", k.name)
+			}
+		}
+		s.mustHaveAll(chains)
+		s.stop()
+		s.check()
+		s.start()
 	}
-	s.mustHaveAll(chains)
 }
 
 // fioBytes is what each of fio's passes writes to a volume.
@@ -57,7 +66,7 @@ func TestFioVerifiesTheLiveViewAndEverySnapshotIsAPrefixOfItsWrites(t *testing.T
 	s.create("8MiB", "one", "many")
 	fio := command(t, "fio", "--name=global", "--ioengine=nbd", "--rw=randwrite", "--bs=4k",
 		fmt.Sprintf("--size=%d", fioBytes), fmt.Sprintf("--loops=%d", fioPasses), "--randrepeat=0",
-		"--verify=crc32c", "--verify_backlog=128", "--verify_fatal=1",
+		"--verify=crc32c", "--verify_backlog=128", "--verify_fatal=1", "--verify_state_save=0",
 		"--name=one", "--uri="+s.uri("one"), "--iodepth=1",
 		"--name=many", "--uri="+s.uri("many"), fmt.Sprintf("--iodepth=%d", fioDepth))
 	type end struct {

@@ -111,7 +111,7 @@ def a_connection_opened_after_the_cut_under_the_older_token_writes_to_the_first_
     assert third.pread(4 * BLOCK, 0) == block("a") + block("b") + block("c") + block("d")
     assert show("db@p")["state"] == "draining"
     tidemark("process", "end", token)
-    refused("EIO", third.pwrite, block("e"), 0)
+    refused("EPERM", third.pwrite, block("e"), 0)
     settle("db")
     s = show("db@p")
     assert (s["consistency"], s["tornProcesses"]) == ("process", []), s

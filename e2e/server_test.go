@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/tidemark/tidemark/api"
 	"github.com/tidemark/tidemark/nbd/client"
 )
 
@@ -149,6 +150,16 @@ func (s *server) tcp(export string) string {
 	return "nbd://" + tcpAddr.FindString(s.said()) + "/" + export
 }
 
+// client is a client of the server's API.
+func (s *server) client() api.Client {
+	s.t.Helper()
+	addr, err := api.ParseAddr(s.api())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return api.NewClient(addr)
+}
+
 // tidemark runs a command against the server; it must succeed.
 func (s *server) tidemark(args ...string) string {
 	s.t.Helper()
@@ -199,6 +210,7 @@ func (s *server) dial(export string) *client.Client {
 func (s *server) content(export string) []byte {
 	s.t.Helper()
 	c := s.dial(export)
+	defer func() { _ = c.Close() }() // only read
 	all := make([]byte, c.SizeBytes())
 	if _, err := c.ReadAt(all, 0); err != nil {
 		s.t.Fatal(err)

@@ -44,7 +44,12 @@ func (s *simStore) Reopen() (err error) {
 	return err
 }
 
-func (s *simStore) Close() error { return s.Store.Close(context.Background()) }
+func (s *simStore) Close() error {
+	if s.Store == nil { // it could not be opened
+		return nil
+	}
+	return s.Store.Close(context.Background())
+}
 
 // Kill leaves the old Store to find that nothing works any more.
 func (s *simStore) Kill() error {
@@ -61,6 +66,10 @@ func (s *simStore) PowerCut(at int, seed uint64) error {
 	_ = dead.Close(context.Background())
 	s.sim = after
 	return s.Reopen()
+}
+
+func (s *simStore) Aside(at int, seed uint64) (volumetest.Target, error) {
+	return newSimStore(s.sim.PowerCut(at, random(seed)))
 }
 
 // random returns nil for 0: a power cut that keeps nothing it may lose.

@@ -10,6 +10,8 @@ package volume
 
 import (
 	"errors"
+	"fmt"
+	"io/fs"
 	"maps"
 	"slices"
 	"sync"
@@ -28,7 +30,8 @@ var (
 	// ErrRange: a request reaches beyond the end of the view, or starts before 0.
 	ErrRange = errors.New("beyond the end of the volume")
 	// ErrEnded: the process has ended; its token is good for nothing any more.
-	ErrEnded = errors.New("the process has ended")
+	// It is fs.ErrPermission too.
+	ErrEnded = fmt.Errorf("the process has ended: %w", fs.ErrPermission)
 	// ErrNotNamed: the process did not name this volume at its begin.
 	ErrNotNamed = errors.New("the process did not name this volume")
 	// ErrToken: a process with this token exists.

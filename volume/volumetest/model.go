@@ -57,6 +57,7 @@ type vlun struct {
 	// What a snapshot of it is called, and what the lists say of it.
 	name        string
 	consistency volume.Consistency
+	atCut       volume.Consistency // what it was before the answer
 	preserve    *preserve
 	cut         int // number of the cut that made it old; 0 if it is live
 

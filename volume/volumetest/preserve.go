@@ -133,6 +133,7 @@ func (m *Machine) degrade(p *preserve) {
 	m.cut(p.second)
 	var err error
 	for i, d := range p.disks {
+		d.vluns[p.second.own[i]].atCut = volume.ConsistencyRequest
 		d.vluns[p.own[i]].name = ""
 		to := m.next(d, p.own[i])
 		if to == p.second.own[i] {

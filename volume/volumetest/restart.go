@@ -24,11 +24,18 @@ func (m *Machine) restarts(r Restarter, actions map[string]func(*rapid.T)) {
 			m.Kill(r)
 		}
 	}
+	drawCut := func(t *rapid.T) (at int, seed uint64) { // in the last step, or after it
+		return rapid.IntRange(m.opsAt, r.Ops()).Draw(t, "at"), rapid.Uint64Range(0, 1<<20).Draw(t, "seed")
+	}
 	actions["powerCut"] = func(t *rapid.T) {
 		if rarely(t) {
-			at := rapid.IntRange(m.opsAt, r.Ops()).Draw(t, "at") // in the last step, or after it
-			m.PowerCut(r, at, rapid.Uint64Range(0, 1<<20).Draw(t, "seed"))
+			at, seed := drawCut(t)
+			m.PowerCut(r, at, seed)
 		}
+	}
+	actions["cutAside"] = func(t *rapid.T) {
+		at, seed := drawCut(t)
+		m.CutAside(r, at, seed)
 	}
 }
 
@@ -112,6 +119,18 @@ func (m *Machine) PowerCut(r Restarter, at int, seed uint64) {
 	m.survived(now)
 	m.certain = nil
 	m.opsAt = 0 // the next cut may fall in the recovery from this one
+}
+
+// CutAside looks at what a power cut would leave, and goes on without one.
+func (m *Machine) CutAside(r Restarter, at int, seed uint64) {
+	m.t.Helper()
+	m.t.Logf("aside: power cut at operation %d of %d, seed %d", at, r.Ops(), seed)
+	aside, err := r.Aside(at, seed)
+	if err != nil {
+		m.t.Fatalf("open aside: %v", err)
+	}
+	defer func() { _ = aside.Close() }()
+	m.Moment(r).Survived(m.t, aside)
 }
 
 // survived compares what a power cut left with what it may, and takes it over.
@@ -223,7 +242,7 @@ func (m *Machine) adopt(d *Disk, v *vlun, got Snapshot, now bool) {
 	slices.Sort(got.Torn)
 	want := Snapshot{Name: got.Name, State: volume.Sealed, Consistency: v.exact(volume.Sealed), Conflicts: v.conflicts,
 		Torn: slices.Sorted(slices.Values(v.torn)), SizeBytes: v.sizeBytes}
-	if got.Consistency == v.was.consistency && !now {
+	if !now && (got.Consistency == v.was.consistency || got.Consistency == v.atCut && len(v.torn) == 0) {
 		want.Consistency = got.Consistency
 	}
 	switch interrupted := got.Consistency == volume.ConsistencyInterrupted; {

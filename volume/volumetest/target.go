@@ -41,6 +41,9 @@ type Restarter interface {
 	// since it was made, and opens it again. What the disk keeps of all that
 	// was not synced, the seed says; 0 keeps nothing.
 	PowerCut(at int, seed uint64) error
+	// Aside returns what PowerCut would leave, opened beside the target, which
+	// goes on.
+	Aside(at int, seed uint64) (Target, error)
 	// Ops is the number of operations so far.
 	Ops() int
 	// Checkpoint folds the journal of a volume.

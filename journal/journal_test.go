@@ -634,7 +634,7 @@ func TestConcurrentAppendsCommitsAndCheckpointsLoseNothing(t *testing.T) {
 	for w := range writers {
 		writing.Go(func() {
 			for i := range each {
-				if _, err := j.Append([]Change{data(1, lookup.BlockNum(w*each+i)), Change{2, lookup.BlockNum(w*each + i), 1, lookup.Zero}}); err != nil {
+				if _, err := j.Append([]Change{data(1, lookup.BlockNum(w*each+i)), {2, lookup.BlockNum(w*each + i), 1, lookup.Zero}}); err != nil {
 					t.Error(err)
 				}
 			}

@@ -116,9 +116,11 @@ func (m *Machine) PowerCut(r Restarter, at int, seed uint64) {
 	if err := r.PowerCut(at, seed); err != nil {
 		m.t.Fatalf("open: %v", err)
 	}
-	m.survived(now)
-	m.certain = nil
 	m.opsAt = 0 // the next cut may fall in the recovery from this one
+	if recreated := m.survived(now); recreated {
+		m.opsAt = r.Ops()
+	}
+	m.certain = nil
 }
 
 // CutAside looks at what a power cut would leave, and goes on without one.
@@ -133,14 +135,16 @@ func (m *Machine) CutAside(r Restarter, at int, seed uint64) {
 	m.Moment(r).Survived(m.t, aside)
 }
 
-// survived compares what a power cut left with what it may, and takes it over.
-func (m *Machine) survived(now bool) {
+// survived compares what a power cut left with what it may, and takes it over. A
+// volume that the cut met while it was made is made again.
+func (m *Machine) survived(now bool) (recreated bool) {
 	m.t.Helper()
 	for i, d := range m.disks {
 		if w, err := m.target.Open(d.name); err == nil {
 			_ = w.Close()
 		} else if d.sureVLUNs == 0 { // the cut came while it was made
 			m.t.Logf("%s does not exist", d.name)
+			recreated = true
 			m.disks[i] = newDisk(d.name, d.vluns[0].sizeBytes)
 			if err := m.target.Create(d.name, d.vluns[0].sizeBytes); err != nil {
 				m.t.Fatalf("create: %v", err)
@@ -178,6 +182,7 @@ func (m *Machine) survived(now bool) {
 			m.remember(d, k)
 		}
 	}
+	return recreated
 }
 
 // wholeCuts checks that a cut is there in all of its volumes or in none.

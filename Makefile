@@ -2,6 +2,9 @@
 
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 FUZZTIME ?= 30s
+CRASHROUNDS ?= 20
+KILLROUNDS ?= 100
+MODELCHECKS ?= 2000
 TIMEOUT  ?= 10m # of the tests of one package
 TOOL     := go tool -modfile=tools/go.mod
 
@@ -40,10 +43,12 @@ fuzz: ## each fuzz target for FUZZTIME
 	done
 
 crash: ## the tests of power cuts and deaths, many times over
-	go test -race -count 5 -timeout 30m -run 'Crash|PowerCut|Kill|Outlive' ./...
+	go test -race -timeout 60m -run 'Crash|PowerCut|Kill|Death|Outlive' ./internal/vfs ./journal ./catalog
+	go test -race -timeout 60m -run TestAPowerCut ./store -crash.rounds $(CRASHROUNDS)
+	go test -timeout 60m -run Kill ./e2e -e2e.rounds $(KILLROUNDS)
 
 model: ## the tests against the model and of concurrent histories, many times over
-	go test -race -count 5 -timeout 30m -run 'Model|Histor|Linear' ./...
+	go test -race -timeout 60m -run 'Model|Concurrent' ./volume ./store -rapid.checks $(MODELCHECKS)
 
 bench: build ## Tidemark beside nbdkit, and preserves beside a command that does nothing
 	ci/install.sh

@@ -245,3 +245,26 @@ func TestAResizeShowsInViewsOpenedAfterItOnly(t *testing.T) {
 		t.Errorf("a write beyond the old size through the old view: %v, want %v", err, ErrRange)
 	}
 }
+
+func TestARequestThatWouldHaveWaitedAndCameAgainIsOneConflict(t *testing.T) {
+	s := preserveWithOldProcess(t, PreserveOptions{})
+	writeBlock(t, s.new, 1, 'q')
+	p := make([]byte, lookup.BlockSize)
+	s.images[s.first.ImageID()].slow = true
+	if _, err := s.old.TryReadAt(p, lookup.BlockSize); !errors.Is(err, ErrWouldBlock) {
+		t.Fatalf("a read of a slow image that must not wait: %v, want %v", err, ErrWouldBlock)
+	}
+	if _, err := s.old.ReadAt(p, lookup.BlockSize); err != nil {
+		t.Fatal(err)
+	}
+	if n := s.first.Conflicts(); n != 1 {
+		t.Errorf("%d conflicts, want 1", n)
+	}
+	if _, err := s.old.TryWriteAt(p[:100], lookup.BlockSize); err != nil { // the block is in the first image: no read
+		t.Fatal(err)
+	}
+	if n := s.first.Conflicts(); n != 2 {
+		t.Errorf("%d conflicts, want 2", n)
+	}
+	s.end()
+}

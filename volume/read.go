@@ -52,10 +52,16 @@ func (w *View) readOnce(rq *request, p []byte, off int64, wait bool) (again bool
 		return false, ErrWouldBlock
 	}
 	defer v.locks.Unlock(&rq.held)
-	if w.conflicts(k, first, count) {
+	if w.givesUp(k, first, count) {
 		return true, nil
 	}
-	return false, v.readLocked(k, p, off, wait)
+	if err := v.readLocked(k, p, off, wait); err != nil {
+		return false, err
+	}
+	if w.fixed == nil {
+		v.countConflicts(k, first, count)
+	}
+	return false, nil
 }
 
 // readLocked fills p through VLUN k. The caller holds the lock of its blocks.
@@ -126,29 +132,32 @@ func (w *View) clip(p []byte, off int64) (_ []byte, end error, err error) {
 	return p, nil, nil
 }
 
-// conflicts counts the blocks of a range that are held by a newer image than
-// the request's VLUN, on every preserve between the two. Its locks are held.
-// It returns true if one of them gave up a preserve (on-conflict abort): then
-// the request is not served here, nothing is counted, and it begins again with
-// what it is bound to now.
-func (w *View) conflicts(k *VLUN, first lookup.BlockNum, count uint64) (givenUp bool) {
-	if k.Live() || w.fixed != nil {
+// givesUp tells whether a request of a process conflicts with a preserve that
+// wants to be given up then (on-conflict abort), and gives it up: the request is
+// not served here, but begins again with what it is bound to now. The caller
+// holds the locks of the range.
+func (w *View) givesUp(k *VLUN, first lookup.BlockNum, count uint64) (givenUp bool) {
+	if w.process == nil || k.Live() {
 		return false
 	}
-	if w.process != nil {
-		for between := range w.volume.conflicting(k, first, count) {
-			givenUp = w.volume.engine.giveUp(between) || givenUp
-		}
+	for between := range w.volume.conflicting(k, first, count) {
+		givenUp = w.volume.engine.giveUp(between) || givenUp
 	}
-	if givenUp {
-		return true
+	return givenUp
+}
+
+// countConflicts counts the blocks of a range that are held by a newer image
+// than k, on every preserve between the two. A write does it before it takes
+// them from the newer tables. The caller holds the locks of the range.
+func (v *Volume) countConflicts(k *VLUN, first lookup.BlockNum, count uint64) {
+	if k.Live() {
+		return
 	}
-	for between, n := range w.volume.conflicting(k, first, count) {
+	for between, n := range v.conflicting(k, first, count) {
 		for _, preserved := range between {
 			preserved.conflicts.Add(n)
 		}
 	}
-	return false
 }
 
 // conflicting yields the stretches of a range that a newer image than that of k

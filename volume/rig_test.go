@@ -24,6 +24,7 @@ type rig struct {
 // gated is an image whose transfers a test can hold up.
 type gated struct {
 	image.Image
+	slow bool // a TryReadAt would have to wait
 	mu   sync.Mutex
 	gate *gate // nil: open
 }
@@ -79,6 +80,13 @@ func (g *gated) pass(what string) {
 func (g *gated) ReadAt(p []byte, off int64) (int, error) {
 	g.pass("read")
 	return g.Image.ReadAt(p, off)
+}
+
+func (g *gated) TryReadAt(p []byte, off int64) (int, error) {
+	if g.slow {
+		return 0, image.ErrWouldBlock
+	}
+	return g.Image.TryReadAt(p, off)
 }
 
 func (g *gated) WriteAt(p []byte, off int64) (int, error) {

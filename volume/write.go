@@ -82,7 +82,7 @@ func (w *View) writeOnce(rq *request, ch *change, wait bool) (again bool, err er
 	if err := v.Failed(); err != nil {
 		return false, err
 	}
-	if w.conflicts(k, first, count) {
+	if w.givesUp(k, first, count) {
 		return true, nil
 	}
 	return false, v.writeLocked(rq, k, ch, wait)
@@ -101,6 +101,8 @@ func (v *Volume) writeLocked(rq *request, k *VLUN, ch *change, wait bool) error 
 			return err
 		}
 	}
+	first, count := blocks(ch.off, ch.lengthBytes)
+	v.countConflicts(k, first, count)
 	if err := k.store(ch, body); err != nil {
 		return err
 	}

@@ -39,6 +39,32 @@ func preserveWithOldProcess(t *testing.T, o PreserveOptions) *preserved {
 	return s
 }
 
+// inTurn stops a first request in an image, after its look-up, and checks that a
+// second one waits for the lock until the first has gone on.
+func (s *preserved) inTurn(in *VLUN, first, second func()) {
+	s.t.Helper()
+	gate := s.hold(in)
+	firstDone, secondDone := make(chan struct{}), make(chan struct{})
+	go func() { defer close(firstDone); first() }()
+	<-gate.reached
+	go func() { defer close(secondDone); second() }()
+	await(s.t, "the second request to wait for the lock", func() bool {
+		select {
+		case <-secondDone:
+			s.t.Error("the second request was served while the first had the lock")
+			return true
+		case what := <-gate.reached:
+			s.t.Errorf("another %s reached the image while the first had the lock", what)
+			return true
+		default:
+			return s.volume.locks.Waiting() == 1
+		}
+	})
+	close(gate.open)
+	<-firstDone
+	<-secondDone
+}
+
 // end ends P, and checks that the command then answers.
 func (s *preserved) end() *Result {
 	s.t.Helper()
@@ -242,26 +268,7 @@ func TestClaimTheLockIsHeldFromLookUpToTransfer(t *testing.T) {
 			if c.in(s) == s.second && c.snapshot == 'o' {
 				writeBlock(t, s.new, 2, 'n')
 			}
-			gate := s.hold(c.in(s))
-			stopped, second := make(chan struct{}), make(chan struct{})
-			go func() { defer close(stopped); c.stopped(t, s) }()
-			<-gate.reached
-			go func() { defer close(second); c.meanwhile(t, s) }()
-			await(t, "the second request to wait for the lock", func() bool {
-				select {
-				case <-second:
-					t.Error("the second request was served while the first had the lock")
-					return true
-				case what := <-gate.reached:
-					t.Errorf("another %s reached the image while the first had the lock", what)
-					return true
-				default:
-					return s.volume.locks.Waiting() == 1
-				}
-			})
-			close(gate.open)
-			<-stopped
-			<-second
+			s.inTurn(c.in(s), func() { c.stopped(t, s) }, func() { c.meanwhile(t, s) })
 			wantBlock(t, "the live view", s.new, 2, c.live)
 			s.end()
 			wantBlock(t, "the snapshot", open(t)(s.first.Open()), 2, c.snapshot)

@@ -157,32 +157,12 @@ func TestAFailedSyncIsFinal(t *testing.T) {
 
 func TestExtentsWaitForAWriteOfTheirBlocks(t *testing.T) {
 	s := preserveWithOldProcess(t, PreserveOptions{})
-	gate := s.hold(s.second)
-	written, looked := make(chan struct{}), make(chan struct{})
-	go func() { defer close(written); writeBlock(t, s.new, 2, 'q') }()
-	<-gate.reached
 	var got Extent
-	go func() {
-		defer close(looked)
+	s.inTurn(s.second, func() { writeBlock(t, s.new, 2, 'q') }, func() {
 		if err := s.new.Extents(2*lookup.BlockSize, lookup.BlockSize, func(x Extent) bool { got = x; return true }); err != nil {
 			t.Error(err)
 		}
-	}()
-	await(t, "the look at the extents to wait for the lock", func() bool {
-		select {
-		case <-looked:
-			t.Error("the extents were read while a write had the lock")
-			return true
-		case what := <-gate.reached:
-			t.Errorf("another %s reached the image while the first had the lock", what)
-			return true
-		default:
-			return s.volume.locks.Waiting() == 1
-		}
 	})
-	close(gate.open)
-	<-written
-	<-looked
 	if got.Depth != 1 || got.State != lookup.Data {
 		t.Errorf("the extent is %+v, want data at depth 1", got)
 	}

@@ -51,6 +51,7 @@ func endUnderLoad(t *testing.T, rounds int, end func(*server) error) {
 		if err := <-ended; err != nil {
 			t.Fatalf("the server ended with %v", err)
 		}
+		<-l.over // the server is gone, and each chain meets that in its next write
 		if errs := l.stop(); len(errs) != len(chains) {
 			t.Errorf("%d chains outlived the server", len(chains)-len(errs))
 		}

@@ -93,16 +93,6 @@ func ParseConsistency(s string) (Consistency, error) {
 	return parse[Consistency]("consistency", consistencyNames, s)
 }
 
-// ParseOnTimeout is the reverse of String.
-func ParseOnTimeout(s string) (OnTimeout, error) {
-	return parse[OnTimeout]("timeout policy", onTimeoutNames, s)
-}
-
-// ParseOnConflict is the reverse of String.
-func ParseOnConflict(s string) (OnConflict, error) {
-	return parse[OnConflict]("conflict policy", onConflictNames, s)
-}
-
 func parse[T ~uint8](what string, names []string, s string) (T, error) {
 	for i, n := range names {
 		if n == s {

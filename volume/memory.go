@@ -17,8 +17,6 @@ type Memory struct {
 	NewImage func(image.ID) image.Image
 	// OnPrepare, if set, runs in Prepare.
 	OnPrepare func(Plan) error
-	// OnDrained, if set, runs in Drained.
-	OnDrained func(*VLUN)
 }
 
 var _ Keeper = (*Memory)(nil)
@@ -41,12 +39,7 @@ func (m *Memory) Prepare(p Plan) ([]Next, error) {
 func (m *Memory) Discard(*Preserve) error { return nil }
 
 // Drained implements Keeper: in memory, to be drained is to be sealed.
-func (m *Memory) Drained(k *VLUN) {
-	k.SetSealed()
-	if m.OnDrained != nil {
-		m.OnDrained(k)
-	}
-}
+func (m *Memory) Drained(k *VLUN) { k.SetSealed() }
 
 // Config returns the Config of a new, empty volume.
 func (m *Memory) Config(name string, sizeBytes int64, s Scope) Config {

@@ -83,7 +83,7 @@ func (s *Store) Snapshots(volumeName string) ([]SnapshotInfo, error) {
 	var infos []SnapshotInfo
 	for _, d := range disks {
 		for _, k := range d.volume.VLUNs() {
-			if snap := d.snapshots[k]; snap != nil {
+			if snap := d.snapshots[k]; snap != nil && k.Cut() { // not while it is only prepared
 				infos = append(infos, s.snapshotInfoLocked(d, k, snap))
 			}
 		}
@@ -113,7 +113,7 @@ func (s *Store) snapshotLocked(full string) (*disk, *volume.VLUN, *snapshot, err
 		return nil, nil, nil, err
 	}
 	k, snap := d.findLocked(name)
-	if k == nil {
+	if k == nil || !k.Cut() {
 		return nil, nil, nil, fmt.Errorf("snapshot %s %w", full, ErrNotFound)
 	}
 	return d, k, snap, nil

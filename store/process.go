@@ -97,7 +97,7 @@ func (s *Store) OpenView(exportName string) (*volume.View, error) {
 		s.mu.Lock()
 		k, _ := d.findLocked(x.snapshot)
 		s.mu.Unlock()
-		if k == nil {
+		if k == nil || !k.Cut() {
 			return nil, fmt.Errorf("snapshot %s@%s %w", x.volume, x.snapshot, ErrNotFound)
 		}
 		return k.Open()
@@ -125,8 +125,10 @@ func (s *Store) Exports() []string {
 	var names []string
 	for name, d := range s.volumes {
 		names = append(names, name)
-		for _, snap := range d.snapshots {
-			names = append(names, name+"@"+snap.name)
+		for k, snap := range d.snapshots {
+			if k.Cut() {
+				names = append(names, name+"@"+snap.name)
+			}
 		}
 	}
 	slices.Sort(names)

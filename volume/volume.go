@@ -177,6 +177,9 @@ func (k *VLUN) SizeBytes() int64 { return k.sizeBytes.Load() }
 // Live tells whether it is the newest of its volume.
 func (k *VLUN) Live() bool { return k == k.volume.tip() }
 
+// Cut tells whether its cut has been made: what begins now is not bound to it.
+func (k *VLUN) Cut() bool { return k.cut.Load() }
+
 // State returns the state of a preserved VLUN.
 func (k *VLUN) State() State { return State(k.state.Load()) }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 )
 
 // OpKind says what an Op does.
@@ -33,6 +34,8 @@ const (
 	OpWriteBack
 	OpSync
 	OpClose
+	OpFree
+	OpDropCache
 )
 
 var opNames = [...]string{
@@ -40,7 +43,7 @@ var opNames = [...]string{
 	OpStat: "stat", OpSyncDir: "syncdir", OpLock: "lock", OpExternal: "external", OpCommitted: "committed",
 	OpRead: "read", OpTryRead: "tryread", OpWrite: "write", OpTruncate: "truncate", OpPunch: "punch",
 	OpAllocate: "allocate", OpZero: "zero", OpData: "data", OpWriteBack: "writeback", OpSync: "sync",
-	OpClose: "close",
+	OpClose: "close", OpFree: "free", OpDropCache: "dropcache",
 }
 
 // String returns the operation's name in lower case.
@@ -81,6 +84,25 @@ func (e ShortError) Unwrap() error {
 	}
 	return e.Err
 }
+
+// LostError returned by a hook makes a Sync or a WriteBack of a file of a Sim
+// fail as one behind which the kernel forgets: what no earlier Sync covers is
+// marked as written and is on the disk in part, as Rand chooses (nil: nothing
+// of it), and no later Sync brings it there. It fails any other operation, and
+// that of any other FS, as a plain error.
+type LostError struct {
+	Err error
+	// Evict takes the lost writes out of the page cache at once, as XFS and
+	// Btrfs do; else they can be read until a DropCache, as with ext4.
+	Evict bool
+	Rand  *rand.Rand
+}
+
+// Error implements error.
+func (e LostError) Error() string { return fmt.Sprintf("writes lost: %v", e.Err) }
+
+// Unwrap returns the cause.
+func (e LostError) Unwrap() error { return e.Err }
 
 // Fault is an FS over another one, for tests, that calls Hook before each
 // operation, on the goroutine that runs it and with no lock held. A hook that
@@ -165,6 +187,14 @@ func (f Fault) SyncDir(name string) error {
 		return err
 	}
 	return f.FS.SyncDir(name)
+}
+
+// Free implements FS.
+func (f Fault) Free(name string) (sizeBytes int64, err error) {
+	if err := f.before(Op{Kind: OpFree, Name: name}); err != nil {
+		return 0, err
+	}
+	return f.FS.Free(name)
 }
 
 // Lock implements FS.
@@ -270,16 +300,34 @@ func (f *faultFile) Data(off int64) (start, end int64, err error) {
 
 func (f *faultFile) WriteBack(off, lengthBytes int64) error {
 	if err := f.before(OpWriteBack, off, lengthBytes); err != nil {
-		return err
+		return f.lose(err)
 	}
 	return f.File.WriteBack(off, lengthBytes)
 }
 
 func (f *faultFile) Sync() error {
 	if err := f.before(OpSync, 0, 0); err != nil {
-		return err
+		return f.lose(err)
 	}
 	return f.File.Sync()
+}
+
+// lose does what a LostError says, and returns the hook's error.
+func (f *faultFile) lose(hookErr error) error {
+	var lost LostError
+	if errors.As(hookErr, &lost) {
+		if file, ok := f.File.(*simFile); ok {
+			file.lose(lost.Evict, lost.Rand)
+		}
+	}
+	return hookErr
+}
+
+func (f *faultFile) DropCache() error {
+	if err := f.before(OpDropCache, 0, 0); err != nil {
+		return err
+	}
+	return f.File.DropCache()
 }
 
 func (f *faultFile) Close() error {

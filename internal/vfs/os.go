@@ -70,6 +70,18 @@ func (OS) SyncDir(name string) error {
 	return errors.Join(err, f.Close())
 }
 
+// Free implements FS with statfs(2).
+func (OS) Free(name string) (sizeBytes int64, err error) {
+	var st unix.Statfs_t
+	for err = unix.EINTR; err == unix.EINTR; {
+		err = unix.Statfs(name, &st)
+	}
+	if err != nil {
+		return 0, &fs.PathError{Op: "statfs", Path: name, Err: err}
+	}
+	return int64(st.Bavail) * st.Frsize, nil
+}
+
 // Lock implements FS with flock(2): the lock belongs to the handle, and the
 // kernel lets it go when the process dies.
 func (OS) Lock(name string) (io.Closer, error) {
@@ -226,7 +238,7 @@ func (f *osFile) Punch(off, lengthBytes int64) error {
 }
 
 func (f *osFile) Allocate(off, lengthBytes int64) error {
-	return f.fallocate("allocate", 0, off, lengthBytes)
+	return f.fallocate("allocate", unix.FALLOC_FL_KEEP_SIZE, off, lengthBytes)
 }
 
 func (f *osFile) Zero(off, lengthBytes int64) error {
@@ -265,6 +277,25 @@ func (f *osFile) WriteBack(off, lengthBytes int64) error {
 }
 
 func (f *osFile) Sync() error { return f.do("fdatasync", unix.Fdatasync) }
+
+// prefetchStep is what each disk's limit of a single read-ahead lets pass: the
+// kernel cuts a longer request short without a word.
+const prefetchStep = 128 << 10
+
+func (f *osFile) Prefetch(off, lengthBytes int64) error {
+	return f.do("fadvise", func(fd int) error {
+		for ; lengthBytes > 0; off, lengthBytes = off+prefetchStep, lengthBytes-prefetchStep {
+			if err := unix.Fadvise(fd, off, min(lengthBytes, prefetchStep), unix.FADV_WILLNEED); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (f *osFile) DropCache() error {
+	return f.do("fadvise", func(fd int) error { return unix.Fadvise(fd, 0, 0, unix.FADV_DONTNEED) })
+}
 
 func (f *osFile) Close() error {
 	f.inUse.Lock()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path"
@@ -49,17 +50,29 @@ var ErrKilled = errors.New("vfs: the simulated process is dead")
 //   - Size. Each change of the size by itself may be there or not: a file may
 //     have grown without its data (zeros), and a write of which a sector is
 //     there has grown the file that far. A truncate is there whole or not.
-//   - Names. Entries of a directory change in order, as in a journal: of those
-//     that no SyncDir covers a prefix is there, in each directory by itself. A
-//     rename is one change. Which contents a name has is as above: a rename
-//     brings nothing that was not synced. A new file, or a new directory with
-//     all in it, whose entry is not there, is not there, synced or not (POSIX
-//     promises no more, though ext4 does).
+//   - Names. Of the changes of a directory that no SyncDir covers, each by
+//     itself may be there or not, whatever became of others; those that are
+//     there take effect in order. (A file system with a journal keeps a prefix;
+//     POSIX does not ask for it.) A rename is one change. Which contents a name
+//     has is as above: a rename brings nothing that was not synced. A new file,
+//     or a new directory with all in it, whose entry is not there, is not there,
+//     synced or not (POSIX promises no more, though ext4 does).
 //   - External files. One of the versions that its owner told of: the last
-//     before the cut, or the next one, as the cut may fall within its commit.
+//     before the cut, or the next one, as the cut may fall within its commit; or
+//     what a commit of bbolt leaves that was cut short: the first two pages as
+//     they were, and of the others any sectors of either version. (bbolt syncs
+//     the others before it writes one of the two.)
+//
+// # What a kill leaves
+//
+// The page cache, so every operation that returned. Of a write that ran, a
+// number of whole pages from its start may be there (a signal cuts a large
+// pwrite short); of a commit of an external file, what a power cut may leave.
 //
 // How storage is reserved is not simulated: Zero and Allocate leave holes, and
-// no write finds the disk full (Fault does that).
+// no write finds the disk full (Fault does that). Nor are file systems that show
+// another file's old blocks in one that grew (ext4 with data=writeback): a disk
+// of Tidemark must not lie on one.
 //
 // Rejected: a disk image under a real file system. It would test that file
 // system's promises, of which POSIX makes fewer, and take seconds for a cut.
@@ -118,6 +131,18 @@ func (s *Sim) Kill() *Sim {
 	next := newSim(s.disk, s.tempDir)
 	next.bootID = s.bootID
 	next.DuringSync = s.DuringSync
+	return next
+}
+
+// KillAt returns the life that would go on if this one had been killed just
+// before operation at, chosen by rng where a kill leaves a choice; a nil rng
+// keeps nothing of what had not returned. This Sim goes on as before. Any at
+// beyond Ops() is Ops().
+func (s *Sim) KillAt(at int, rng *rand.Rand) *Sim {
+	s.disk.mu.Lock()
+	defer s.disk.mu.Unlock()
+	next := newSim(s.disk.killed(at, rng), s.tempDir)
+	next.bootID = s.bootID
 	return next
 }
 
@@ -224,6 +249,9 @@ func (s *Sim) sync(node *simNode, name string) error {
 	s.disk.record(simOp{kind: simSyncReturns, node: node, began: began})
 	return nil
 }
+
+// Free implements FS: a Sim is never full (Quota is).
+func (s *Sim) Free(string) (sizeBytes int64, err error) { return math.MaxInt64, nil }
 
 // Lock implements FS.
 func (s *Sim) Lock(name string) (io.Closer, error) {
@@ -393,9 +421,7 @@ func (f *simFile) Zero(off, lengthBytes int64) error {
 }
 
 func (f *simFile) Allocate(off, lengthBytes int64) error {
-	return f.change("allocate", off, lengthBytes, func(*content) change {
-		return change{size: grows, sizeBytes: off + lengthBytes}
-	})
+	return f.change("allocate", off, lengthBytes, func(*content) change { return change{} })
 }
 
 func (f *simFile) Data(off int64) (start, end int64, err error) {
@@ -408,6 +434,10 @@ func (f *simFile) Data(off int64) (start, end int64, err error) {
 		err = io.EOF
 	}
 	return start, end, err
+}
+
+func (f *simFile) Prefetch(off, lengthBytes int64) error {
+	return f.do("prefetch", func(*simDisk) error { return nil })
 }
 
 func (f *simFile) WriteBack(off, lengthBytes int64) error {

@@ -123,6 +123,22 @@ func (c *content) written(p []byte, off int64) change {
 	return w
 }
 
+// firstPages returns the part of a write that lies in its first n pages.
+func (ch change) firstPages(n int) change {
+	if n == 0 {
+		return change{}
+	}
+	end := (ch.versions[0].number/pageSectors + int64(n)) * pageSectors
+	part := change{size: grows, endOfWrite: min(ch.endOfWrite, end*sectorBytes)}
+	part.sizeBytes = part.endOfWrite
+	for _, v := range ch.versions {
+		if v.number < end {
+			part.versions = append(part.versions, v)
+		}
+	}
+	return part
+}
+
 // punched returns the change that makes a range read zeros.
 func (c *content) punched(off, lengthBytes int64) change {
 	end := off + lengthBytes
@@ -254,14 +270,12 @@ func (c *content) applyPart(ch change, rng *rand.Rand, likely chance) {
 	} else {
 		ofEach = 0
 	}
-	if ch.clearFrom < ch.clearTo {
-		from, to := ch.clearFrom, ch.clearTo
-		if ofEach == 0.5 {
-			from, to = tornRange(from, to, rng)
-		}
-		if ofEach > 0 {
-			c.clear(from, to)
-		}
+	switch {
+	case ch.clearFrom >= ch.clearTo:
+	case ofEach == 0.5:
+		c.clearSome(ch.clearFrom, ch.clearTo, rng.Uint64())
+	case ofEach == 1:
+		c.clear(ch.clearFrom, ch.clearTo)
 	}
 	for _, v := range ch.versions {
 		if ofEach.hits(rng) {
@@ -274,11 +288,12 @@ func (c *content) applyPart(ch change, rng *rand.Rand, likely chance) {
 	}
 }
 
-// tornRange cuts a range of sectors at a page, and returns one end of it.
-func tornRange(from, to int64, rng *rand.Rand) (int64, int64) {
-	at := min(max(from, (from+rng.Int64N(to-from))/pageSectors*pageSectors), to)
-	if rng.IntN(2) == 0 {
-		return from, at
+// clearSome makes holes of the parts of some pages that lie in sectors
+// from..to-1; which ones, seed says, in whatever order the pages come.
+func (c *content) clearSome(from, to int64, seed uint64) {
+	for number := range c.pages {
+		if rand.New(rand.NewPCG(seed, uint64(number))).IntN(2) == 0 {
+			c.clear(max(from, number*pageSectors), min(to, (number+1)*pageSectors))
+		}
 	}
-	return at, to
 }

@@ -33,6 +33,7 @@ type simNode struct {
 	entries, baseEntries map[string]*simNode
 	external             *simExternal
 	content, baseContent content
+	onDisk               *content // what the file is without the page cache, once a sync failed (simlost.go)
 }
 
 // simExternal is a file that lies in the real file system. Its osPath is empty
@@ -56,6 +57,8 @@ const (
 	simVersion
 	simSyncBegins
 	simSyncReturns
+	simLost
+	simDropped
 )
 
 type simOp struct {
@@ -64,7 +67,9 @@ type simOp struct {
 	change  change
 	entry   entryChange
 	version version
-	began   int // simSyncReturns: the operation number of its beginning
+	began   int     // simSyncReturns: the operation number of its beginning
+	lost    content // simLost: what the disk holds
+	evict   bool    // simLost: the page cache shows it at once
 }
 
 // entryChange takes one name out of a directory, puts one in, or both (rename).
@@ -93,8 +98,9 @@ func (d *simDisk) record(op simOp) int {
 }
 
 func (d *simDisk) change(file *simNode, c change) {
-	file.content.apply(c)
-	d.record(simOp{kind: simChange, node: file, change: c})
+	op := simOp{kind: simChange, node: file, change: c}
+	file.redo(op)
+	d.record(op)
 }
 
 func (d *simDisk) changeEntry(dir *simNode, e entryChange) {
@@ -348,8 +354,128 @@ func (d *simDisk) cut(at int, rng *rand.Rand) *simDisk {
 		built:    map[*simNode]*simNode{},
 	}
 	after.settle(d.log[:at], synced, rng)
-	after.settleVersions(d.log, at, rng)
+	for _, op := range d.log[:at] {
+		if op.kind == simVersion {
+			after.versions[op.node] = op.version
+		}
+	}
+	for node, v := range d.interrupted(at, rng) {
+		after.versions[node] = v
+	}
 	return newSimDisk(after.build(d.root))
+}
+
+// interrupted returns what external files hold of commits that a crash before
+// operation at met: those of which it is anything.
+func (d *simDisk) interrupted(at int, rng *rand.Rand) map[*simNode]version {
+	if rng == nil {
+		return nil
+	}
+	before, held := map[*simNode]version{}, map[*simNode]version{}
+	for _, op := range d.log[:at] {
+		if op.kind == simVersion {
+			before[op.node] = op.version
+		}
+	}
+	decided := map[*simNode]bool{}
+	for _, op := range d.log[at:] {
+		if op.kind != simVersion || decided[op.node] {
+			continue
+		}
+		decided[op.node] = true
+		old, ok := before[op.node]
+		if !ok {
+			old = op.node.external.base
+		}
+		switch rng.IntN(3) {
+		case 0:
+			held[op.node] = op.version
+		case 1:
+			if old.exists && op.version.exists {
+				held[op.node] = version{data: torn(old.data, op.version.data, rng), exists: true}
+			}
+		}
+	}
+	return held
+}
+
+// torn mixes two versions of a bbolt file as a commit does that was cut short.
+func torn(before, after []byte, rng *rand.Rand) []byte {
+	const metaBytes = 2 * pageBytes
+	mixed := bytes.Clone(before)
+	if rng.IntN(2) == 0 && len(after) > len(before) { // it grows the file first
+		mixed = append(mixed, make([]byte, len(after)-len(before))...)
+	}
+	likely := newChance(rng)
+	for off := metaBytes; off < min(len(mixed), len(after)); off += sectorBytes {
+		if likely.hits(rng) {
+			copy(mixed[off:min(off+sectorBytes, len(mixed))], after[off:])
+		}
+	}
+	return mixed
+}
+
+// killed returns the disk, and the page cache before it, that the death of the
+// process before operation at leaves, with the log up to there.
+func (d *simDisk) killed(at int, rng *rand.Rand) *simDisk {
+	at = max(0, min(at, len(d.log)))
+	r := replica{}
+	then := newSimDisk(r.of(d.root))
+	redo := func(op simOp) {
+		op.node = r.of(op.node)
+		if op.entry.node != nil {
+			op.entry.node = r.of(op.entry.node)
+		}
+		switch op.kind {
+		case simChange, simLost, simDropped:
+			op.node.redo(op)
+		case simEntry:
+			op.entry.apply(op.node.entries)
+		case simVersion:
+			op.node.external.first = op.version
+		}
+		then.record(op)
+	}
+	for _, op := range d.log[:at] {
+		redo(op)
+	}
+	if rng == nil || at == len(d.log) {
+		return then
+	}
+	if op := d.log[at]; op.kind == simChange && op.change.endOfWrite > 0 {
+		op.change = op.change.firstPages(rng.IntN(1 + len(op.change.versions)/pageSectors))
+		redo(op)
+	}
+	for node, v := range d.interrupted(at, rng) {
+		redo(simOp{kind: simVersion, node: node, version: v})
+	}
+	return then
+}
+
+// replica maps the nodes of a disk to new ones that hold what theirs did when
+// the log began.
+type replica map[*simNode]*simNode
+
+func (r replica) of(old *simNode) *simNode {
+	if node := r[old]; node != nil {
+		return node
+	}
+	node := &simNode{}
+	r[old] = node
+	switch {
+	case old.external != nil:
+		node.external = &simExternal{first: old.external.base, base: old.external.base}
+	case old.entries != nil:
+		*node = *newSimDir()
+		for name, child := range old.baseEntries {
+			node.baseEntries[name] = r.of(child)
+			node.entries[name] = node.baseEntries[name]
+		}
+	default:
+		node.baseContent = old.baseContent.clone()
+		node.content = node.baseContent.clone()
+	}
+	return node
 }
 
 // aftermath is what became of the nodes of a disk that the log mentions.
@@ -363,55 +489,27 @@ type aftermath struct {
 // settle goes through the log and keeps what is covered, and part of the rest.
 func (a *aftermath) settle(log []simOp, synced map[*simNode]int, rng *rand.Rand) {
 	chances := map[*simNode]chance{}
-	prefix := map[*simNode]int{} // how many more uncovered entry changes a directory keeps
-	for i, op := range log {
-		if op.kind == simEntry && i >= synced[op.node] {
-			prefix[op.node]++
+	likely := func(node *simNode) chance {
+		if _, ok := chances[node]; !ok {
+			chances[node] = newChance(rng)
 		}
+		return chances[node]
 	}
-	chosen := map[*simNode]bool{}
 	for i, op := range log {
 		covered := i < synced[op.node]
 		switch {
+		case op.kind == simLost:
+			*a.content(op.node) = op.lost.clone()
 		case op.kind == simChange && covered:
 			a.content(op.node).apply(op.change)
 		case op.kind == simChange && rng != nil:
-			if _, ok := chances[op.node]; !ok {
-				chances[op.node] = newChance(rng)
-			}
-			a.content(op.node).applyPart(op.change, rng, chances[op.node])
-		case op.kind == simEntry && covered:
+			a.content(op.node).applyPart(op.change, rng, likely(op.node))
+		case op.kind == simEntry && (covered || rng != nil && likely(op.node).hits(rng)):
 			op.entry.apply(a.directory(op.node))
-		case op.kind == simEntry && rng != nil:
-			if !chosen[op.node] {
-				chosen[op.node] = true
-				prefix[op.node] = rng.IntN(prefix[op.node] + 1)
-			}
-			if prefix[op.node] > 0 {
-				prefix[op.node]--
-				op.entry.apply(a.directory(op.node))
-			}
 		}
 	}
 	for _, c := range a.contents {
 		c.apply(c.truncated(c.sizeBytes)) // a sector may have come with bytes beyond the end
-	}
-}
-
-func (a *aftermath) settleVersions(log []simOp, at int, rng *rand.Rand) {
-	decided := map[*simNode]bool{}
-	for i, op := range log {
-		if op.kind != simVersion || decided[op.node] {
-			continue
-		}
-		if i < at {
-			a.versions[op.node] = op.version
-			continue
-		}
-		decided[op.node] = true
-		if rng != nil && rng.IntN(2) == 0 {
-			a.versions[op.node] = op.version
-		}
 	}
 }
 

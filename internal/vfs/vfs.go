@@ -11,6 +11,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"syscall"
 )
 
 // ErrWouldBlock is returned by File.TryReadAt when the data is not at hand
@@ -20,6 +21,12 @@ var ErrWouldBlock = errors.New("vfs: would block")
 // ErrLocked is returned by FS.Lock when another process (or another handle of
 // this one) holds the lock.
 var ErrLocked = errors.New("vfs: locked by another process")
+
+// NotBegun tells whether an error says that an operation never began, for want
+// of a file descriptor: it may be tried again, and is no failed sync.
+func NotBegun(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)
+}
 
 // FS is a file system. Names are slash-separated paths as the implementation
 // understands them. All methods may be called from any goroutine.
@@ -41,6 +48,9 @@ type FS interface {
 	Size(name string) (sizeBytes int64, err error)
 	// SyncDir makes the entries of a directory durable.
 	SyncDir(name string) error
+	// Free returns how many bytes the file system that holds name has left for
+	// users without privileges (statfs, f_bavail).
+	Free(name string) (sizeBytes int64, err error)
 	// Lock takes an exclusive advisory lock on the file name, made if missing.
 	// It returns ErrLocked at once if another holds it. Close lets it go; so
 	// does the death of the process.
@@ -76,8 +86,9 @@ type File interface {
 	// Punch gives back the storage of a range, which then reads zeros. The
 	// length of the file stays.
 	Punch(off, lengthBytes int64) error
-	// Allocate reserves storage for a range, which reads zeros where nothing
-	// was written, and grows the file to cover it.
+	// Allocate reserves storage for a range, also beyond the end of the file,
+	// whose length stays: writes there find room. errors.ErrUnsupported where
+	// the file system can't.
 	Allocate(off, lengthBytes int64) error
 	// Data reports the next range at or after off that may hold data
 	// (SEEK_DATA, SEEK_HOLE); io.EOF when only holes follow.
@@ -94,5 +105,13 @@ type File interface {
 	// Sync makes data and length durable (fdatasync). An error is final: the
 	// kernel may have dropped what it could not write.
 	Sync() error
+	// Prefetch begins to read a range into the page cache
+	// (POSIX_FADV_WILLNEED), as far as the kernel likes, and waits for nothing
+	// but the reads to be queued.
+	Prefetch(off, lengthBytes int64) error
+	// DropCache makes later reads ask the disk for what the page cache holds
+	// and need not write back (POSIX_FADV_DONTNEED). After a Sync that is all of
+	// the file, and after a failed one it is also what the disk has not.
+	DropCache() error
 	Close() error
 }

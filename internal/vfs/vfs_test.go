@@ -255,7 +255,7 @@ func (op fileOp) applyToBytes(b []byte, off int64, p []byte) []byte {
 	switch op {
 	case "truncate":
 		size = off
-	case "write", "zero", "allocate":
+	case "write", "zero":
 		size = max(size, end)
 	}
 	after := make([]byte, size)

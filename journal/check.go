@@ -3,7 +3,6 @@ package journal
 import (
 	"fmt"
 	"os"
-	"slices"
 
 	"github.com/tidemark/tidemark/image"
 	"github.com/tidemark/tidemark/lookup"
@@ -23,29 +22,44 @@ func Check(o Options) (findings []string) {
 	if err != nil {
 		found(err)
 		for _, id := range o.Images {
-			_, _, err := readTable(&o, id)
+			_, _, err := readAnyTable(&o, id)
 			found(err)
 		}
 		return findings
 	}
 	defer h.close()
+	found(h.noWitness)
 	for _, id := range o.Images {
 		found(h.checkTable(&o, id))
 	}
-	for _, id := range h.tables {
-		if !slices.Contains(o.Images, id) {
-			found(fmt.Errorf("%s belongs to no image of the chain", tableName(o.Dir, id)))
-		}
+	for _, id := range h.strays {
+		found(fmt.Errorf("%s belongs to no image of the chain", tableName(o.Dir, id)))
 	}
 	_, err = fold(h.segments, h.limit(), func(image.ID) (*lookup.Table, error) { return nil, nil })
 	found(err)
 	return findings
 }
 
+// Read returns the tables that Open would recover, and never writes. Nothing else
+// may use the directory's journal at the time. Errors: those of Open.
+func Read(o Options) (map[image.ID]*lookup.Table, error) {
+	o.setDefaults()
+	h, err := readHistory(&o, os.O_RDONLY)
+	if err != nil {
+		return nil, fmt.Errorf("read journal %s: %w", o.Dir, err)
+	}
+	defer h.close()
+	r, _, err := h.replay(&o)
+	if err != nil {
+		return nil, fmt.Errorf("read journal %s: %w", o.Dir, err)
+	}
+	return r.Tables, nil
+}
+
 // checkTable reads a table file. One that is ahead of the journal shows that
 // commits were lost.
 func (h *history) checkTable(o *Options, id image.ID) error {
-	_, lsn, err := readTable(o, id)
+	_, lsn, err := readTable(o, id, h.base.tables[id])
 	if err != nil {
 		return err
 	}

@@ -9,9 +9,14 @@ import (
 	"github.com/tidemark/tidemark/lookup"
 )
 
+// Overdue tells whether more than SegmentBytes were appended since the last
+// commit. They can't be folded before a commit, so a caller whose clients never
+// flush makes one by itself then. It never waits; any number of goroutines may
+// ask.
+func (j *Journal) Overdue() bool { return j.uncovered.Load() >= j.o.SegmentBytes }
+
 // NeedsCheckpoint tells whether a Checkpoint would be worth its I/O now. Any
-// number of goroutines may ask. A caller whose clients never flush commits by
-// itself now and then: what is not committed can't be folded.
+// number of goroutines may ask.
 func (j *Journal) NeedsCheckpoint() bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -102,7 +107,7 @@ func (j *Journal) foldSettled() error {
 	if err := j.foldIntoFiles(done, rest[0].first); err != nil {
 		return err
 	}
-	if err := writeBase(&j.o, rest[0].number); err != nil {
+	if err := writeBase(&j.o, base{rest[0].number, j.tables}); err != nil {
 		return err
 	}
 	j.mu.Lock()
@@ -119,7 +124,7 @@ func (j *Journal) foldIntoFiles(segs []*segment, limit LSN) error {
 		if ok || j.removed(id) {
 			return t, nil
 		}
-		t, _, err := readTable(&j.o, id)
+		t, _, err := readTable(&j.o, id, j.tables[id])
 		tables[id] = t
 		return t, err
 	})
@@ -133,6 +138,7 @@ func (j *Journal) foldIntoFiles(segs []*segment, limit LSN) error {
 		if err := writeTable(&j.o, id, t, limit); err != nil {
 			return fmt.Errorf("write table: %w", err)
 		}
+		j.tables[id] = limit
 	}
 	return nil
 }
@@ -168,6 +174,9 @@ func fold(segs []*segment, limit LSN, table func(image.ID) (*lookup.Table, error
 			if err := n.apply(f, lsn <= limit, table); err != nil {
 				return n, fmt.Errorf("%s: frame at offset %d: %w", s.name, f.off, err)
 			}
+		}
+		if r.prev != s.crc {
+			return n, fmt.Errorf("%w: %s: the frame that ends at offset %d is not the one that was there", ErrCorrupt, s.name, s.end)
 		}
 	}
 	return n, nil
@@ -218,6 +227,7 @@ func (j *Journal) RemoveImage(id image.ID) error {
 	j.mu.Unlock()
 	j.checkpointing.Lock()
 	defer j.checkpointing.Unlock()
+	delete(j.tables, id)
 	switch err := j.o.FS.Remove(tableName(j.o.Dir, id)); {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
@@ -262,7 +272,7 @@ func (j *Journal) Close() error {
 			err = errors.Join(err, s.file.Close())
 		}
 	}
-	if err != nil {
+	if err = errors.Join(err, j.witness.file.Close()); err != nil {
 		return fmt.Errorf("close journal %s: %w", j.o.Dir, err)
 	}
 	return nil

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
+	"path"
 	"slices"
 	"testing"
 
@@ -35,6 +36,8 @@ type rig struct {
 	written [][]uint64 // written[i][k] is the value stored for frames[i][k], each used once
 	value   uint64
 	drained map[image.ID]bool
+	failed  bool         // a sync failed, and the journal knows
+	closing bool         // a close was begun
 	done    LSN          // the last Commit that returned
 	begun   map[LSN]bool // commits begun, of which a power cut may keep any
 	trail   []mark       // after each step
@@ -69,7 +72,7 @@ func (r *rig) plug() {
 		}
 		return r.hook(op)
 	}}
-	r.o.SyncImage = r.syncImage
+	r.o.SyncImage, r.o.DropImage = r.syncImage, r.dropImage
 }
 
 func (r *rig) must(err error) {
@@ -102,9 +105,20 @@ func (r *rig) addImage() {
 func (r *rig) syncImage(id image.ID) error {
 	f, err := r.o.FS.Open(imageFile(id), os.O_RDWR, 0)
 	if err != nil {
+		return fmt.Errorf("%w: %w", image.ErrNotBegun, err)
+	}
+	if err = f.Sync(); err != nil {
+		err = fmt.Errorf("%w: %w", ErrSyncFailed, err)
+	}
+	return errors.Join(err, f.Close())
+}
+
+func (r *rig) dropImage(id image.ID) error {
+	f, err := r.o.FS.Open(imageFile(id), os.O_RDWR, 0)
+	if err != nil {
 		return err
 	}
-	return errors.Join(f.Sync(), f.Close())
+	return errors.Join(f.DropCache(), f.Close())
 }
 
 // append writes data for the Data changes, then appends all of them.
@@ -139,7 +153,9 @@ func (r *rig) append(changes []Change) error {
 func (r *rig) commit(late []Change) error {
 	upTo := r.j.End()
 	for _, id := range r.o.Images {
-		if err := r.syncImage(id); err != nil {
+		if err := r.syncImage(id); errors.Is(err, ErrSyncFailed) {
+			return errors.Join(err, r.j.MarkFailed())
+		} else if err != nil {
 			return err
 		}
 	}
@@ -211,16 +227,19 @@ func sameOld(finding string) bool {
 func (r *rig) compare(found *Recovered, sameBoot, clean bool) {
 	r.Helper()
 	end := r.j.End()
-	mayBeClean := clean || !sameBoot // the cut may have come right after a close
+	if found.SyncFailed != (sameBoot && r.failed) {
+		r.Fatalf("recovered %+v, and it is %v that a sync had failed", found, r.failed)
+	}
+	mayBeClean := clean || !sameBoot || r.closing // the cut may have come right after a close
 	if found.SameBoot != sameBoot || found.Clean && !mayBeClean || clean && !found.Clean || r.j.Committed() != end {
 		r.Fatalf("recovered %+v, committed %d of %d", found, r.j.Committed(), end)
 	}
-	if sameBoot {
+	if sameBoot && !r.failed {
 		if end != LSN(len(r.frames)) || !maps.Equal(found.Drained, r.drained) {
 			r.Fatalf("recovered LSN %d, drained %v, want %d and %v", end, found.Drained, len(r.frames), r.drained)
 		}
 	} else {
-		if end != r.done && !r.begun[end] || end < r.done || len(found.Drained) > 0 {
+		if end != r.done && (!r.begun[end] || r.failed) || end < r.done || len(found.Drained) > 0 {
 			r.Fatalf("recovered LSN %d, drained %v, want none and at least %d, or one of %v", end, found.Drained, r.done, r.begun)
 		}
 		r.frames, r.written, r.drained = r.frames[:end], r.written[:end], map[image.ID]bool{}
@@ -228,6 +247,7 @@ func (r *rig) compare(found *Recovered, sameBoot, clean bool) {
 	if found.Clean && found.Replayed > 0 {
 		r.Fatalf("%d changes replayed after a clean close", found.Replayed)
 	}
+	r.failed, r.closing = false, false
 	r.done = end
 	r.begun = map[LSN]bool{end: true}
 	want := r.model()
@@ -327,7 +347,17 @@ func write(older, newer image.ID, b lookup.BlockNum) []Change {
 // script does a bit of everything, one step at a time, until one fails. It
 // always does the same.
 func (r *rig) script() error {
-	steps := []func() error{
+	for _, step := range r.steps() {
+		if err := step(); err != nil {
+			return err
+		}
+		r.mark()
+	}
+	return nil
+}
+
+func (r *rig) steps() []func() error {
+	return []func() error{
 		func() error { return r.append([]Change{data(1, 0)}) },
 		func() error { return r.append([]Change{{1, 1, 3, lookup.Zero}}) },
 		func() error { return r.commit(nil) },
@@ -348,13 +378,6 @@ func (r *rig) script() error {
 		func() error { return r.commit(nil) },
 		func() error { return r.append(write(1, 2, 2)) },
 	}
-	for _, step := range steps {
-		if err := step(); err != nil {
-			return err
-		}
-		r.mark()
-	}
-	return nil
 }
 
 func TestAPowerCutAtEveryOperationKeepsWhatWasCommitted(t *testing.T) {
@@ -419,6 +442,16 @@ func TestAKillAtEveryOperationLosesNothingAppended(t *testing.T) {
 	}
 }
 
+// tornAt is how much a death, or a full disk, leaves of a write. Segments
+// grow by frames that may reach over pages, which tears them; the witness lies
+// in one page, so it is written or it is not.
+func tornAt(op vfs.Op) int {
+	if path.Base(op.Name) == witnessFile {
+		return 0
+	}
+	return int(op.Len / 2)
+}
+
 // diesAt lets the process die in the middle of its nth operation that changes
 // the disk or syncs. It returns nil if do ended before that.
 func (r *rig) diesAt(n int, do func() error) error {
@@ -427,7 +460,7 @@ func (r *rig) diesAt(n int, do func() error) error {
 		switch op.Kind {
 		case vfs.OpOpen, vfs.OpWrite, vfs.OpTruncate, vfs.OpSync, vfs.OpSyncDir, vfs.OpRename, vfs.OpRemove:
 			if n--; n == 0 {
-				return vfs.ShortError{N: int(op.Len / 2), Err: dead}
+				return vfs.ShortError{N: tornAt(op), Err: dead}
 			}
 		}
 		if n < 0 {

@@ -82,10 +82,7 @@ func FuzzTableFile(f *testing.F) {
 	f.Add(b.Bytes())
 	f.Add([]byte(tableMagic))
 	f.Fuzz(func(t *testing.T, file []byte) {
-		if len(file) > crcBytes { // a right CRC, so that what it covers is read
-			body := file[:len(file)-crcBytes]
-			file = binary.LittleEndian.AppendUint32(body[:len(body):len(body)], crc32.Checksum(body, castagnoli))
-		}
+		file = withCRC(file)
 		tab, lsn, err := decodeTable(bytes.NewReader(file), int64(len(file)), 7, image.ID(1))
 		if err != nil {
 			if !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrVersion) {
@@ -102,12 +99,43 @@ func FuzzTableFile(f *testing.F) {
 }
 
 func FuzzBaseFile(f *testing.F) {
-	f.Add(encodeBase(7, 1))
+	f.Add(encodeBase(7, base{1, nil}))
+	f.Add(encodeBase(7, base{9, map[image.ID]LSN{1: 5, 2: 1 << 40}}))
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, file []byte) {
-		first, err := decodeBase(file, 7)
-		if err == nil && !bytes.Equal(encodeBase(7, first), file) || err != nil && !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrVersion) {
-			t.Fatalf("first %d, %v", first, err)
+		file = withCRC(file)
+		found, err := decodeBase(file, 7)
+		if err == nil && !bytes.Equal(encodeBase(7, found), file) || err != nil && !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrVersion) {
+			t.Fatalf("%+v, %v", found, err)
 		}
 	})
+}
+
+func FuzzWitnessFile(f *testing.F) {
+	f.Add(encodeWitness(7, testimony{1, place{1, headerBytes, 77}, false}))
+	f.Add(encodeWitness(7, testimony{3, place{5, 1 << 30, 0}, true}))
+	f.Add(make([]byte, witnessBytes))
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, file []byte) {
+		file = withCRC(file)
+		said, err := decodeWitness(file, 7)
+		if err == nil && said != (testimony{}) && !bytes.Equal(encodeWitness(7, said), file) ||
+			err != nil && !errors.Is(err, errNoWitness) && !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrVersion) {
+			t.Fatalf("%+v, %v", said, err)
+		}
+		o := simOptions("a", 1)
+		must(t, create(t, o).Close())
+		writeFile(t, o, witnessName(o.Dir), file)
+		openTwice(t, copyOf(t, o))
+	})
+}
+
+// withCRC makes the CRC at the end of a file right, so that what it covers is
+// read.
+func withCRC(file []byte) []byte {
+	if len(file) < crcBytes {
+		return file
+	}
+	body := file[:len(file)-crcBytes]
+	return binary.LittleEndian.AppendUint32(body[:len(body):len(body)], crc32.Checksum(body, castagnoli))
 }

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path"
 	"slices"
 	"sync"
@@ -28,8 +29,9 @@ var (
 	// ErrVersion says that a file was written by a version of Tidemark that
 	// this one does not know.
 	ErrVersion = errors.New("journal: unknown version")
-	// ErrSyncFailed says that a sync of the journal failed. It is final: the
-	// journal takes nothing more until it is opened again.
+	// ErrSyncFailed says that a sync of the journal failed, or that the caller
+	// said so of an image (MarkFailed). It is final: the journal takes nothing
+	// more until it is opened again.
 	ErrSyncFailed = errors.New("journal: sync failed")
 	// ErrUnknownImage says that a change names an image that was never added.
 	ErrUnknownImage = errors.New("journal: unknown image")
@@ -71,8 +73,15 @@ type Options struct {
 	SegmentBytes int64
 	// SyncImage makes durable all that was written to an image. Open calls it,
 	// one image at a time, when the server died alone and left changes that
-	// no commit covers.
+	// no commit covers. Its error is final for them: the next Open discards
+	// them, as a second sync would return nil and prove nothing; but not one
+	// that wraps image.ErrNotBegun.
 	SyncImage func(image.ID) error
+	// DropImage makes reads of an image ask the disk (vfs.File.DropCache). Open
+	// calls it, one image at a time, when a sync had failed (J8). Else a block
+	// would read as it was last written until the page cache lets go of it, and
+	// then as the disk has it. Nil: nothing is dropped.
+	DropImage func(image.ID) error
 }
 
 // Recovered is what Open found.
@@ -83,10 +92,14 @@ type Recovered struct {
 	// ID that is still the present one.
 	Drained map[image.ID]bool
 	// SameBoot: the last writer ran under the present boot ID, so that all it
-	// had written counts. Clean: it ended with a Close that returned nil.
+	// had written counts, unless SyncFailed. Clean: it ended with a Close that
+	// returned nil.
 	SameBoot, Clean bool
+	// SyncFailed: a sync failed under the present boot ID. Only what was
+	// committed before counts, as after a power cut.
+	SyncFailed bool
 	// Replayed counts changes applied to tables, Discarded those that were
-	// read whole but that no commit covered, after a power cut.
+	// read whole but that no commit covered, after a power cut or a failed sync.
 	Replayed, Discarded int
 	// Notes say in words what recovery did that is worth a line in a log.
 	Notes []string
@@ -98,14 +111,16 @@ type Recovered struct {
 // what was appended is in them after the death of the process alone; appending
 // costs one write to the page cache, and no sync.
 //
-// Three kinds of files lie in the directory. Segments hold frames, chained from
+// Four kinds of files lie in the directory. Segments hold frames, chained from
 // one to the next and from segment to segment (type segment). Table files hold
 // what was folded out of segments (table.go). The base names the first segment
-// that counts (base.go).
+// that counts, and the table files (type base). The witness says how far syncs
+// have returned (type witness).
 //
 //	J1  A changes frame is written after the write of its data has returned and
 //	    before the request is answered, and not synced: kill -9 leaves it in the
-//	    page cache. Under the same boot ID every frame of the chain counts.
+//	    page cache. Under the same boot ID every frame of the chain counts, unless
+//	    a sync failed (J8).
 //	J2  Under another boot ID the changes count that the last commit frame of the
 //	    chain covers, by its LSN, and no others: the data of those between that
 //	    LSN and the commit frame itself was perhaps not synced.
@@ -121,14 +136,25 @@ type Recovered struct {
 //	J6  A writer's life, from Create or Open to its end, has segments of its own:
 //	    Open folds what it finds into the table files and starts a new one, so
 //	    that all segments that count have one boot ID.
+//	J7  Whatever a sync has returned for stays in the chain. So a chain that does
+//	    not reach where the witness says a sync had returned, or where any frame
+//	    says so (findRot), is rot or an old file in the place of the right one,
+//	    and never a torn tail.
+//	J8  When a sync fails, of a segment or, as the caller says, of an image, the
+//	    kernel may have dropped what it could not write, and forgets the failure.
+//	    So the life takes nothing more, the witness says that it has failed, and
+//	    its recovery counts what J2 counts of the part that a sync had returned
+//	    for, and syncs nothing to bless the rest.
 //
 // Open under the same boot ID with a tail that no commit covers first makes the
 // tail committed: it syncs all images (a deletion rests on the older image that
 // took the data; data may have been overwritten where an entry was already),
 // then the segments, then appends a commit frame and syncs that. It syncs the
 // segments without such a tail too: the commit frame that it found may be in the
-// page cache only (J4). Then, as after a power cut: replay, table files, the
-// first segment of the new life, base, removal of the old segments.
+// page cache only (J4). If one of these syncs fails, the life that is being
+// recovered has failed (J8), for the next Open too. Then, as after a power cut:
+// replay, table files, the first segment of the new life, base, witness, removal
+// of the old segments.
 //
 // A crash anywhere in that, and in the recovery of that, is safe. Until the base
 // is replaced the old segments are whole, and the next recovery reads the same
@@ -136,12 +162,18 @@ type Recovered struct {
 // files may be newer than the base; replaying changes that a table has already
 // ends in the same table, since the last change of a block decides and it is
 // among those replayed. A first segment of a life that the base does not name
-// yet is in no chain. After the base is replaced the old segments don't count.
-// The same holds for Checkpoint and Close, which do it in the same order.
+// yet is in no chain. After the base is replaced the old segments don't count,
+// and neither does a witness that still speaks of one of them. The same holds
+// for Checkpoint and Close, which do it in the same order.
 //
 // Only Checkpoint starts another segment, so that Append never makes a file. Its
 // frames may reach the disk before the end of the segment before it. The chain
 // ends at the gap then; J3 says that nothing behind it was committed.
+//
+// A frame whose write fails is taken back by a truncate, or overwritten by the
+// next one. If the truncate fails too and the process dies before the next one,
+// what there is of it is no whole frame and a torn tail; where a write that
+// failed had stored all of it, its change is in doubt, as its request was told.
 //
 // Rejected: tables written from memory at a checkpoint (J4 would need the
 // engine to stop); removing old segments oldest first as the only sign of what
@@ -154,10 +186,15 @@ type Journal struct {
 
 	appended  atomic.Uint64 // LSN
 	committed atomic.Uint64 // LSN
+	// uncovered counts the bytes of frames that were appended since the frame
+	// of the last commit.
+	uncovered atomic.Int64
+	witness   *witness
 
 	// checkpointing lets one Checkpoint, RemoveImage or Close run at a time.
 	// It is taken before mu.
 	checkpointing sync.Mutex
+	tables        map[image.ID]LSN // of the table files; guarded by checkpointing
 
 	// mu guards what follows. It is held while a frame is written to the page
 	// cache, never during a sync.
@@ -188,24 +225,29 @@ func (o *Options) setDefaults() {
 // half made is none.
 func Create(o Options) (*Journal, error) {
 	o.setDefaults()
-	switch _, err := readBase(&o); {
-	case err == nil:
-		return nil, fmt.Errorf("create journal %s: %w", o.Dir, fs.ErrExist)
-	case !errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("create journal %s: %w", o.Dir, err)
-	}
-	if err := makeDir(&o); err != nil {
-		return nil, fmt.Errorf("create journal %s: %w", o.Dir, err)
-	}
-	boot, err := readBootID(o.FS)
+	j, err := makeJournal(&o)
 	if err != nil {
 		return nil, fmt.Errorf("create journal %s: %w", o.Dir, err)
 	}
-	j := newJournal(o, boot, 0)
-	if err := j.beginLife(1, 0); err != nil {
-		return nil, fmt.Errorf("create journal %s: %w", o.Dir, err)
-	}
 	return j, nil
+}
+
+func makeJournal(o *Options) (*Journal, error) {
+	switch there, err := hasBase(o); {
+	case err != nil:
+		return nil, err
+	case there:
+		return nil, fs.ErrExist
+	}
+	if err := makeDir(o); err != nil {
+		return nil, err
+	}
+	boot, err := readBootID(o.FS)
+	if err != nil {
+		return nil, err
+	}
+	j := newJournal(o, boot, 0, nil)
+	return j, j.beginLife(1, 0)
 }
 
 func makeDir(o *Options) error {
@@ -215,8 +257,9 @@ func makeDir(o *Options) error {
 	return o.FS.SyncDir(path.Dir(o.Dir))
 }
 
-func newJournal(o Options, boot bootID, at LSN) *Journal {
-	j := &Journal{o: o, boot: boot, images: map[image.ID]bool{}, drained: map[image.ID]bool{}}
+func newJournal(o *Options, boot bootID, at LSN, tables map[image.ID]LSN) *Journal {
+	j := &Journal{o: *o, boot: boot, images: map[image.ID]bool{}, drained: map[image.ID]bool{}, tables: map[image.ID]LSN{}}
+	maps.Copy(j.tables, tables)
 	for _, id := range o.Images {
 		j.images[id] = true
 	}
@@ -225,9 +268,19 @@ func newJournal(o Options, boot bootID, at LSN) *Journal {
 	return j
 }
 
-// beginLife starts the first segment of a life and lets the base name it. The
-// frames of kinds follow the drained marks in it.
-func (j *Journal) beginLife(number uint64, first LSN, kinds ...kind) error {
+// beginLife starts the first segment of a life and lets the base name it, and
+// then the witness. The frames of kinds follow the drained marks in it.
+func (j *Journal) beginLife(number uint64, first LSN, kinds ...kind) (err error) {
+	if j.witness == nil {
+		if j.witness, err = openWitness(&j.o); err != nil {
+			return err
+		}
+		defer func() {
+			if err != nil {
+				err = errors.Join(err, j.witness.file.Close())
+			}
+		}()
+	}
 	f, err := makeSegmentFile(&j.o, number)
 	if err != nil {
 		return err
@@ -243,7 +296,10 @@ func (j *Journal) beginLife(number uint64, first LSN, kinds ...kind) error {
 	}
 	if err == nil {
 		s.durable = s.end
-		err = writeBase(&j.o, number)
+		err = writeBase(&j.o, base{number, j.tables})
+	}
+	if err == nil {
+		err = j.witness.begin(number, s.place())
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("start segment %s: %w", s.name, err), f.Close())
@@ -251,6 +307,9 @@ func (j *Journal) beginLife(number uint64, first LSN, kinds ...kind) error {
 	j.cur = s
 	return nil
 }
+
+// place is where the last frame ends.
+func (s *segment) place() place { return place{s.number, s.end, s.crc} }
 
 // start writes the header and the frames that every segment begins with.
 func (s *segment) start(drained map[image.ID]bool, kinds ...kind) error {
@@ -319,7 +378,11 @@ func (j *Journal) put(b []byte, k kind) error {
 	if cap(b) <= keepBufferBytes {
 		j.buf = b
 	}
-	return j.cur.put(b, crc)
+	if err := j.cur.put(b, crc); err != nil {
+		return err
+	}
+	j.uncovered.Add(int64(len(b)))
+	return nil
 }
 
 // put writes a frame. After an error the next one takes its place.
@@ -366,35 +429,38 @@ func (j *Journal) Committed() LSN { return LSN(j.committed.Load()) }
 // changes that are committed. An error of a sync is final and wraps
 // ErrSyncFailed: it is what every later Append and Commit returns.
 func (j *Journal) Commit(upTo LSN) error {
-	s, end, err := j.putCommit(upTo)
+	s, p, err := j.putCommit(upTo)
 	if err != nil || s == nil {
 		return err
 	}
 	if err := s.file.Sync(); err != nil {
 		return j.fail(s, err)
 	}
+	// That it can't be told takes nothing from what is durable: only rot would
+	// be less well told from a torn tail (J7).
+	_ = j.witness.saw(p)
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	s.durable = end
+	s.durable = p.end
 	j.committed.Store(uint64(upTo))
 	return nil
 }
 
 // putCommit writes the commit frame and returns the segment that it is in and
-// the offset behind it; nil if there is nothing to commit. Every segment before
-// that one is durable (J3).
-func (j *Journal) putCommit(upTo LSN) (*segment, int64, error) {
+// where it ends; nil if there is nothing to commit. Every segment before that
+// one is durable (J3).
+func (j *Journal) putCommit(upTo LSN) (*segment, place, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for {
 		if j.err != nil {
-			return nil, 0, j.err
+			return nil, place{}, j.err
 		}
 		if upTo <= j.Committed() {
-			return nil, 0, nil
+			return nil, place{}, nil
 		}
 		if upTo > j.End() {
-			return nil, 0, fmt.Errorf("journal: commit up to %d, but the end is %d", upTo, j.End())
+			return nil, place{}, fmt.Errorf("journal: commit up to %d, but the end is %d", upTo, j.End())
 		}
 		i := slices.IndexFunc(j.closed, func(s *segment) bool { return s.durable < s.end })
 		if i < 0 {
@@ -408,25 +474,48 @@ func (j *Journal) putCommit(upTo LSN) (*segment, int64, error) {
 		}
 		j.mu.Lock()
 		if err != nil {
-			return nil, 0, err
+			return nil, place{}, err
 		}
 		s.durable = s.end
 	}
 	b := binary.LittleEndian.AppendUint64(beginFrame(j.buf[:0]), uint64(upTo))
 	if err := j.put(b, kindCommit); err != nil {
-		return nil, 0, err
+		return nil, place{}, err
 	}
-	return j.cur, j.cur.end, nil
+	j.uncovered.Store(0)
+	return j.cur, j.cur.place(), nil
 }
 
 // fail makes a failed sync the journal's final error and returns that.
 func (j *Journal) fail(s *segment, err error) error {
+	final := j.end(fmt.Errorf("%w: %s: %w", ErrSyncFailed, s.name, err))
+	return errors.Join(final, j.witness.fail())
+}
+
+// end sets the final error, unless there is one, and returns what it is.
+func (j *Journal) end(err error) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.err == nil {
-		j.err = fmt.Errorf("%w: %s: %w", ErrSyncFailed, s.name, err)
+		j.err = err
 	}
 	return j.err
+}
+
+// MarkFailed tells that a sync of an image has failed, unsynced: from now on
+// only what was committed counts, if the machine goes down or the server alone
+// (J8), and every other call returns ErrSyncFailed. Any number of goroutines may
+// call it, also again, and after a failed sync of the journal, which marks the
+// failure by itself. An error is one of the file system: a death of the server
+// may then be recovered as if no sync had failed. Or it is ErrClosed.
+func (j *Journal) MarkFailed() error {
+	if err := j.end(fmt.Errorf("%w: of an image", ErrSyncFailed)); errors.Is(err, ErrClosed) {
+		return err
+	}
+	if err := j.witness.fail(); err != nil {
+		return fmt.Errorf("mark journal %s as failed: %w", j.o.Dir, err)
+	}
+	return nil
 }
 
 // AddImage tells that an image has joined the chain, with an empty table; the

@@ -254,13 +254,13 @@ func TestACheckpointFoldsWhatIsCommittedAndNothingElse(t *testing.T) {
 	}
 	must(t, j.Commit(1))
 	must(t, j.Checkpoint())
-	if _, lsn, err := readTable(&o, 1); lsn != 0 || err != nil {
+	if _, lsn, err := readAnyTable(&o, 1); lsn != 0 || err != nil {
 		t.Fatalf("a table file of LSN %d, %v, with changes that are not committed", lsn, err)
 	}
 	appendTo(t, j, data(1, 3))
 	must(t, j.Commit(2))
 	must(t, j.Checkpoint())
-	tab, lsn, err := readTable(&o, 1)
+	tab, lsn, err := readAnyTable(&o, 1)
 	must(t, err)
 	if wantHeld(t, tab, 1, 2); lsn != 2 {
 		t.Fatalf("the table's LSN is %d", lsn)
@@ -272,6 +272,22 @@ func TestACheckpointFoldsWhatIsCommittedAndNothingElse(t *testing.T) {
 	wantHeld(t, r.Tables[1], 1, 2)
 	if r.Replayed != 0 || r.Discarded != 1 {
 		t.Fatalf("recovered %+v", r)
+	}
+}
+
+func TestChangesThatNobodyCommitsBecomeOverdue(t *testing.T) {
+	o := simOptions("a", 1)
+	o.SegmentBytes = 100
+	j := create(t, o)
+	for b := lookup.BlockNum(0); !j.Overdue(); b++ {
+		if appendTo(t, j, data(1, b)); j.cur.end > headerBytes+2*o.SegmentBytes {
+			t.Fatalf("not overdue at offset %d", j.cur.end)
+		}
+	}
+	must(t, j.Commit(j.End()))
+	appendTo(t, j, data(1, 9))
+	if j.Overdue() {
+		t.Fatal("overdue after a commit")
 	}
 }
 
@@ -305,8 +321,14 @@ func TestARemovedImageLeavesNothing(t *testing.T) {
 	killed.AddImage(3)
 	appendTo(t, killed, data(3, 9))
 	must(t, killed.Commit(3))
+	must(t, killed.Checkpoint())
+	must(t, killed.Commit(appendTo(t, killed, data(1, 4))))
+	must(t, killed.Checkpoint()) // folds what made a table of image 3
 	must(t, killed.RemoveImage(3))
 	must(t, killed.Close())
+	if b, err := readBase(&o); err != nil || len(b.tables) != 1 || b.tables[1] == 0 {
+		t.Fatalf("the base is %+v, %v, want a table of image 1 in it", b, err)
+	}
 	if findings := Check(o); len(findings) > 0 {
 		t.Fatalf("check finds %q", findings)
 	}
@@ -370,8 +392,9 @@ func TestATornTailIsCutAtEveryByte(t *testing.T) {
 // withSegment1 are the options of a journal of one segment with these bytes.
 func withSegment1(t testing.TB, boot string, seg []byte) Options {
 	o := simOptions(boot, 1)
-	writeFile(t, o, baseName(o.Dir), encodeBase(o.VolumeID, 1))
+	writeFile(t, o, baseName(o.Dir), encodeBase(o.VolumeID, base{1, nil}))
 	writeFile(t, o, segmentName(o.Dir, 1), seg)
+	writeFile(t, o, witnessName(o.Dir), nil)
 	return o
 }
 
@@ -425,7 +448,13 @@ func TestLostAndDamagedFilesAreNamed(t *testing.T) {
 	}{
 		{"a flipped bit in the base", flip(baseFile), baseFile},
 		{"a flipped bit in a table", flip("table-0000000000000001"), "table-0000000000000001"},
-		{"a table of another image", rename("table-0000000000000001", "table-0000000000000002"), "table-0000000000000002"},
+		{"a table of another image", func(t *testing.T, o Options) {
+			writeFile(t, o, tableName(o.Dir, 2), readFile(t, o, tableName(o.Dir, 1)))
+		}, "table-0000000000000002"},
+		{"a lost table", remove("table-0000000000000001"), "table-0000000000000001"},
+		{"a table from before the last checkpoint", func(t *testing.T, o Options) {
+			must(t, writeTable(&o, 1, lookup.NewTable(), 0))
+		}, "table-0000000000000001"},
 		{"a lost first segment", remove("journal-00000002"), "journal-00000002"},
 		{"a lost middle segment", remove("journal-00000003"), "journal-00000003"},
 		{"a segment under another number", rename("journal-00000003", "journal-00000002"), "journal-00000002"},
@@ -435,6 +464,15 @@ func TestLostAndDamagedFilesAreNamed(t *testing.T) {
 			older := o
 			older.Dir = "older"
 			must(t, create(t, older).Close())
+			for _, name := range []string{baseFile, "journal-00000002"} {
+				writeFile(t, o, path.Join(o.Dir, name), readFile(t, o, path.Join(older.Dir, name)))
+			}
+		}, "journal-00000004"},
+		{"a journal older than its tables, and no witness", func(t *testing.T, o Options) {
+			older := o
+			older.Dir = "older"
+			must(t, create(t, older).Close())
+			must(t, o.FS.Remove(witnessName(o.Dir)))
 			for _, name := range []string{baseFile, "journal-00000002"} {
 				writeFile(t, o, path.Join(o.Dir, name), readFile(t, o, path.Join(older.Dir, name)))
 			}
@@ -481,7 +519,8 @@ func truncate(base string, sizeBytes int) func(*testing.T, Options) {
 	}
 }
 
-// threeSegments makes segments 2, 3 and 4, all committed, and a table of image 1.
+// threeSegments makes segments 2, 3 and 4, all committed, and a table of image 1
+// with changes up to 2.
 func threeSegments(t testing.TB, o Options) {
 	t.Helper()
 	j := create(t, o)

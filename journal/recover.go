@@ -42,12 +42,16 @@ func open(o Options) (*Journal, *Recovered, error) {
 	if err := h.commitTail(&o); err != nil {
 		return nil, nil, err
 	}
+	if err := h.dropTail(&o); err != nil {
+		return nil, nil, err
+	}
 	for _, id := range changed {
 		if err := writeTable(&o, id, r.Tables[id], h.limit()); err != nil {
 			return nil, nil, fmt.Errorf("write table: %w", err)
 		}
+		h.tables[id] = h.limit()
 	}
-	j := newJournal(o, h.boot, h.limit())
+	j := newJournal(&o, h.boot, h.limit(), h.tables)
 	for id := range r.Drained {
 		j.drained[id] = true
 	}
@@ -61,23 +65,32 @@ func open(o Options) (*Journal, *Recovered, error) {
 // history is what a journal's files say: the segments from the base to where
 // the chain of frames ends.
 type history struct {
+	base      base
+	witness   testimony
+	noWitness error  // why it says nothing
 	boot      bootID // the present one
 	sameBoot  bool
+	failed    bool // a sync failed under the present boot ID (J8)
 	clean     bool
+	past      bool // the chain has passed what the witness says is durable
 	committed LSN
 	drained   map[image.ID]bool
-	segments  []*segment // never empty
-	highest   uint64     // number of a segment file, in the chain or not
-	old       []string   // files that no longer count when the next life has begun
-	tables    []image.ID // that have a file
+	segments  []*segment       // never empty
+	highest   uint64           // number of a segment file, in the chain or not
+	old       []string         // files that no longer count when the next life has begun
+	strays    []image.ID       // that have a table file and are not in the chain
+	tables    map[image.ID]LSN // of the table files, once they have been read
 	notes     []string
 }
 
 func (h *history) last() *segment { return h.segments[len(h.segments)-1] }
 
+// whole: all that the last writer had written is there, synced or not (J1, J8).
+func (h *history) whole() bool { return h.sameBoot && !h.failed }
+
 // limit is the LSN up to which changes count (J1, J2).
 func (h *history) limit() LSN {
-	if h.sameBoot {
+	if h.whole() {
 		return h.last().after
 	}
 	return h.committed
@@ -95,7 +108,7 @@ func (h *history) note(format string, args ...any) {
 
 // readHistory reads and writes nothing; flag is how it opens segments.
 func readHistory(o *Options, flag int) (*history, error) {
-	h := &history{drained: map[image.ID]bool{}}
+	h := &history{drained: map[image.ID]bool{}, tables: map[image.ID]LSN{}}
 	if err := h.read(o, flag); err != nil {
 		h.close()
 		return nil, err
@@ -107,15 +120,22 @@ func (h *history) read(o *Options, flag int) (err error) {
 	if h.boot, err = readBootID(o.FS); err != nil {
 		return err
 	}
-	first, err := readBase(o)
+	if h.base, err = readBase(o); err != nil {
+		return err
+	}
+	if h.witness, err = readWitness(o); errors.Is(err, errNoWitness) {
+		h.noWitness, err = err, nil
+		h.note("%v", h.noWitness)
+	}
 	if err != nil {
 		return err
 	}
+	h.past = h.witness.durable.segment < h.base.first
 	numbers, err := h.list(o)
 	if err != nil {
 		return err
 	}
-	ended, err := h.readSegment(o, first, flag)
+	ended, err := h.readSegment(o, h.base.first, flag)
 	for err == nil && ended == byNext {
 		ended, err = h.readSegment(o, h.last().number+1, flag)
 	}
@@ -123,6 +143,14 @@ func (h *history) read(o *Options, flag int) (err error) {
 		return err
 	}
 	h.clean = ended == byClose
+	if h.failed {
+		h.note("a sync had failed: what no commit covers was given up, as a power cut would have")
+	}
+	if !h.past {
+		d := h.witness.durable
+		return fmt.Errorf("%w: %s was durable up to offset %d, but the frames that are there end otherwise, in %s at offset %d",
+			ErrCorrupt, segmentName(o.Dir, d.segment), d.end, h.last().name, h.last().end)
+	}
 	return h.findRot(o, numbers)
 }
 
@@ -138,8 +166,8 @@ func (h *history) list(o *Options) (numbers []uint64, err error) {
 			numbers = append(numbers, number)
 			h.old = append(h.old, full)
 		} else if id, ok := tableImage(base); ok {
-			h.tables = append(h.tables, id)
 			if !slices.Contains(o.Images, id) {
+				h.strays = append(h.strays, id)
 				h.note("%s belongs to no image of the chain; it was left alone", full)
 			}
 		} else if whole, ok := strings.CutSuffix(base, vfs.TempSuffix); ok {
@@ -173,7 +201,7 @@ func (h *history) readSegment(o *Options, number uint64, flag int) (ending, erro
 	}
 	if !h.link(s) {
 		err := s.file.Close()
-		if len(h.segments) == 0 || h.sameBoot {
+		if len(h.segments) == 0 || h.whole() {
 			err = fmt.Errorf("%w: %s: the header is not that of the segment that should be here", ErrCorrupt, s.name)
 		}
 		return byTear, err
@@ -182,6 +210,7 @@ func (h *history) readSegment(o *Options, number uint64, flag int) (ending, erro
 	if err != nil {
 		return byTear, fmt.Errorf("read %s: %w", s.name, err)
 	}
+	h.pass(s)
 	r := newSegmentReader(s.file, sizeBytes, s.headerCRC)
 	for {
 		f, ok, err := r.next()
@@ -191,18 +220,23 @@ func (h *history) readSegment(o *Options, number uint64, flag int) (ending, erro
 		if !ok {
 			return byTear, nil
 		}
+		counts := !h.failed || !h.past || h.witness.durable == place{}
 		s.crc, s.end = f.crc, f.end
+		h.pass(s)
 		switch f.kind {
 		case kindNext:
 			return byNext, nil
 		case kindClosed:
 			return byClose, nil
 		}
-		if err := h.take(s, f); err != nil {
+		if err := h.take(s, f, counts); err != nil {
 			return byTear, fmt.Errorf("%s: frame at offset %d: %w", s.name, f.off, err)
 		}
 	}
 }
+
+// pass notes that the chain has come to the last frame of s.
+func (h *history) pass(s *segment) { h.past = h.past || s.place() == h.witness.durable }
 
 // openSegment reads a header. A segment without a valid one has headerCRC 0 and
 // a zero header.
@@ -250,6 +284,7 @@ func (h *history) link(s *segment) bool {
 	}
 	if len(h.segments) == 0 {
 		h.sameBoot = s.boot == h.boot
+		h.failed = h.sameBoot && h.witness.failed && h.witness.life == s.life
 		h.committed = s.first
 	} else if l := h.last(); s.prev != l.crc || s.first != l.after || s.life != l.life || s.boot != l.boot {
 		return false
@@ -259,7 +294,10 @@ func (h *history) link(s *segment) bool {
 }
 
 // take takes note of a frame of the chain; changes are applied later (replay).
-func (h *history) take(s *segment, f frame) error {
+// A commit that does not count is one that no returned sync covers, in a life in
+// which one failed (J8). Where the witness was lost each counts: to take a flush
+// back is worse than to rest on a frame that may not be durable yet.
+func (h *history) take(s *segment, f frame, counts bool) error {
 	switch f.kind {
 	case kindChanges:
 		s.after++
@@ -273,7 +311,9 @@ func (h *history) take(s *segment, f frame) error {
 			return fmt.Errorf("%w: commit up to %d at %d", ErrCorrupt, upTo, s.after)
 		}
 		// The first commit of a segment may cover less than what is before it.
-		h.committed = max(h.committed, upTo)
+		if counts {
+			h.committed = max(h.committed, upTo)
+		}
 		return nil
 	case kindDrained:
 		if len(f.payload)%8 != 0 {
@@ -295,9 +335,11 @@ func (h *history) take(s *segment, f frame) error {
 //   - its own segment was durable past the end of the chain, or
 //   - for a later segment: all before it was durable, which is what a commit
 //     frame says, and any frame in a segment that was synced;
-//   - under the same boot ID: at all, since the page cache has no gaps.
+//   - under the same boot ID, if no sync failed: at all, since the page cache has
+//     no gaps.
 //
-// Rot behind the last frame that says so can't be told from a torn tail.
+// Rot behind what a frame or the witness says was durable can't be told from a
+// torn tail.
 func (h *history) findRot(o *Options, numbers []uint64) error {
 	last := h.last()
 	torn, err := h.findRotIn(last, last.end)
@@ -342,9 +384,9 @@ func (h *history) findRotIn(s *segment, from int64) (int64, error) {
 		if !ok {
 			continue
 		}
-		rot := int64(f.durable) > last.end || h.sameBoot
+		rot := int64(f.durable) > last.end || h.whole()
 		if s != last {
-			rot = f.kind == kindCommit || f.durable > 0 || h.sameBoot && f.kind != kindDrained
+			rot = f.kind == kindCommit || f.durable > 0 || h.whole() && f.kind != kindDrained
 		}
 		if rot {
 			return 0, fmt.Errorf("%w: %s: bad frame at offset %d, but %s has a later one at %d", ErrCorrupt, last.name, last.end, s.name, off)
@@ -355,9 +397,12 @@ func (h *history) findRotIn(s *segment, from int64) (int64, error) {
 
 // replay builds the tables and lists the images whose table files are behind.
 func (h *history) replay(o *Options) (r *Recovered, changed []image.ID, err error) {
-	r = &Recovered{Tables: map[image.ID]*lookup.Table{}, Drained: map[image.ID]bool{}, SameBoot: h.sameBoot, Clean: h.clean}
+	r = &Recovered{
+		Tables: map[image.ID]*lookup.Table{}, Drained: map[image.ID]bool{},
+		SameBoot: h.sameBoot, Clean: h.clean, SyncFailed: h.failed,
+	}
 	for _, id := range o.Images {
-		t, lsn, err := readTable(o, id)
+		t, lsn, err := readTable(o, id, h.base.tables[id])
 		if err != nil {
 			return nil, nil, err
 		}
@@ -365,7 +410,10 @@ func (h *history) replay(o *Options) (r *Recovered, changed []image.ID, err erro
 			return nil, nil, err
 		}
 		r.Tables[id] = t
-		if h.sameBoot && h.drained[id] {
+		if lsn > 0 {
+			h.tables[id] = lsn
+		}
+		if h.whole() && h.drained[id] {
 			r.Drained[id] = true
 		}
 	}
@@ -387,7 +435,7 @@ func (h *history) replay(o *Options) (r *Recovered, changed []image.ID, err erro
 		h.note("%d changes of images that are no longer in the chain were ignored", n.ignored)
 	}
 	if n.beyond > 0 {
-		h.note("%d changes that no commit covers were discarded after a power cut", n.beyond)
+		h.note("%d changes that no commit covers were discarded", n.beyond)
 	}
 	return r, changed, nil
 }
@@ -395,22 +443,25 @@ func (h *history) replay(o *Options) (r *Recovered, changed []image.ID, err erro
 // commitTail makes what counts under the same boot ID only durable, before any
 // table file is written.
 func (h *history) commitTail(o *Options) error {
-	if !h.sameBoot || h.clean {
+	if !h.whole() || h.clean {
 		return nil
 	}
 	last := h.last()
 	if last.after == h.committed {
-		return h.syncSegments()
+		return h.syncSegments(o, h.segments...)
 	}
 	if o.SyncImage == nil {
 		return errors.New("changes wait for their images to be synced, and Options.SyncImage is nil")
 	}
 	for _, id := range o.Images {
-		if err := o.SyncImage(id); err != nil {
+		switch err := o.SyncImage(id); {
+		case errors.Is(err, image.ErrNotBegun):
 			return fmt.Errorf("sync image %d: %w", id, err)
+		case err != nil:
+			return h.fail(o, fmt.Errorf("sync image %d: %w", id, err))
 		}
 	}
-	if err := h.syncSegments(); err != nil {
+	if err := h.syncSegments(o, h.segments...); err != nil {
 		return err
 	}
 	b := binary.LittleEndian.AppendUint64(beginFrame(nil), uint64(last.after))
@@ -418,7 +469,7 @@ func (h *history) commitTail(o *Options) error {
 	if err := last.put(b, crc); err != nil {
 		return err
 	}
-	if err := syncSegment(last); err != nil {
+	if err := h.syncSegments(o, last); err != nil {
 		return err
 	}
 	h.note("changes up to %d were in the page cache only; they were committed", last.after)
@@ -426,20 +477,38 @@ func (h *history) commitTail(o *Options) error {
 	return nil
 }
 
-func (h *history) syncSegments() error {
-	for _, s := range h.segments {
-		if err := syncSegment(s); err != nil {
-			return err
+// dropTail makes the images read as the disk has them, after a failed sync, and
+// before the next life begins, which has not failed.
+func (h *history) dropTail(o *Options) error {
+	if !h.failed || o.DropImage == nil {
+		return nil
+	}
+	for _, id := range o.Images {
+		if err := o.DropImage(id); err != nil {
+			return fmt.Errorf("drop what is cached of image %d: %w", id, err)
 		}
 	}
 	return nil
 }
 
-func syncSegment(s *segment) error {
-	if err := s.file.Sync(); err != nil {
-		return fmt.Errorf("%w: %s: %w", ErrSyncFailed, s.name, err)
+func (h *history) syncSegments(o *Options, segs ...*segment) error {
+	for _, s := range segs {
+		if err := s.file.Sync(); err != nil {
+			return h.fail(o, fmt.Errorf("%w: %s: %w", ErrSyncFailed, s.name, err))
+		}
 	}
 	return nil
+}
+
+// fail tells the next recovery that a sync has failed in this one (J8).
+func (h *history) fail(o *Options, err error) error {
+	w, openErr := openWitness(o)
+	if openErr != nil {
+		return errors.Join(err, openErr)
+	}
+	w.said = h.witness
+	w.said.life = h.last().life
+	return errors.Join(err, w.fail(), w.file.Close())
 }
 
 // removeOld removes what counts no longer and says what it could not remove.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"io/fs"
 	"math"
 	"os"
 	"path"
@@ -21,7 +22,7 @@ import (
 // All numbers on disk are little-endian; every CRC is CRC32C.
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-const version = 1
+const version = 2
 
 // segment is one file `journal-NUMBER` (eight hex digits or more): a header,
 // then frames without a gap.
@@ -150,7 +151,12 @@ func segmentNumber(base string) (uint64, bool) {
 // entry: what a crash left under the name never counted.
 func makeSegmentFile(o *Options, number uint64) (vfs.File, error) {
 	name := segmentName(o.Dir, number)
-	f, err := o.FS.Open(name, os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
+	// A new file also if one is there: where the sync of its entry failed, a
+	// second sync would prove nothing.
+	if err := o.FS.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("make segment: %w", err)
+	}
+	f, err := o.FS.Open(name, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("make segment: %w", err)
 	}

@@ -74,8 +74,22 @@ func encodeTable(w io.Writer, volume uint64, id image.ID, t *lookup.Table, lsn L
 	return err
 }
 
-// readTable returns an empty table and LSN 0 if the image has no file.
-func readTable(o *Options, id image.ID) (*lookup.Table, LSN, error) {
+// readTable returns an empty table and LSN 0 if the image has no file. One that
+// holds less than atLeast is ErrCorrupt: it, or its place in the directory, was
+// lost, or an old one has come back.
+func readTable(o *Options, id image.ID, atLeast LSN) (*lookup.Table, LSN, error) {
+	t, lsn, err := readAnyTable(o, id)
+	if err == nil && lsn < atLeast {
+		err = fmt.Errorf("%w: %s has changes up to %d, and had them up to %d: it was lost, or is an old one",
+			ErrCorrupt, tableName(o.Dir, id), lsn, atLeast)
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	return t, lsn, nil
+}
+
+func readAnyTable(o *Options, id image.ID) (*lookup.Table, LSN, error) {
 	name := tableName(o.Dir, id)
 	f, err := o.FS.Open(name, os.O_RDONLY, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -136,7 +150,7 @@ func decodeTable(file io.ReaderAt, sizeBytes int64, volume uint64, id image.ID) 
 // checkCRC checks that a file ends in the CRC of what stands before.
 func checkCRC(file io.ReaderAt, sizeBytes int64) error {
 	crc := crc32.New(castagnoli)
-	if _, err := io.Copy(crc, io.NewSectionReader(file, 0, sizeBytes-crcBytes)); err != nil {
+	if _, err := io.CopyN(crc, io.NewSectionReader(file, 0, sizeBytes), sizeBytes-crcBytes); err != nil {
 		return err
 	}
 	var want [crcBytes]byte

@@ -1,0 +1,180 @@
+package journal
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"sync"
+
+	"github.com/tidemark/tidemark/internal/vfs"
+)
+
+// witness is the file `journal-witness`, which says what the syncs of a life
+// have returned (J7). It is written in place and unsynced, after the sync that
+// it tells of. So what it says is true whenever it is found, and after a power
+// cut it may be less than the truth. It is another file than the segments so
+// that it outlives what takes their end away, whole sectors or the file.
+//
+//	 0  magic "TideWtns"
+//	 8  u32 version, u32 zero
+//	16  u64 volume ID
+//	24  u64 life
+//	32  u64 number of a segment
+//	40  u64 offset: all of the life up to here, in that segment, is durable
+//	48  u32 CRC of the frame that ends there, or of the header
+//	52  u32 1 if a sync of this life has failed, else 0
+//	56  u32 CRC of bytes 0-55
+//
+// A file of no bytes, or of zeros, says nothing: a power cut in Create leaves it.
+//
+// Rejected: a frame behind each commit that says so. It lies in the sector of
+// the commit, so that one lost write takes both; and after a failed sync of the
+// segment it is lost with the rest.
+type witness struct {
+	name   string
+	volume uint64
+
+	mu   sync.Mutex // held across a write to the page cache
+	file vfs.File
+	said testimony
+}
+
+// testimony is what a witness says.
+type testimony struct {
+	life    uint64
+	durable place
+	failed  bool
+}
+
+// place is where a frame, or a header, ends. Its CRC stands for the whole chain
+// before it.
+type place struct {
+	segment uint64
+	end     int64
+	crc     uint32
+}
+
+const (
+	witnessFile  = "journal-witness"
+	witnessMagic = "TideWtns"
+	witnessBytes = 60
+)
+
+func witnessName(dir string) string { return path.Join(dir, witnessFile) }
+
+// openWitness makes the file if it is missing; its entry is durable after the
+// next SyncDir.
+func openWitness(o *Options) (*witness, error) {
+	name := witnessName(o.Dir)
+	f, err := o.FS.Open(name, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open witness: %w", err)
+	}
+	return &witness{name: name, volume: o.VolumeID, file: f}, nil
+}
+
+// begin says that a life has begun and is durable up to p. It syncs.
+func (w *witness) begin(life uint64, p place) error {
+	err := w.say(func(t *testimony) { *t = testimony{life: life, durable: p} })
+	if err == nil {
+		err = w.file.Sync()
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", w.name, err)
+	}
+	return nil
+}
+
+// saw says that a sync has returned.
+func (w *witness) saw(p place) error { return w.say(func(t *testimony) { t.durable = p }) }
+
+// fail says that a sync has failed, for good.
+func (w *witness) fail() error { return w.say(func(t *testimony) { t.failed = true }) }
+
+func (w *witness) say(what func(*testimony)) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	what(&w.said)
+	if _, err := w.file.WriteAt(encodeWitness(w.volume, w.said), 0); err != nil {
+		return fmt.Errorf("write %s: %w", w.name, err)
+	}
+	return nil
+}
+
+func encodeWitness(volume uint64, t testimony) []byte {
+	b := append(make([]byte, 0, witnessBytes), witnessMagic...)
+	b = binary.LittleEndian.AppendUint32(b, version)
+	b = binary.LittleEndian.AppendUint32(b, 0)
+	b = binary.LittleEndian.AppendUint64(b, volume)
+	b = binary.LittleEndian.AppendUint64(b, t.life)
+	b = binary.LittleEndian.AppendUint64(b, t.durable.segment)
+	b = binary.LittleEndian.AppendUint64(b, uint64(t.durable.end))
+	b = binary.LittleEndian.AppendUint32(b, t.durable.crc)
+	failed := uint32(0)
+	if t.failed {
+		failed = 1
+	}
+	b = binary.LittleEndian.AppendUint32(b, failed)
+	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+}
+
+// errNoWitness: the file is missing or damaged. What it knew is lost; no change
+// is.
+var errNoWitness = errors.New("what it knew of syncs is lost, and with it the proof that the end of the journal is whole")
+
+// readWitness fails with errNoWitness, or because the file can't be read.
+func readWitness(o *Options) (testimony, error) {
+	name := witnessName(o.Dir)
+	f, err := o.FS.Open(name, os.O_RDONLY, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return testimony{}, fmt.Errorf("%s is missing: %w", name, errNoWitness)
+	}
+	if err != nil {
+		return testimony{}, fmt.Errorf("open witness: %w", err)
+	}
+	defer func() { _ = f.Close() }() // only read
+	var room [witnessBytes + 1]byte
+	n, err := f.ReadAt(room[:], 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return testimony{}, fmt.Errorf("read %s: %w", name, err)
+	}
+	t, err := decodeWitness(room[:n], o.VolumeID)
+	if err != nil {
+		return testimony{}, fmt.Errorf("%s: %w", name, err)
+	}
+	return t, nil
+}
+
+func decodeWitness(b []byte, volume uint64) (testimony, error) {
+	if len(b) <= witnessBytes && string(b) == string(make([]byte, len(b))) {
+		return testimony{}, nil
+	}
+	if len(b) != witnessBytes || string(b[:8]) != witnessMagic ||
+		binary.LittleEndian.Uint32(b[56:]) != crc32.Checksum(b[:56], castagnoli) {
+		return testimony{}, fmt.Errorf("damaged: %w", errNoWitness)
+	}
+	if v := binary.LittleEndian.Uint32(b[8:]); v != version || binary.LittleEndian.Uint32(b[12:]) != 0 {
+		return testimony{}, fmt.Errorf("%w %d", ErrVersion, v)
+	}
+	if v := binary.LittleEndian.Uint64(b[16:]); v != volume {
+		return testimony{}, fmt.Errorf("%w: it belongs to volume %d, not %d", ErrCorrupt, v, volume)
+	}
+	failed := binary.LittleEndian.Uint32(b[52:])
+	if failed > 1 {
+		return testimony{}, fmt.Errorf("%w: neither failed nor not: %d", ErrCorrupt, failed)
+	}
+	return testimony{
+		life: binary.LittleEndian.Uint64(b[24:]),
+		durable: place{
+			segment: binary.LittleEndian.Uint64(b[32:]),
+			end:     int64(binary.LittleEndian.Uint64(b[40:])),
+			crc:     binary.LittleEndian.Uint32(b[48:]),
+		},
+		failed: failed == 1,
+	}, nil
+}

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/tidemark/tidemark/internal/yield"
 	"github.com/tidemark/tidemark/lookup"
 )
 
@@ -121,6 +122,7 @@ func New() *Table { return new(Table) }
 func (t *Table) Lock(h *Held, r Range, m Mode) {
 	h.prepare(r, m)
 	if blockers := t.enter(h); blockers > 0 {
+		yield.Here("lock: before its wait")
 		<-h.ready
 	}
 }
@@ -150,12 +152,14 @@ func (t *Table) Unlock(h *Held) {
 		s.mu.Lock()
 		wake = s.remove(&entries[i], wake)
 		s.mu.Unlock()
+		yield.Here("unlock: between shards")
 	}
 	h.inUse = false
 	for wake != nil {
 		next := wake.nextWake // once woken, wake may be gone or in use again
 		wake.nextWake = nil
 		t.waiting.Add(-1)
+		yield.Here("unlock: before a wake")
 		wake.ready <- struct{}{}
 		wake = next
 	}
@@ -217,6 +221,7 @@ func shardsOf(first, last lookup.BlockNum) (set uint64) {
 func (t *Table) enter(h *Held) (blockers int32) {
 	t.lockShards(h.shards)
 	defer t.unlockShards(h.shards)
+	yield.Here("lock: shards locked")
 	entries := h.entries()
 	for set, i := h.shards, 0; set != 0; set, i = set&(set-1), i+1 {
 		blockers += t.shards[bits.TrailingZeros64(set)].enter(&entries[i])

@@ -24,6 +24,14 @@ var ErrWouldBlock = errors.New("image: would block")
 // would prove nothing.
 var ErrSyncFailed = errors.New("image: a sync failed, the writes before it may be lost")
 
+// ErrCorrupt is wrapped by a read of an image that has checksums, when what it
+// holds is not what was stored. The bytes read are undefined.
+var ErrCorrupt = errors.New("image: corrupt")
+
+// ErrNotBegun is wrapped by a Sync that could not be begun, for want of a file
+// descriptor: nothing was promised or lost, and the next one may succeed.
+var ErrNotBegun = errors.New("image: the sync could not be begun")
+
 // ErrRange is wrapped by any call whose range begins below 0 or ends beyond
 // the largest int64.
 var ErrRange = errors.New("image: range out of bounds")
@@ -52,11 +60,14 @@ type Image interface {
 	Punch(off, lengthBytes int64) error
 	// Zero makes a range read zeros and keeps (or reserves) its storage.
 	Zero(off, lengthBytes int64) error
+	// Prefetch begins to bring a range to where TryReadAt finds it, without a
+	// promise, and does not wait for the disk.
+	Prefetch(off, lengthBytes int64) error
 	// WriteBack writes a range back gently, without a promise. Its error is a
 	// failed Sync.
 	WriteBack(off, lengthBytes int64) error
-	// Sync makes every completed write, punch and zero durable. An error is
-	// final: no later Sync may claim those writes.
+	// Sync makes every completed write, punch and zero durable. An error that
+	// does not wrap ErrNotBegun is final: no later Sync may claim those writes.
 	Sync() error
 	// Allocated returns the bytes of storage that the image takes up.
 	Allocated() (sizeBytes int64, err error)

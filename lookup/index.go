@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"sync/atomic"
 	"unsafe"
+
+	"github.com/tidemark/tidemark/internal/yield"
 )
 
 // Slot is the position of an image in its volume's chain: 1 is the oldest, the
@@ -154,6 +156,7 @@ func (c *indexCell) set(i, n uint64, e Entry) {
 	case l == nil:
 		l = new(entries)
 		l.fill(0, LeafBlocks, c.uniform)
+		yield.Here("index: before a leaf")
 		if !c.dense.CompareAndSwap(nil, l) {
 			l = c.dense.Load() // a neighbour's: see Index, 3
 		}

@@ -5,6 +5,8 @@ import (
 	"math/bits"
 	"sync/atomic"
 	"unsafe"
+
+	"github.com/tidemark/tidemark/internal/yield"
 )
 
 // Table is the lookup table of one image: two bits a block, sparse.
@@ -225,6 +227,7 @@ func setLeaf(c *tableCell, i, n uint64, s State, d *delta) {
 		return
 	case isUniform:
 		dense := newLeaf(was)
+		yield.Here("table: before a leaf")
 		if c.CompareAndSwap(l, dense) {
 			l = dense
 		} else {
@@ -242,6 +245,7 @@ func (l *leaf) set(i, n uint64, s State, d *delta) {
 		w := &l[i/wordBlocks%leafWords]
 		old, now := atomic.LoadUint64(w)&mask, pattern[s]&mask
 		if old != now {
+			yield.Here("table: before a word")
 			atomic.AddUint64(w, now-old)
 			d[Data] -= int64(bits.OnesCount64(old & lowBits))
 			d[Zero] -= int64(bits.OnesCount64(old &^ lowBits))

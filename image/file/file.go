@@ -10,6 +10,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 
 	"github.com/tidemark/tidemark/image"
 	"github.com/tidemark/tidemark/internal/vfs"
@@ -25,6 +26,11 @@ type Options struct {
 	// of 4096; 0 is DefaultSegmentBytes. It is recorded nowhere: an image must
 	// be opened with the size that it was created with.
 	SegmentBytes int64
+	// Direct opens an image to read only, past the page cache (O_DIRECT): what
+	// is read is what the disk has. Buffers, offsets and lengths must then be
+	// multiples of 4096. Where the file system can't, Open fails with
+	// syscall.EINVAL.
+	Direct bool
 }
 
 // Image is an image.Image in sparse files, its segments. Byte b of the image is
@@ -63,6 +69,7 @@ type Image struct {
 	dir          string
 	id           image.ID
 	segmentBytes int64
+	openFlag     int // of segments that are there
 
 	// segments is replaced, never changed, so that reads and writes take no
 	// lock to find theirs; nil after Close.
@@ -114,7 +121,10 @@ func newImage(fsys vfs.FS, dir string, id image.ID, o Options) (*Image, error) {
 	if o.SegmentBytes < 0 || o.SegmentBytes%4096 != 0 {
 		return nil, fmt.Errorf("image %016x: segment size %d is not a positive multiple of 4096", uint64(id), o.SegmentBytes)
 	}
-	im := &Image{fsys: fsys, dir: dir, id: id, segmentBytes: o.SegmentBytes}
+	im := &Image{fsys: fsys, dir: dir, id: id, segmentBytes: o.SegmentBytes, openFlag: os.O_RDWR}
+	if o.Direct {
+		im.openFlag = os.O_RDONLY | syscall.O_DIRECT
+	}
 	im.segments.Store(&map[int64]*segment{})
 	return im, nil
 }
@@ -127,7 +137,7 @@ func (im *Image) openSegments() error {
 	segments := make(map[int64]*segment, len(numbers))
 	im.segments.Store(&segments)
 	for _, number := range numbers {
-		f, err := im.fsys.Open(segmentPath(im.dir, im.id, number), os.O_RDWR, 0)
+		f, err := im.fsys.Open(segmentPath(im.dir, im.id, number), im.openFlag, 0)
 		if err != nil {
 			return err
 		}
@@ -223,6 +233,13 @@ func (im *Image) Zero(off, lengthBytes int64) error {
 	})
 }
 
+// Prefetch implements image.Image with posix_fadvise(2).
+func (im *Image) Prefetch(off, lengthBytes int64) error {
+	return im.eachSegment(off, lengthBytes, im.locate, func(seg *segment, within, length int64) error {
+		return seg.Prefetch(within, length)
+	})
+}
+
 // WriteBack implements image.Image with sync_file_range(2). It waits for the
 // disk: a caller that wants to be gentle passes small ranges. On an error no
 // later Sync succeeds.
@@ -237,7 +254,8 @@ func (im *Image) WriteBack(off, lengthBytes int64) error {
 
 // Sync implements image.Image with one fdatasync(2) for each segment that was
 // written to, and an fsync(2) of the directory if segments are new in it. From
-// its first failure on it returns that one, which wraps image.ErrSyncFailed.
+// its first failure on it returns that one, which wraps image.ErrSyncFailed;
+// that the directory could not be opened is none (image.ErrNotBegun).
 func (im *Image) Sync() error {
 	im.syncing.Lock()
 	defer im.syncing.Unlock()
@@ -253,12 +271,42 @@ func (im *Image) Sync() error {
 		}
 	}
 	if im.failed.Load() == nil && im.newInDir.Swap(false) {
-		if err := im.fsys.SyncDir(im.dir); err != nil {
+		err := im.fsys.SyncDir(im.dir)
+		switch {
+		case vfs.NotBegun(err):
+			im.newInDir.Store(true)
+			return fmt.Errorf("sync directory of image %016x: %w: %w", uint64(im.id), image.ErrNotBegun, err)
+		case err != nil:
 			return im.fail("sync directory", err)
 		}
 	}
 	if failed := im.failed.Load(); failed != nil {
 		return *failed
+	}
+	return nil
+}
+
+// DropCache makes later reads ask the disk, also for what a failed sync left in
+// the page cache only. It syncs what can still be synced: that a page which was
+// lost once fails again is no error here, as it reads then what the disk has.
+// It is for an image that nobody uses yet.
+func (im *Image) DropCache() error {
+	segments := im.segments.Load()
+	if segments == nil {
+		return im.errClosed()
+	}
+	for number, seg := range *segments {
+		// A failed sync leaves no dirty page, so the second says whether it is so.
+		err := seg.Sync()
+		if err != nil {
+			err = seg.Sync()
+		}
+		if err == nil {
+			err = seg.DropCache()
+		}
+		if err != nil {
+			return fmt.Errorf("drop the page cache of image %016x, segment %d: %w", uint64(im.id), number, err)
+		}
 	}
 	return nil
 }

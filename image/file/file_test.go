@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"os"
+	"path"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -247,6 +248,62 @@ func TestAFailedSyncIsFinal(t *testing.T) {
 			}
 			wantBlock(t, im, 0, 1)
 		})
+	}
+}
+
+func TestFaultThatIsWantOfADescriptorIsNoFailedSync(t *testing.T) {
+	short := true
+	fsys := vfs.Fault{FS: vfs.NewSim(t.TempDir()), Hook: func(op vfs.Op) error {
+		if short && op.Kind == vfs.OpSyncDir {
+			return &fs.PathError{Op: "open", Path: op.Name, Err: syscall.EMFILE}
+		}
+		return nil
+	}}
+	im := create(t, fsys, "/", small)
+	mustWrite(t, im, 0, 1)
+	if err := im.Sync(); !errors.Is(err, image.ErrNotBegun) || errors.Is(err, image.ErrSyncFailed) || !errors.Is(err, syscall.EMFILE) {
+		t.Errorf("without a descriptor for the directory: %v, want %v", err, image.ErrNotBegun)
+	}
+	short = false
+	if err := im.Sync(); err != nil {
+		t.Errorf("with one: %v", err)
+	}
+}
+
+func TestFaultOfASyncThatLosesWritesShowsAfterADropOfTheCache(t *testing.T) {
+	failures := 0
+	sim := vfs.NewSim(t.TempDir())
+	fsys := vfs.Fault{FS: sim, Hook: func(op vfs.Op) error {
+		if failures > 0 && op.Kind == vfs.OpSync && path.Ext(op.Name) == ".img" { // segment 0
+			failures--
+			return vfs.LostError{Err: syscall.EIO}
+		}
+		return nil
+	}}
+	im := create(t, fsys, "/", small)
+	mustWrite(t, im, 0, 1)
+	mustWrite(t, im, small, 1)
+	if err := im.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	mustWrite(t, im, 0, 2)
+	failures = 1
+	if err := im.Sync(); !errors.Is(err, image.ErrSyncFailed) {
+		t.Fatalf("the sync: %v", err)
+	}
+	again := reopen(t, fsys, "/")
+	wantBlock(t, again, 0, 2)       // the page cache, for a while
+	mustWrite(t, again, 2*block, 3) // still dirty
+	failures = 1                    // and lost too
+	if err := again.DropCache(); err != nil {
+		t.Fatal(err)
+	}
+	wantBlock(t, again, 0, 1)
+	wantBlock(t, again, 2*block, 0)
+	wantBlock(t, again, small, 1)
+	failures = 2
+	if err := again.DropCache(); !errors.Is(err, syscall.EIO) {
+		t.Errorf("to drop what can't be written back: %v, want %v", err, syscall.EIO)
 	}
 }
 

@@ -71,6 +71,9 @@ func written(t *testing.T, im image.Image) {
 	if err := im.WriteBack(0, mib); err != nil {
 		t.Errorf("write back: %v", err)
 	}
+	if err := im.Prefetch(1, mib); err != nil { // much of it was never written
+		t.Errorf("prefetch: %v", err)
+	}
 	wantBytes(t, im, 0, make([]byte, 4096))
 }
 
@@ -163,7 +166,7 @@ func outOfRange(t *testing.T, im image.Image) {
 		_, writeErr := im.WriteAt(p, off)
 		for name, err := range map[string]error{
 			"read": readErr, "try": tryErr, "write": writeErr,
-			"punch": im.Punch(off, 512), "zero": im.Zero(off, 512), "write back": im.WriteBack(off, 512),
+			"punch": im.Punch(off, 512), "zero": im.Zero(off, 512), "write back": im.WriteBack(off, 512), "prefetch": im.Prefetch(off, 512),
 		} {
 			if !errors.Is(err, image.ErrRange) {
 				t.Errorf("%s at %d: %v, want ErrRange", name, off, err)
@@ -261,7 +264,7 @@ func closed(t *testing.T, im image.Image) {
 		_, allocErr := im.Allocated()
 		for name, err := range map[string]error{
 			"read": readErr, "try": tryErr, "write": writeErr, "allocated": allocErr,
-			"punch": im.Punch(off, 512), "zero": im.Zero(off, 512), "write back": im.WriteBack(off, 512),
+			"punch": im.Punch(off, 512), "zero": im.Zero(off, 512), "write back": im.WriteBack(off, 512), "prefetch": im.Prefetch(off, 512),
 			"sync": im.Sync(), "close": im.Close(),
 		} {
 			if !errors.Is(err, fs.ErrClosed) {

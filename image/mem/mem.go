@@ -118,6 +118,9 @@ func (m *Image) Zero(off, lengthBytes int64) error {
 	return nil
 }
 
+// Prefetch implements image.Image: all of it is at hand.
+func (m *Image) Prefetch(off, lengthBytes int64) error { return m.check(off, lengthBytes) }
+
 // WriteBack implements image.Image.
 func (m *Image) WriteBack(off, lengthBytes int64) error { return m.check(off, lengthBytes) }
 

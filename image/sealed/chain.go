@@ -1,0 +1,98 @@
+package sealed
+
+import (
+	"context"
+
+	"github.com/tidemark/tidemark/lookup"
+)
+
+// Source gives the sums of blocks of one image.
+type Source interface {
+	// Sums fills to with the sums of the blocks from first on, all of one page
+	// (PageBlocks) and all Data in the image's table.
+	Sums(first lookup.BlockNum, to []Sum) error
+}
+
+// Layer is an image of a chain, as far as its sums matter. Its table changes no
+// more.
+type Layer struct {
+	Table *lookup.Table
+	Sums  Source
+}
+
+// Chain is the images of a view, oldest first.
+type Chain []Layer
+
+// find returns which layer holds block b, -1 if none does, its state there, and
+// for how many blocks, at most limit, that is so.
+func (c Chain) find(b lookup.BlockNum, limit uint64) (layer int, s lookup.State, run uint64) {
+	run = limit
+	for i := len(c) - 1; i >= 0; i-- {
+		s, n := c[i].Table.Run(b, run)
+		run = min(run, n)
+		if s != lookup.Absent {
+			return i, s, run
+		}
+	}
+	return -1, lookup.Absent, run
+}
+
+// Hash returns the hash of the view, given that of the view below its newest
+// image: only the blocks of that image are looked at.
+func (c Chain) Hash(ctx context.Context, below Hash) (Hash, error) {
+	h, top, older := below, c[len(c)-1], c[:len(c)-1]
+	var room sumPage
+	for x := range top.Table.Extents(0, lookup.MaxBlocks) {
+		for first, n := range pages(x.Block, x.Count) {
+			if err := ctx.Err(); err != nil {
+				return Hash{}, err
+			}
+			if x.State == lookup.Data {
+				if err := each(top.Sums, first, room[:n], h.Add); err != nil {
+					return Hash{}, err
+				}
+			}
+			if err := older.each(first, n, &room, h.Remove); err != nil {
+				return Hash{}, err
+			}
+		}
+	}
+	return h, nil
+}
+
+// each calls do for each of n blocks of one page that the view has as Data.
+func (c Chain) each(first lookup.BlockNum, n uint64, room *sumPage, do func(lookup.BlockNum, Sum)) error {
+	for n > 0 {
+		i, state, run := c.find(first, n)
+		if state == lookup.Data {
+			if err := each(c[i].Sums, first, room[:run], do); err != nil {
+				return err
+			}
+		}
+		first, n = first+lookup.BlockNum(run), n-run
+	}
+	return nil
+}
+
+func each(from Source, first lookup.BlockNum, room []Sum, do func(lookup.BlockNum, Sum)) error {
+	if err := from.Sums(first, room); err != nil {
+		return err
+	}
+	for i, s := range room {
+		do(first+lookup.BlockNum(i), s)
+	}
+	return nil
+}
+
+// pages cuts a run of blocks where a page of sums ends.
+func pages(first lookup.BlockNum, n uint64) func(yield func(lookup.BlockNum, uint64) bool) {
+	return func(yield func(lookup.BlockNum, uint64) bool) {
+		for n > 0 {
+			part := min(n, PageBlocks-uint64(first)%PageBlocks)
+			if !yield(first, part) {
+				return
+			}
+			first, n = first+lookup.BlockNum(part), n-part
+		}
+	}
+}

@@ -71,3 +71,22 @@ func TestAWriteThatACutOvertakesBeforeItsLockDeletesTheEntryInTheNewTable(t *tes
 	wantBlock(t, "the live view", live, 1, 'a')
 	wantBlock(t, "the snapshot", open(t)(command.wait(t).VLUNs[0].Open()), 1, 'a')
 }
+
+// A request that has found the epoch unchanged is bound; so it must be counted by
+// then, or a drain that looks now answers before its write.
+func TestARequestIsCountedBeforeItLooksAtTheEpochAgain(t *testing.T) {
+	r := newRig(t)
+	v := r.volume("v")
+	live := open(t)(v.Open())
+	var command *outcome
+	afterCheck = func(k *VLUN) {
+		afterCheck = nil
+		command = r.preserve(PreserveOptions{}, v)
+		if n := k.requests(); n != 1 {
+			t.Errorf("a request that is bound to the cut VLUN is counted there %d times, want once: the drain does not wait for it", n)
+		}
+	}
+	t.Cleanup(func() { afterCheck = nil })
+	writeBlock(t, live, 1, 'a')
+	wantBlock(t, "the snapshot", open(t)(command.wait(t).VLUNs[0].Open()), 1, 'a')
+}

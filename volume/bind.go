@@ -1,8 +1,11 @@
 package volume
 
+import "github.com/tidemark/tidemark/internal/yield"
+
 // Tests put a cut where it hurts: beforeCount, if set, runs between a request's
-// look at the epoch and its count; beforeLock between its count and its lock.
-var beforeCount, beforeLock func(*VLUN)
+// look at the epoch and its count; afterCheck when it has found the epoch
+// unchanged; beforeLock between that and its lock.
+var beforeCount, afterCheck, beforeLock func(*VLUN)
 
 // enter binds a request to the VLUN that its view writes through now, and
 // counts it in flight there (R7). The protocol is that of Engine. The caller
@@ -19,11 +22,13 @@ func (w *View) enter() (*VLUN, error) {
 			bound = Epoch(w.bound.epoch.Load())
 		}
 		k := (*w.volume.chain.Load()).at(min(epoch, bound))
+		yield.Here("enter: looked")
 		if beforeCount != nil {
 			beforeCount(k)
 		}
 		k.inflight[w.stripe].n.Add(1)
 
+		yield.Here("enter: counted")
 		// From here the count is seen by whoever waits. Is it the right one?
 		if w.volume.refuse.Load() {
 			w.leave(k)
@@ -32,6 +37,10 @@ func (w *View) enter() (*VLUN, error) {
 		if Epoch(e.epoch.Load()) != epoch {
 			w.leave(k)
 			continue
+		}
+		yield.Here("enter: epoch checked")
+		if afterCheck != nil {
+			afterCheck(k)
 		}
 		if w.bound != nil {
 			if Epoch(w.bound.epoch.Load()) != bound {
@@ -42,6 +51,7 @@ func (w *View) enter() (*VLUN, error) {
 				w.leave(k)
 				return nil, ErrEnded
 			}
+			yield.Here("enter: bound checked")
 		}
 		return k, nil
 	}
@@ -53,6 +63,7 @@ func (w *View) leave(k *VLUN) {
 		return
 	}
 	k.inflight[w.stripe].n.Add(-1)
+	yield.Here("leave: uncounted")
 	if k.cut.Load() {
 		k.poke()
 	}
@@ -69,6 +80,7 @@ func (k *VLUN) poke() {
 // awaitRequests waits until no request is counted on stripe i. The VLUN is
 // cut, and no process is bound to it: a count of zero stays (Engine, 4).
 func (k *VLUN) awaitRequests(i int) {
+	yield.Here("drain: before a count")
 	for k.inflight[i].n.Load() != 0 {
 		<-k.wake
 	}
@@ -89,6 +101,7 @@ func (k *VLUN) requests() int {
 func (k *VLUN) drain(older *VLUN) {
 	e := k.volume.engine
 	k.awaitOwn()
+	yield.Here("drain: own ended")
 	e.mu.Lock()
 	k.quieted = true
 	e.mu.Unlock()
@@ -99,10 +112,11 @@ func (k *VLUN) drain(older *VLUN) {
 		k.awaitOwn()
 	}
 	if len(k.Torn()) == 0 { // else the mark would call it whole, after a crash before it is recorded as mixed
-		if err := k.volume.log.MarkDrained(k.id); err != nil {
-			_ = k.volume.fail(err) // kept by the volume, met by its next write and flush
-		}
+		// Without the mark a crash leaves the snapshot interrupted: less is
+		// claimed than is true, and the volume goes on.
+		_ = k.volume.log.MarkDrained(k.id)
 	}
+	yield.Here("drain: marked")
 	k.state.Store(uint32(Sealing))
 	e.keeper.Drained(k)
 	close(k.drained)

@@ -2,7 +2,6 @@ package volume
 
 import (
 	"errors"
-	"runtime"
 	"testing"
 
 	"github.com/tidemark/tidemark/lookup"
@@ -11,8 +10,6 @@ import (
 // The claims of the mechanism, one test for each, to be read as its
 // specification. "First" is the VLUN that was live before the command and its
 // image, "second" the one that the command made.
-
-func yield() { runtime.Gosched() }
 
 // preserved is a volume with an old process P, begun before the command, and a
 // new one Q, begun after it, while the preserve waits for P.
@@ -233,6 +230,25 @@ func TestClaimPartOfABlockKeepsTheOtherBytesInEveryVolume(t *testing.T) {
 		t.Errorf("the second volume reads %q (%v) where a part met a zero entry, want p and a zero", got, err)
 	}
 	s.end()
+}
+
+func TestClaimPartOfABlockIsWrittenToEveryNewerImageThatHasIt(t *testing.T) {
+	s := preserveWithOldProcess(t, PreserveOptions{})
+	writeBlock(t, s.new, 2, 'q')
+	younger := s.preserve(PreserveOptions{}, s.volume)
+	writeBlock(t, open(t)(s.volume.Open()), 2, 'n')
+	if _, err := s.old.WriteAt([]byte("p"), 2*lookup.BlockSize); err != nil {
+		t.Fatal(err)
+	}
+	s.q.End(false)
+	s.end()
+	younger.wait(t)
+	for i, want := range []string{"p\x00", "pq", "pn"} {
+		got := make([]byte, 2)
+		if _, err := open(t)(s.volume.VLUNs()[i].Open()).ReadAt(got, 2*lookup.BlockSize); err != nil || string(got) != want {
+			t.Errorf("VLUN %d reads %q (%v), want %q", i+1, got, err, want)
+		}
+	}
 }
 
 // Each of the four transfers holds the block's lock from look-up to transfer.

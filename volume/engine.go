@@ -164,6 +164,10 @@ type Log interface {
 	// Commit makes everything up to a position durable. The caller has synced
 	// every image on which it rests, and calls it once at a time.
 	Commit(journal.LSN) error
+	// MarkFailed notes, unsynced, that a sync of an image has failed: from now
+	// on only what was committed counts, also if the server dies and the
+	// machine does not. The log takes nothing more.
+	MarkFailed() error
 }
 
 // New returns an engine without volumes. At most maxDraining preserved VLUNs
@@ -215,7 +219,9 @@ func (e *Engine) AddVolume(c Config) (*Volume, error) {
 		tables[i] = l.Table
 		// A server that died may have left writes unsynced: the first flush
 		// covers them, as it would have then (R9).
-		chain[i].dirty.Store(i == len(c.Chain)-1 || l.State != Sealed)
+		unsealed := i == len(c.Chain)-1 || l.State != Sealed
+		chain[i].dirty.Store(unsealed)
+		chain[i].unsynced.all.Store(unsealed)
 		if i < len(c.Chain)-1 {
 			chain[i].endDrained(l.State)
 		}
@@ -226,11 +232,28 @@ func (e *Engine) AddVolume(c Config) (*Volume, error) {
 	return v, nil
 }
 
-// RemoveVolume forgets a volume that nobody uses; ErrBusy otherwise. Its images
-// and log are the caller's to close.
-func (e *Engine) RemoveVolume(v *Volume) error {
+// RemoveVolume forgets a volume that nobody uses; ErrBusy otherwise. The record
+// is the caller's durable step, during which nobody can open the volume; if it
+// fails, the volume is as it was. Its images and log are the caller's to close.
+func (e *Engine) RemoveVolume(v *Volume, record func() error) error {
 	e.cutting.Lock() // no preserve of it is under way
 	defer e.cutting.Unlock()
+	if err := e.retire(v); err != nil {
+		return err
+	}
+	err := record()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err != nil {
+		v.gone = false
+		return err
+	}
+	delete(e.volumes, v)
+	return nil
+}
+
+// retire lets nobody open a volume any more that nobody uses.
+func (e *Engine) retire(v *Volume) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if v.views > 0 {
@@ -242,7 +265,6 @@ func (e *Engine) RemoveVolume(v *Volume) error {
 		}
 	}
 	v.gone = true
-	delete(e.volumes, v)
 	return nil
 }
 

@@ -1,14 +1,20 @@
 package volume
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
+
+	"github.com/tidemark/tidemark/image"
+	"github.com/tidemark/tidemark/internal/yield"
+	"github.com/tidemark/tidemark/journal"
 )
 
 // Flush makes durable every write of this volume that completed before, in
 // whatever image, with its table changes (R9). A frontend serves FUA with it,
-// after the write. Errors: ErrFailed, ErrEnded.
+// after the write. Errors: ErrFailed, which is final; ErrEnded; any other says
+// that this flush promises nothing, and the next one may.
 func (w *View) Flush() error {
 	if w.process != nil && w.process.ended.Load() {
 		return ErrEnded
@@ -55,23 +61,61 @@ func (v *Volume) commit() error {
 		return err
 	}
 	end := v.log.End()
+	yield.Here("flush: end noted")
 	for i, c := len(*v.chain.Load())-1, *v.chain.Load(); i >= 0; i-- {
 		k := c[i]
 		if i < len(c)-1 && k.State() == Sealed { // and so are all older ones (R8)
 			break
 		}
-		if !k.dirty.Swap(false) {
-			continue
-		}
-		if err := k.image.Sync(); err != nil {
-			k.unsound.Store(true)
-			return v.fail(fmt.Errorf("sync image %d: %w", k.id, err))
+		if err := k.sync(); err != nil {
+			return err
 		}
 	}
+	yield.Here("flush: synced")
 	if end > v.log.Committed() {
-		if err := v.log.Commit(end); err != nil {
+		err := v.log.Commit(end)
+		switch {
+		case errors.Is(err, journal.ErrSyncFailed):
 			return v.fail(fmt.Errorf("commit table changes: %w", err))
+		case err != nil: // nothing was promised or lost: the next flush tries again
+			return fmt.Errorf("volume %s: commit table changes: %w", v.name, err)
 		}
 	}
 	return nil
+}
+
+// sync makes the image durable as it is. A failure is final, unless the sync
+// was not even begun.
+func (k *VLUN) sync() error {
+	if !k.dirty.Swap(false) {
+		return nil
+	}
+	k.unsynced.begin()
+	err := k.Image().Sync()
+	switch {
+	case err == nil:
+		k.unsynced.done()
+		return nil
+	case errors.Is(err, image.ErrNotBegun):
+		k.dirty.Store(true)
+		return fmt.Errorf("volume %s: sync image %d: %w", k.volume.name, k.id, err)
+	}
+	return k.syncFailed(err)
+}
+
+// SyncFailed tells the volume that a write-back or a sync of the image failed
+// on another handle than its own: the kernel may tell of a failure only once.
+// From then on it is as after a flush that failed; the error says so. It waits
+// for a flush that runs.
+func (k *VLUN) SyncFailed(cause error) error {
+	k.volume.commits.running.Lock()
+	defer k.volume.commits.running.Unlock()
+	return k.syncFailed(cause)
+}
+
+// syncFailed makes what may be lost unreadable, and the volume take nothing
+// more. commits.running is held.
+func (k *VLUN) syncFailed(cause error) error {
+	k.unsound.Store(true)
+	return k.volume.fail(fmt.Errorf("sync image %d: %w", k.id, cause))
 }

@@ -39,7 +39,7 @@ func (m *Memory) Prepare(p Plan) ([]Next, error) {
 func (m *Memory) Discard(*Preserve) error { return nil }
 
 // Drained implements Keeper: in memory, to be drained is to be sealed.
-func (m *Memory) Drained(k *VLUN) { k.SetSealed() }
+func (m *Memory) Drained(k *VLUN) { k.SetSealed(k.Image()) }
 
 // Config returns the Config of a new, empty volume.
 func (m *Memory) Config(name string, sizeBytes int64, s Scope) Config {
@@ -69,6 +69,9 @@ func (l *MemoryLog) Append(c []journal.Change) (journal.LSN, error) {
 
 // MarkDrained implements Log.
 func (l *MemoryLog) MarkDrained(image.ID) error { return nil }
+
+// MarkFailed implements Log.
+func (l *MemoryLog) MarkFailed() error { return nil }
 
 // End implements Log.
 func (l *MemoryLog) End() journal.LSN { return journal.LSN(l.end.Load()) }

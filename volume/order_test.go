@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"cmp"
 	"errors"
 	"slices"
 	"sync"
@@ -17,6 +18,7 @@ type diary struct {
 	mu    sync.Mutex
 	lines []string
 	fail  string
+	with  error             // errDisk if nil
 	meet  func(line string) // called outside of mu
 }
 
@@ -30,7 +32,7 @@ func (d *diary) note(line string) error {
 	defer d.mu.Unlock()
 	d.lines = append(d.lines, line)
 	if line == d.fail {
-		return errDisk
+		return cmp.Or(d.with, errDisk)
 	}
 	return nil
 }
@@ -61,6 +63,8 @@ func (l *diaryLog) Append(c []journal.Change) (journal.LSN, error) {
 	}
 	return l.MemoryLog.Append(c)
 }
+
+func (l *diaryLog) MarkFailed() error { return l.diary.note("failed") }
 
 func (l *diaryLog) Commit(to journal.LSN) error {
 	if err := l.diary.note("commit"); err != nil {
@@ -136,6 +140,11 @@ func TestAWriteThatFailsChangesNoTable(t *testing.T) {
 func TestAFailedSyncIsFinal(t *testing.T) {
 	s, d := diaryVolume(t)
 	writeBlock(t, s.old, 1, 'p')
+	writeBlock(t, s.new, 3, 'f')
+	if err := s.new.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	writeBlock(t, s.old, 1, 'p')
 	writeBlock(t, s.new, 2, 'q')
 	d.fail = "sync second"
 	if err := s.new.Flush(); !errors.Is(err, ErrFailed) || !errors.Is(err, errDisk) {
@@ -151,7 +160,106 @@ func TestAFailedSyncIsFinal(t *testing.T) {
 	if _, err := s.new.ReadAt(block(0), 2*lookup.BlockSize); !errors.Is(err, ErrFailed) {
 		t.Errorf("a read of what may be lost: %v, want %v", err, ErrFailed)
 	}
+	if _, err := s.new.ReadAt(make([]byte, 3*lookup.BlockSize), lookup.BlockSize); !errors.Is(err, ErrFailed) {
+		t.Errorf("a read of more that reaches into what may be lost: %v, want %v", err, ErrFailed)
+	}
 	wantBlock(t, "what lies in the other image", s.new, 1, 'p')
+	wantBlock(t, "what was flushed before, in the same image", s.new, 3, 'f')
+	if !slices.Contains(d.lines, "failed") {
+		t.Error("the log does not know that a sync failed: a kill of the server would forget it")
+	}
+	s.end()
+}
+
+func TestWhatIsWrittenWhileASyncFailsMayBeLostToo(t *testing.T) {
+	s, d := diaryVolume(t)
+	writeBlock(t, s.new, 2, 'q')
+	d.fail = "sync second"
+	d.meet = func(line string) {
+		if line == d.fail {
+			d.meet = nil
+			writeBlock(t, s.new, 3, 'r')
+		}
+	}
+	if err := s.new.Flush(); !errors.Is(err, ErrFailed) {
+		t.Errorf("the flush: %v, want %v", err, ErrFailed)
+	}
+	for _, b := range []int64{2, 3} {
+		if _, err := s.new.ReadAt(block(0), b*lookup.BlockSize); !errors.Is(err, ErrFailed) {
+			t.Errorf("a read of block %d: %v, want %v", b, err, ErrFailed)
+		}
+	}
+	s.end()
+}
+
+func TestNothingIsKnownOfASyncThatFailsBeforeAnyWasGood(t *testing.T) {
+	d := &diary{}
+	m := &Memory{NewImage: func(image.ID) image.Image { return &diaryImage{mem.New(), "only", d} }}
+	c := m.Config("v", 64*lookup.BlockSize, ScopeRequest)
+	c.Chain[0].Table.Set(5, 1, lookup.Data) // of an earlier life
+	v, err := New(m, 0).AddVolume(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := open(t)(v.Open())
+	d.fail = "sync only"
+	if err := w.Flush(); !errors.Is(err, ErrFailed) {
+		t.Errorf("the flush: %v, want %v", err, ErrFailed)
+	}
+	if _, err := w.ReadAt(block(0), 5*lookup.BlockSize); !errors.Is(err, ErrFailed) {
+		t.Errorf("a read of what an earlier life wrote: %v, want %v", err, ErrFailed)
+	}
+	wantBlock(t, "what nobody wrote", w, 6, 0)
+}
+
+func TestASyncOrACommitThatCouldNotBeBegunIsTriedAgain(t *testing.T) {
+	for _, step := range []string{"sync second", "commit"} {
+		t.Run(step, func(t *testing.T) {
+			s, d := diaryVolume(t)
+			writeBlock(t, s.new, 2, 'q')
+			d.fail, d.with = step, image.ErrNotBegun
+			if err := s.new.Flush(); !errors.Is(err, image.ErrNotBegun) || errors.Is(err, ErrFailed) {
+				t.Errorf("the flush: %v, want %v and no failure for good", err, image.ErrNotBegun)
+			}
+			writeBlock(t, s.new, 3, 'r')
+			d.fail, d.lines = "", nil
+			if err := s.new.Flush(); err != nil || !slices.Contains(d.lines, "sync second") || !slices.Contains(d.lines, "commit") {
+				t.Errorf("the flush after it: %v, by %q; want a sync and a commit", err, d.lines)
+			}
+			s.end()
+		})
+	}
+}
+
+func TestAFailedSyncOfTheLogIsFinal(t *testing.T) {
+	s, d := diaryVolume(t)
+	writeBlock(t, s.new, 2, 'q')
+	d.fail, d.with = "commit", journal.ErrSyncFailed
+	if err := s.new.Flush(); !errors.Is(err, ErrFailed) {
+		t.Errorf("the flush: %v, want %v", err, ErrFailed)
+	}
+	d.fail = ""
+	if _, err := s.new.WriteAt(block('r'), 0); !errors.Is(err, ErrFailed) {
+		t.Errorf("a write after it: %v, want %v", err, ErrFailed)
+	}
+	wantBlock(t, "what the image has durably", s.new, 2, 'q')
+	s.end()
+}
+
+func TestASyncThatFailsOnAnotherHandleIsAFailureOfTheVolume(t *testing.T) {
+	s, _ := diaryVolume(t)
+	writeBlock(t, s.old, 1, 'p')
+	writeBlock(t, s.new, 2, 'q')
+	if err := s.first.SyncFailed(errDisk); !errors.Is(err, ErrFailed) || !errors.Is(err, errDisk) {
+		t.Errorf("told of it: %v, want %v", err, ErrFailed)
+	}
+	if err := s.new.Flush(); !errors.Is(err, ErrFailed) {
+		t.Errorf("a flush after it: %v, want %v", err, ErrFailed)
+	}
+	if _, err := s.new.ReadAt(block(0), lookup.BlockSize); !errors.Is(err, ErrFailed) {
+		t.Errorf("a read of what may be lost: %v, want %v", err, ErrFailed)
+	}
+	wantBlock(t, "what lies in the other image", s.new, 2, 'q')
 	s.end()
 }
 

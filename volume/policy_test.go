@@ -3,6 +3,7 @@ package volume
 import (
 	"errors"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/tidemark/tidemark/lookup"
@@ -21,6 +22,29 @@ func TestAbortLetsTheProcessGoOnInTheNextVLUNAndTakesTheNameAway(t *testing.T) {
 	wantEntry(t, s.first, 2, lookup.Absent)
 	s.wantStored(s.second, 2, 'p')
 	<-s.first.Drained()
+}
+
+func TestAnAbortedPreserveWaitsForTheRequestsInFlight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		v := r.volume("v")
+		live := open(t)(v.Open())
+		gate := r.hold(v.tip())
+		done := make(chan struct{})
+		go func() { defer close(done); writeBlock(t, live, 2, 'a') }()
+		<-gate.reached
+		command := r.preserve(PreserveOptions{Wait: time.Nanosecond, OnTimeout: TimeoutAbort}, v)
+		time.Sleep(time.Second) // past the deadline, by the bubble's clock
+		synctest.Wait()
+		if command.answered() {
+			t.Error("the preserve answered while a request ran that was bound to its VLUN")
+		}
+		close(gate.open)
+		<-done
+		if result := command.wait(t); !result.Aborted {
+			t.Errorf("the result is %+v, want aborted", result)
+		}
+	})
 }
 
 func TestAbortMovesToTheNextVLUNNotTheLiveOneSoThatAYoungerPreserveKeepsTheProcessWhole(t *testing.T) {
@@ -46,6 +70,47 @@ func TestAbortMovesToTheNextVLUNNotTheLiveOneSoThatAYoungerPreserveKeepsTheProce
 	snapshot := open(t)(younger.wait(t).VLUNs[0].Open())
 	wantBlock(t, "the younger snapshot", snapshot, 2, 'p')
 	wantBlock(t, "the younger snapshot", snapshot, 9, 0)
+}
+
+// The younger VLUN has ended its own drain and waits for the older one only, when
+// a process comes to it from there.
+func TestAYoungerPreserveWaitsForAProcessThatAGivenUpOneHandsToIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := preserveWithOldProcess(t, PreserveOptions{OnConflict: ConflictAbort})
+		s.q.End(false)
+		younger := s.preserve(PreserveOptions{}, s.volume)
+		synctest.Wait()
+		writeBlock(t, open(t)(s.volume.Open()), 9, 'n')       // in the third image
+		wantBlock(t, "the older process, moved", s.old, 9, 0) // gives the first preserve up
+		s.command.wait(t)
+		<-s.first.Drained()
+		synctest.Wait()
+		if younger.answered() {
+			t.Error("the younger preserve answered while the process ran that was moved to it")
+		}
+		writeBlock(t, s.old, 2, 'p')
+		s.p.End(false)
+		wantBlock(t, "the younger snapshot", open(t)(younger.wait(t).VLUNs[0].Open()), 2, 'p')
+	})
+}
+
+func TestAPreserveWaitsForARequestThatOutlivesItsProcess(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := preserveWithOldProcess(t, PreserveOptions{})
+		synctest.Wait() // the drain has found no request, and waits for the process
+		gate := s.hold(s.first)
+		done := make(chan struct{})
+		go func() { defer close(done); writeBlock(t, s.old, 2, 'p') }()
+		<-gate.reached
+		s.p.End(false)
+		synctest.Wait()
+		if s.command.answered() {
+			t.Error("the preserve answered before the last request of the process that it waited for")
+		}
+		close(gate.open)
+		<-done
+		wantBlock(t, "the snapshot", open(t)(s.command.wait(t).VLUNs[0].Open()), 2, 'p')
+	})
 }
 
 func TestDegradeMakesASecondCutThatWaitsForRequestsOnly(t *testing.T) {
@@ -87,6 +152,34 @@ func TestDegradeIsMixedWhileAnOlderPreserveStillDrains(t *testing.T) {
 	s.wantStored(s.first, 2, 'p') // P belongs to the older preserve, and stays
 	s.end()
 	<-result.VLUNs[0].Drained()
+}
+
+// A process of an older preserve keeps the snapshot of a degraded one draining.
+// It is answered all the same, but not before the requests in flight have ended.
+func TestADegradedPreserveWaitsForRequestsThoughNotForProcesses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := preserveWithOldProcess(t, PreserveOptions{})
+		s.q.End(false)
+		live := open(t)(s.volume.Open())
+		gate := s.hold(s.second)
+		done := make(chan struct{})
+		go func() { defer close(done); writeBlock(t, live, 2, 'n') }()
+		<-gate.reached
+		degraded := s.preserve(PreserveOptions{Wait: time.Nanosecond, OnTimeout: TimeoutDegrade}, s.volume)
+		time.Sleep(time.Second) // past the deadline, by the bubble's clock
+		synctest.Wait()
+		if degraded.answered() {
+			t.Error("the degraded preserve answered before a request from before its cut had ended")
+		}
+		close(gate.open)
+		<-done
+		result := degraded.wait(t)
+		if result.Consistency != ConsistencyMixed {
+			t.Errorf("consistency %v, want mixed", result.Consistency)
+		}
+		wantBlock(t, "the snapshot", open(t)(result.VLUNs[0].Open()), 2, 'n')
+		s.end()
+	})
 }
 
 func TestKeepLeavesTheSnapshotDrainingAndLaterOnesBehindIt(t *testing.T) {

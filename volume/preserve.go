@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/tidemark/tidemark/internal/yield"
 	"github.com/tidemark/tidemark/lookup"
 )
 
@@ -114,6 +115,7 @@ func (e *Engine) cut(p, replaces *Preserve) error {
 		return err
 	}
 
+	passes("cut: prepared")
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	epoch := Epoch(e.epoch.Load()) + 1
@@ -128,27 +130,39 @@ func (e *Engine) cut(p, replaces *Preserve) error {
 		live := newVLUN(v, old.slot+1, next[i].ID, next[i].Image, lookup.NewTable(), epoch, old.SizeBytes())
 		longer := append(slices.Clip(c), live)
 		v.chain.Store(&longer) // nobody writes to it before the epoch is stored
+		passes("cut: published")
 		p.vluns = append(p.vluns, old)
 		old.preserve = p
 	}
 	if replaces != nil {
 		replaces.giveUpLocked()
 		for i, v := range p.volumes {
-			live := v.tip()
-			replaces.vluns[i].moveAllLocked(replaces.vluns[i].heirLocked(), live, epoch)
-			p.vluns[i].moveAllLocked(live, live, epoch)
+			replaces.vluns[i].moveAllLocked(replaces.vluns[i].heirLocked())
+			p.vluns[i].moveAllLocked(v.tip())
 		}
 	}
 	p.waitsFor = e.countLocked(p)
 
 	e.epoch.Store(uint64(epoch)) // the cut
+	passes("cut: made")
 
 	p.cutTime = now()
 	for i, k := range p.vluns {
 		k.cut.Store(true)
+		yield.Here("cut: told")
 		go k.drain(olders[i])
 	}
 	return nil
+}
+
+// Tests look at the engine, and let requests come, between the steps of a cut.
+var duringCut func(step yield.Point)
+
+func passes(step yield.Point) {
+	yield.Here(step)
+	if duringCut != nil {
+		duringCut(step)
+	}
 }
 
 // plan checks the limits and says what the Keeper is to prepare.
@@ -274,6 +288,7 @@ func (p *Preserve) abort() error {
 	}
 	p.engine.mu.Unlock()
 	for _, k := range p.vluns {
+		yield.Here("abort: moved")
 		<-k.quiet // its requests in flight are waited for
 	}
 	return p.engine.keeper.Discard(p)
@@ -283,7 +298,7 @@ func (p *Preserve) abort() error {
 func (p *Preserve) moveOnLocked() {
 	p.giveUpLocked()
 	for _, k := range p.vluns {
-		k.moveAllLocked(k.heirLocked(), nil, 0)
+		k.moveAllLocked(k.heirLocked())
 	}
 }
 
@@ -314,16 +329,10 @@ func (k *VLUN) heirLocked() *VLUN {
 // next returns the VLUN after k, which is not live.
 func (k *VLUN) next() *VLUN { return (*k.volume.chain.Load())[k.slot] }
 
-// moveAllLocked moves the processes of k to another VLUN, its successor. If the
-// successor is about to be cut (its own successor is crossing, live in epoch),
-// they cross that cut too.
-func (k *VLUN) moveAllLocked(to, crossing *VLUN, epoch Epoch) {
-	start := to.start
-	if crossing != nil && (to == crossing || to.next() == crossing) {
-		to, start = crossing, epoch
-	}
+// moveAllLocked moves the processes of k to a newer VLUN.
+func (k *VLUN) moveAllLocked(to *VLUN) {
 	for q := range k.processes {
-		q.moveLocked(k.volume, to, start)
+		q.moveLocked(k.volume, to)
 	}
 }
 

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"sync/atomic"
 	"time"
+
+	"github.com/tidemark/tidemark/internal/yield"
 )
 
 // Process is an I/O process of session or explicit scope: requests that belong
@@ -66,6 +68,7 @@ func (e *Engine) begin(t Token, s Scope, volumes []*Volume) (*Process, error) {
 		b.vlun.processes[p] = struct{}{}
 		p.bounds[v] = b
 	}
+	yield.Here("process: bound")
 	e.processes[p.token] = p
 	return p, nil
 }
@@ -84,6 +87,7 @@ func (e *Engine) endLocked(p *Process, torn bool) {
 	if p.ended.Swap(true) {
 		return
 	}
+	yield.Here("process: ended")
 	delete(e.processes, p.token)
 	for v, b := range p.bounds {
 		delete(b.vlun.processes, p)
@@ -107,14 +111,15 @@ func (k *VLUN) isDrained() bool {
 	}
 }
 
-// moveLocked raises the binding of a process: from the VLUN that it is bound
-// to, to the one that is live in the epoch (or will be, before a cut's store:
-// to). Engine.mu is held. The bound is stored first: a drain that finds the
+// moveLocked raises the binding of a process from the VLUN that it is bound to,
+// to a newer one: ahead of a cut's store also to the one that will be live after
+// it. Engine.mu is held. The bound is stored first: a drain that finds the
 // process gone must find every request that still came in its name.
-func (p *Process) moveLocked(v *Volume, to *VLUN, epoch Epoch) {
+func (p *Process) moveLocked(v *Volume, to *VLUN) {
 	b := p.bounds[v]
 	from := b.vlun
-	b.epoch.Store(uint64(epoch))
+	b.epoch.Store(uint64(to.start))
+	yield.Here("process: raised")
 	delete(from.processes, p)
 	to.processes[p] = struct{}{}
 	b.vlun = to

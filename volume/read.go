@@ -8,6 +8,7 @@ import (
 
 	"github.com/tidemark/tidemark/blocklock"
 	"github.com/tidemark/tidemark/image"
+	"github.com/tidemark/tidemark/internal/yield"
 	"github.com/tidemark/tidemark/journal"
 	"github.com/tidemark/tidemark/lookup"
 )
@@ -69,6 +70,7 @@ func (v *Volume) readLocked(k *VLUN, p []byte, off int64, wait bool) error {
 	for len(p) > 0 {
 		b, rest := blocks(off, int64(len(p)))
 		source, state, run := v.find(k, b, rest)
+		yield.Here("read: found")
 		n := min(int64(len(p)), int64(run)*lookup.BlockSize-off%lookup.BlockSize)
 		if state != lookup.Data {
 			clear(p[:n])
@@ -92,6 +94,7 @@ func (v *Volume) find(k *VLUN, b lookup.BlockNum, limit uint64) (j *VLUN, s look
 	if e.Slot() <= k.slot {
 		return c[e.Slot()-1], e.State(), run
 	}
+	yield.Here("read: index looked")
 	// An image newer than k holds it: the index can't tell, the tables can.
 	for i := int(k.slot) - 1; i >= 0; i-- {
 		s, n := c[i].table.Run(b, run)
@@ -104,13 +107,13 @@ func (v *Volume) find(k *VLUN, b lookup.BlockNum, limit uint64) (j *VLUN, s look
 }
 
 func (k *VLUN) readImage(p []byte, off int64, wait bool) (err error) {
-	if k.unsound.Load() {
+	if first, count := blocks(off, int64(len(p))); k.unsound.Load() && k.unsynced.any(span{first, count}) {
 		return fmt.Errorf("read %d bytes at %d of image %d: %w", len(p), off, k.id, ErrFailed)
 	}
 	if wait {
-		_, err = k.image.ReadAt(p, off)
+		_, err = k.Image().ReadAt(p, off)
 	} else {
-		_, err = k.image.TryReadAt(p, off)
+		_, err = k.Image().TryReadAt(p, off)
 	}
 	return err
 }

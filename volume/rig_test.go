@@ -2,6 +2,7 @@ package volume
 
 import (
 	"bytes"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -163,7 +164,7 @@ func await(t *testing.T, what string, is func() bool) {
 		if t.Context().Err() != nil {
 			t.Fatalf("waited for %s", what)
 		}
-		yield()
+		runtime.Gosched()
 	}
 }
 

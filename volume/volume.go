@@ -90,11 +90,19 @@ func (v *Volume) Failed() error {
 	return nil
 }
 
-// fail makes the volume refuse writes and flushes from now on. The first cause
-// stays.
+// fail makes the volume refuse writes and flushes from now on, and notes it in
+// the log: a later life of the server must not take what is in the page cache
+// for what is on the disk. The first cause stays. commits.running is held.
 func (v *Volume) fail(cause error) error {
+	if err := v.Failed(); err != nil {
+		return err
+	}
 	err := fmt.Errorf("volume %s: %w: %w", v.name, ErrFailed, cause)
-	v.failed.CompareAndSwap(nil, &err)
+	v.failed.Store(&err)
+	if marked := v.log.MarkFailed(); marked != nil {
+		err := fmt.Errorf("%w; and it could not be noted, so restart the machine, not just the server: %w", err, marked)
+		v.failed.Store(&err)
+	}
 	return v.Failed()
 }
 
@@ -114,13 +122,14 @@ type VLUN struct {
 	volume *Volume
 	slot   lookup.Slot // k
 	id     image.ID
-	image  image.Image
+	image  atomic.Pointer[image.Image] // replaced once, when it is sealed
 	table  *lookup.Table
 	start  Epoch // the first epoch in which it is live
 
 	sizeBytes atomic.Int64 // fixed at the cut
 	dirty     atomic.Bool  // the image was written since its last sync began
-	unsound   atomic.Bool  // a sync of the image failed: what it holds may be lost
+	unsynced  unsynced     // the blocks that a failure of the next sync may lose
+	unsound   atomic.Bool  // a sync of the image failed, and they may be lost
 	conflicts atomic.Uint64
 	state     atomic.Uint32 // State, once cut
 
@@ -140,10 +149,12 @@ type VLUN struct {
 
 func newVLUN(v *Volume, slot lookup.Slot, id image.ID, img image.Image, t *lookup.Table, start Epoch, sizeBytes int64) *VLUN {
 	k := &VLUN{
-		volume: v, slot: slot, id: id, image: img, table: t, start: start,
+		volume: v, slot: slot, id: id, table: t, start: start,
 		wake: make(chan struct{}, 1), quiet: make(chan struct{}), drained: make(chan struct{}),
 		processes: map[*Process]struct{}{},
 	}
+	k.image.Store(&img)
+	k.unsynced.current.Store(lookup.NewTable())
 	k.sizeBytes.Store(sizeBytes)
 	return k
 }
@@ -165,7 +176,7 @@ func (k *VLUN) ImageID() image.ID { return k.id }
 
 // Image returns its own image. Only the sealing of a drained VLUN may write
 // through it, and nothing that a reader sees.
-func (k *VLUN) Image() image.Image { return k.image }
+func (k *VLUN) Image() image.Image { return *k.image.Load() }
 
 // Table returns the lookup table of its image. Reading an entry needs the
 // block's lock, or that nobody writes.
@@ -183,8 +194,13 @@ func (k *VLUN) Cut() bool { return k.cut.Load() }
 // State returns the state of a preserved VLUN.
 func (k *VLUN) State() State { return State(k.state.Load()) }
 
-// SetSealed says that the snapshot is durable and recorded so.
-func (k *VLUN) SetSealed() { k.state.Store(uint32(Sealed)) }
+// SetSealed says that the snapshot is durable and recorded so. From then on its
+// image is read through img, which holds the same bytes; a request that runs
+// may go on with the old one.
+func (k *VLUN) SetSealed(img image.Image) {
+	k.image.Store(&img)
+	k.state.Store(uint32(Sealed))
+}
 
 // Drained is closed when every process older than its cut has ended.
 func (k *VLUN) Drained() <-chan struct{} { return k.drained }

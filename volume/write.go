@@ -2,6 +2,7 @@ package volume
 
 import (
 	"github.com/tidemark/tidemark/blocklock"
+	"github.com/tidemark/tidemark/internal/yield"
 	"github.com/tidemark/tidemark/journal"
 	"github.com/tidemark/tidemark/lookup"
 )
@@ -85,6 +86,7 @@ func (w *View) writeOnce(rq *request, ch *change, wait bool) (again bool, err er
 	if w.givesUp(k, first, count) {
 		return true, nil
 	}
+	yield.Here("write: locked")
 	return false, v.writeLocked(rq, k, ch, wait)
 }
 
@@ -102,6 +104,7 @@ func (v *Volume) writeLocked(rq *request, k *VLUN, ch *change, wait bool) error 
 		}
 	}
 	first, count := blocks(ch.off, ch.lengthBytes)
+	yield.Here("write: chain read")
 	v.countConflicts(k, first, count)
 	if err := k.store(ch, body); err != nil {
 		return err
@@ -112,6 +115,7 @@ func (v *Volume) writeLocked(rq *request, k *VLUN, ch *change, wait bool) error 
 		}
 	}
 
+	yield.Here("write: stored")
 	rq.enter(body, k, newer, ch.state)
 	for i := range parts {
 		rq.enterPart(&parts[i], k, newer)
@@ -122,14 +126,16 @@ func (v *Volume) writeLocked(rq *request, k *VLUN, ch *change, wait bool) error 
 			return err
 		}
 		for _, e := range rq.entries {
+			yield.Here("write: before an entry")
 			e.vlun.table.Set(e.first, e.count, e.state)
 		}
+		yield.Here("write: tables set")
 		v.reindex(body, parts, k, newer, ch.state)
 	}
 	if punch {
 		// What lay here reads zeros from now on, before and after a crash. That
 		// the room could not be given back changes nothing that was promised.
-		_ = k.image.Punch(body.off(), body.lengthBytes())
+		_ = k.Image().Punch(body.off(), body.lengthBytes())
 	}
 	return nil
 }
@@ -186,19 +192,21 @@ func (k *VLUN) store(ch *change, body span) (err error) {
 	case body.count == 0:
 		return nil
 	case ch.data != nil:
-		_, err = k.image.WriteAt(ch.data[body.off()-ch.off:][:body.lengthBytes()], body.off())
+		_, err = k.Image().WriteAt(ch.data[body.off()-ch.off:][:body.lengthBytes()], body.off())
 	case ch.state == lookup.Data:
-		err = k.image.Zero(body.off(), body.lengthBytes())
+		err = k.Image().Zero(body.off(), body.lengthBytes())
 	default:
 		return nil // a zero entry needs no data
 	}
-	k.touch()
+	k.touch(body)
 	return err
 }
 
-// touch marks the image as written. It comes after the write and before its log
-// entry: a commit looks at the log first and at the marks second (flush.go).
-func (k *VLUN) touch() {
+// touch marks blocks of the image as written. It comes after the write and
+// before its log entry: a commit looks at the log first and at the marks second
+// (flush.go).
+func (k *VLUN) touch(s span) {
+	k.unsynced.mark(s)
 	if !k.dirty.Load() {
 		k.dirty.Store(true)
 	}
@@ -224,13 +232,14 @@ func (p *part) store(k *VLUN, newer chain) error {
 	if !p.held {
 		bytes, at = p.whole[:], off
 	}
-	_, err := k.image.WriteAt(bytes, at)
-	k.touch()
+	_, err := k.Image().WriteAt(bytes, at)
+	k.touch(span{p.block, 1})
 	if err != nil {
 		return err
 	}
 	for _, j := range newer {
 		bytes, at := p.data, off+int64(p.from)
+		yield.Here("write: before a part in a newer image")
 		switch j.table.Get(p.block) {
 		case lookup.Absent:
 			continue
@@ -239,8 +248,8 @@ func (p *part) store(k *VLUN, newer chain) error {
 			copy(whole[p.from:], p.data)
 			bytes, at = whole, off
 		}
-		_, err := j.image.WriteAt(bytes, at)
-		j.touch()
+		_, err := j.Image().WriteAt(bytes, at)
+		j.touch(span{p.block, 1})
 		if err != nil {
 			return err
 		}

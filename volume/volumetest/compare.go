@@ -13,16 +13,21 @@ import (
 // begin begins a step: what the last one did is certain now.
 func (m *Machine) begin(format string, args ...any) {
 	m.t.Helper()
+	m.record()
 	m.t.Logf(format, args...)
 	for _, do := range m.certain {
 		do()
 	}
 	m.certain = nil
-	for _, d := range m.disks {
-		if d == nil {
+	m.step++
+	for i, d := range m.disks {
+		if d != nil && d.deleting {
+			m.disks[i] = nil
+		}
+		if m.disks[i] == nil {
 			continue
 		}
-		d.sureVLUNs = len(d.vluns)
+		d.sureVLUNs, d.step = len(d.vluns), m.step
 		for k, v := range d.vluns {
 			m.remember(d, k)
 			if v.was.sealed {
@@ -117,7 +122,7 @@ func (m *Machine) compareVLUN(d *Disk, k int, vlun *volume.VLUN) {
 	if int64(len(got)) != v.sizeBytes {
 		m.t.Fatalf("VLUN %d of %s has %d bytes, want %d", k+1, d.name, len(got), v.sizeBytes)
 	}
-	if diff := differs(got, v.bytes[:]); diff != "" {
+	if diff := differs(got, v.bytes); diff != "" {
 		m.t.Fatalf("VLUN %d of %s: %s", k+1, d.name, diff)
 	}
 	for b, want := range v.table {
@@ -201,7 +206,7 @@ func (m *Machine) compareNamed(d *Disk, v *vlun) {
 	if _, err := w.ReadAt(got, 0); err != nil && !errors.Is(err, io.EOF) {
 		m.t.Fatalf("read %s@%s: %v", d.name, v.name, err)
 	}
-	if diff := differs(got, v.bytes[:]); diff != "" {
+	if diff := differs(got, v.bytes); diff != "" {
 		m.t.Fatalf("%s@%s: %s", d.name, v.name, diff)
 	}
 }

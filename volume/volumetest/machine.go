@@ -29,7 +29,11 @@ func Run(t *testing.T, open func(*rapid.T) Target) {
 			for i := range 3 {
 				m.create(i)
 			}
-			rt.Repeat(m.actions())
+			actions := map[string]func(*rapid.T){}
+			for name, step := range m.actions() {
+				actions[name] = func(t *rapid.T) { step(shrinking{t}) }
+			}
+			rt.Repeat(actions)
 		})
 	})
 }
@@ -46,6 +50,11 @@ type Machine struct {
 	started   int         // commands and writes so far: names, tokens, data
 	cuts      int
 	sessions  int // in this life of the target
+	step      int // number of the present one
+	steps     map[string]func(chooser)
+
+	recording bool
+	moments   []*Moment
 
 	// certain runs at the next step: it takes out of the model what a power cut
 	// in the present step may still leave.
@@ -94,154 +103,6 @@ func New(t T, target Target) *Machine { return &Machine{t: t, target: target} }
 // Close ends the target.
 func (m *Machine) Close() { _ = m.target.Close() }
 
-// actions are the steps with what they draw. A step that makes no sense now
-// does nothing.
-func (m *Machine) actions() map[string]func(*rapid.T) {
-	actions := map[string]func(*rapid.T){
-		"":          func(*rapid.T) { m.Compare() },
-		"write":     func(t *rapid.T) { m.writes(t) },
-		"writeMore": func(t *rapid.T) { m.writes(t) }, // drawn as often again
-		"zero": func(t *rapid.T) {
-			h := m.drawHandle(t)
-			off, n := drawRange(t, h.sizeBytes)
-			m.Zero(h, off, n, rapid.Bool().Draw(t, "noHole"))
-		},
-		"read": func(t *rapid.T) {
-			h := m.drawHandle(t)
-			off, n := drawRange(t, h.sizeBytes)
-			m.Read(h, off, n, rapid.Bool().Draw(t, "try"))
-		},
-		"extents": func(t *rapid.T) {
-			h := m.drawHandle(t)
-			off, n := drawRange(t, h.sizeBytes)
-			m.Extents(h, off, n)
-		},
-		"flush": func(t *rapid.T) { m.Flush(m.drawHandle(t)) },
-		"open": func(t *rapid.T) {
-			if len(m.handles) < 12 {
-				m.Open(m.drawDisk(t))
-			}
-		},
-		"openSession": func(t *rapid.T) {
-			if len(m.handles) < 12 {
-				m.OpenSession(m.drawDisk(t))
-			}
-		},
-		"openSnapshot": func(t *rapid.T) {
-			d := m.drawDisk(t)
-			if k := rapid.IntRange(0, d.tip()).Draw(t, "vlun"); len(m.handles) < 12 && d.vluns[k].name != "" {
-				m.OpenSnapshot(d, k)
-			}
-		},
-		"openProcess": func(t *rapid.T) {
-			if p := m.drawProcess(t); p != nil && len(m.handles) < 12 {
-				m.OpenProcess(p, m.drawDisk(t))
-			}
-		},
-		"closeView": func(t *rapid.T) {
-			m.CloseView(m.drawHandle(t), rapid.Bool().Draw(t, "torn"))
-		},
-		"begin": func(t *rapid.T) {
-			if len(m.processes) < 6 {
-				p := m.Begin(m.drawDisks(t))
-				for d := range m.disks {
-					if _, named := p.bound[m.disks[d]]; named && rapid.Bool().Draw(t, "opens") {
-						m.OpenProcess(p, m.disks[d])
-					}
-				}
-			}
-		},
-		"end": func(t *rapid.T) {
-			if p := m.drawProcess(t); p != nil {
-				m.End(p, rapid.Bool().Draw(t, "torn"))
-			}
-		},
-		"preserve": func(t *rapid.T) {
-			m.Preserve(m.drawDisks(t), Command{
-				Wait:       rapid.SampledFrom([]time.Duration{time.Minute, time.Hour}).Draw(t, "wait"),
-				OnTimeout:  volume.OnTimeout(rapid.IntRange(0, 2).Draw(t, "onTimeout")),
-				OnConflict: volume.OnConflict(rapid.IntRange(0, 1).Draw(t, "onConflict")),
-			})
-		},
-		"preserveAtOnce": func(t *rapid.T) {
-			m.Preserve(m.drawDisks(t), Command{OnTimeout: volume.OnTimeout(rapid.IntRange(0, 2).Draw(t, "onTimeout"))})
-		},
-		"pass": func(t *rapid.T) {
-			m.Pass(rapid.SampledFrom([]time.Duration{2 * time.Minute, 2 * time.Hour}).Draw(t, "time"))
-		},
-		"resize": func(t *rapid.T) {
-			d := m.drawDisk(t)
-			size := d.vluns[d.tip()].sizeBytes + sectorBytes*rapid.Int64Range(1, 16).Draw(t, "sectors")
-			m.Resize(d, min(size, maxBytes))
-		},
-		"delete": func(t *rapid.T) {
-			i := rapid.IntRange(0, len(m.disks)-1).Draw(t, "volume")
-			if rapid.IntRange(0, 3).Draw(t, "rarely") == 0 && m.Delete(m.disks[i]) {
-				m.create(i)
-			}
-		},
-	}
-	if r, ok := m.target.(Restarter); ok {
-		m.restarts(r, actions)
-	}
-	return actions
-}
-
-func (m *Machine) writes(t *rapid.T) {
-	for range rapid.IntRange(1, 4).Draw(t, "writes") {
-		h := m.drawHandle(t)
-		off, n := drawRange(t, h.sizeBytes)
-		m.Write(h, off, n, rapid.Bool().Draw(t, "try"))
-	}
-}
-
-// sizes of the volumes: whole blocks, and one that ends within a block.
-var sizes = []int64{8 * blockBytes, 5*blockBytes + 3*sectorBytes, 6 * blockBytes}
-
-func (m *Machine) create(i int) { m.Create(i, sizes[i%len(sizes)]) }
-
-func (m *Machine) drawDisk(t *rapid.T) *Disk { return rapid.SampledFrom(m.disks).Draw(t, "volume") }
-
-// drawDisks draws some volumes in some order.
-func (m *Machine) drawDisks(t *rapid.T) []*Disk {
-	n := rapid.IntRange(1, len(m.disks)).Draw(t, "volumes")
-	return rapid.Permutation(m.disks).Draw(t, "which")[:n]
-}
-
-// drawHandle draws an open view, and opens one if there is none.
-func (m *Machine) drawHandle(t *rapid.T) *Handle {
-	if len(m.handles) == 0 {
-		return m.Open(m.drawDisk(t))
-	}
-	return rapid.SampledFrom(m.handles).Draw(t, "view")
-}
-
-// drawProcess draws an explicit process; nil if there is none.
-func (m *Machine) drawProcess(t *rapid.T) *Process {
-	var explicit []*Process
-	for _, p := range m.processes {
-		if !p.session {
-			explicit = append(explicit, p)
-		}
-	}
-	if len(explicit) == 0 {
-		return nil
-	}
-	return rapid.SampledFrom(explicit).Draw(t, "process")
-}
-
-// drawRange draws a range of whole blocks, of sectors or of bytes; now and then
-// one that ends behind the volume.
-func drawRange(t *rapid.T, sizeBytes int64) (off, lengthBytes int64) {
-	unit := rapid.SampledFrom([]int64{blockBytes, blockBytes, sectorBytes, 1}).Draw(t, "unit")
-	off = rapid.Int64Range(0, sizeBytes/unit).Draw(t, "offset") * unit
-	most := min(sizeBytes-off, 3*blockBytes)
-	if most < unit {
-		return off, unit // behind the end, wholly or in part
-	}
-	return off, unit * rapid.Int64Range(1, most/unit).Draw(t, "length")
-}
-
 // Create makes volume number i.
 func (m *Machine) Create(i int, sizeBytes int64) *Disk {
 	m.t.Helper()
@@ -281,6 +142,7 @@ func (m *Machine) Delete(d *Disk) bool {
 	m.begin("delete %s", d.name)
 	busy := slices.ContainsFunc(m.handles, func(h *Handle) bool { return h.disk == d }) ||
 		len(m.boundUpTo(d, d.tip())) > 0
+	d.deleting = !busy
 	err := m.target.Delete(d.name)
 	if busy {
 		if !errors.Is(err, volume.ErrBusy) {
@@ -465,11 +327,13 @@ func (m *Machine) Write(h *Handle, off, lengthBytes int64, try bool) {
 	for i := range data {
 		data[i] = byte(1 + (m.started*37+i)%251)
 	}
-	write := h.WriteAt
+	n, err := 0, volume.ErrWouldBlock
 	if try {
-		write = h.TryWriteAt
+		n, err = h.TryWriteAt(data, off)
 	}
-	n, err := write(data, off)
+	if errors.Is(err, volume.ErrWouldBlock) {
+		n, err = h.WriteAt(data, off)
+	}
 	if m.served(h, off, lengthBytes, err) {
 		if n != len(data) {
 			m.t.Fatalf("wrote %d of %d bytes", n, len(data))
@@ -517,12 +381,14 @@ func (m *Machine) served(h *Handle, off, lengthBytes int64, err error) bool {
 func (m *Machine) Read(h *Handle, off, lengthBytes int64, try bool) {
 	m.t.Helper()
 	m.begin("read %d at %d of %s", lengthBytes, off, h)
-	read := h.ReadAt
-	if try {
-		read = h.TryReadAt
-	}
 	got := make([]byte, lengthBytes)
-	n, err := read(got, off)
+	n, err := 0, volume.ErrWouldBlock
+	if try {
+		n, err = h.TryReadAt(got, off)
+	}
+	if errors.Is(err, volume.ErrWouldBlock) {
+		n, err = h.ReadAt(got, off)
+	}
 	visible := max(0, min(lengthBytes, h.sizeBytes-off))
 	var want error
 	switch {

@@ -38,13 +38,16 @@ type Disk struct {
 	engine *volume.Volume
 	vluns  []*vlun // the last is live
 
-	sureVLUNs int // how many are there after a power cut, whenever it came
+	sureVLUNs int  // how many are there after a crash, whenever it came
+	deleting  bool // by the present step
+	step      int  // the number of the present step
 }
 
 // vlun is the model of a VLUN.
 type vlun struct {
 	sizeBytes int64
-	bytes     [maxBytes]byte // what it reads
+	bytes     []byte // what it reads, and zeros up to maxBytes
+	shared    bool   // bytes is another's too: copy before a change
 	// perhaps holds, by sector, what it may read instead after a power cut.
 	perhaps map[int]perhaps
 
@@ -69,17 +72,28 @@ type vlun struct {
 	}
 }
 
-// perhaps is what a sector may read after a power cut, beside what it reads now:
-// what was there when it was last flushed, and what was written since. If a
-// write covered it in part, any of these by byte: a cut may keep that write and
-// lose one before it.
+// perhaps is what a sector may read after a power cut: what was there when it was
+// last flushed, with any of the writes since, in their order. So nothing is mixed
+// within a sector but by a write that covers a part of it, and that is there
+// whole; two sectors of one write are apart.
 type perhaps struct {
-	values [][]byte
-	parts  bool
+	flushed []byte
+	since   []part
+}
+
+// part is what a write put into a sector.
+type part struct {
+	from int
+	data []byte
+	step int
 }
 
 func newDisk(name string, sizeBytes int64) *Disk {
-	return &Disk{name: name, vluns: []*vlun{{sizeBytes: sizeBytes, perhaps: map[int]perhaps{}}}}
+	return &Disk{name: name, vluns: []*vlun{newVLUN(sizeBytes)}}
+}
+
+func newVLUN(sizeBytes int64) *vlun {
+	return &vlun{sizeBytes: sizeBytes, bytes: make([]byte, maxBytes), perhaps: map[int]perhaps{}}
 }
 
 func (d *Disk) tip() int { return len(d.vluns) - 1 }
@@ -87,20 +101,34 @@ func (d *Disk) tip() int { return len(d.vluns) - 1 }
 // write is R1, R3 and R4 in bytes, of data that come to lie in state.
 func (d *Disk) write(k int, off int64, data []byte, state lookup.State) {
 	for _, v := range d.vluns[k:] {
-		v.store(off, data)
+		v.store(off, data, d.step)
 	}
 	d.enter(k, off, int64(len(data)), state)
 }
 
-func (v *vlun) store(off int64, data []byte) {
+func (v *vlun) store(off int64, data []byte, step int) {
+	if v.shared {
+		v.bytes, v.shared = bytes.Clone(v.bytes), false
+	}
 	end := off + int64(len(data))
 	for s := off / sectorBytes; s*sectorBytes < end; s++ {
+		from, to := max(off, s*sectorBytes), min(end, (s+1)*sectorBytes)
 		p := v.perhaps[int(s)]
-		p.values = append(slices.Clip(p.values), bytes.Clone(v.sector(int(s))))
-		p.parts = p.parts || s*sectorBytes < off || end < (s+1)*sectorBytes
+		if p.flushed == nil {
+			p.flushed = bytes.Clone(v.sector(int(s)))
+		}
+		p.since = append(slices.Clip(p.since), part{int(from % sectorBytes), bytes.Clone(data[from-off : to-off]), step})
 		v.perhaps[int(s)] = p
 	}
 	copy(v.bytes[off:], data)
+}
+
+// clone returns a VLUN that changes apart from this one.
+func (v *vlun) clone() *vlun {
+	v.shared = true
+	w := *v
+	w.perhaps = maps.Clone(v.perhaps)
+	return &w
 }
 
 func (v *vlun) sector(s int) []byte { return v.bytes[s*sectorBytes:][:sectorBytes] }
@@ -156,7 +184,8 @@ func (d *Disk) extents(k int, off, lengthBytes int64) (list []volume.Extent) {
 // cut appends a copy of the newest content.
 func (d *Disk) cut() {
 	old := d.vluns[d.tip()]
-	live := &vlun{sizeBytes: old.sizeBytes, bytes: old.bytes, perhaps: maps.Clone(old.perhaps)}
+	old.shared = true
+	live := &vlun{sizeBytes: old.sizeBytes, bytes: old.bytes, shared: true, perhaps: maps.Clone(old.perhaps)}
 	live.was.sizeBytes = old.was.sizeBytes
 	d.vluns = append(d.vluns, live)
 }
@@ -164,29 +193,54 @@ func (d *Disk) cut() {
 // flushed says that a power cut changes nothing of what VLUN k reads.
 func (v *vlun) flushed() { clear(v.perhaps) }
 
-// mayRead says whether a content is one that a power cut may leave.
-func (v *vlun) mayRead(got []byte) error {
+// outlived says that of the writes in a step those that are seen are in the page
+// cache, and no others.
+func (v *vlun) outlived(step int) {
+	for s, p := range v.perhaps {
+		p.since = append(slices.Clip(p.since), part{data: bytes.Clone(v.sector(s)), step: step})
+		v.perhaps[s] = p
+	}
+}
+
+// mayRead says whether a content is one that a crash may leave that loses nothing
+// of the steps before a certain one.
+func (v *vlun) mayRead(got []byte, step int) error {
 	for s := 0; s*sectorBytes < len(got); s++ {
 		is := got[s*sectorBytes : min(len(got), (s+1)*sectorBytes)]
-		if !v.perhaps[s].allow(is, v.sector(s)) {
-			return fmt.Errorf("sector %d reads %s, which is neither what was flushed nor what was written since (%s, %d others)",
-				s, brief(is), brief(v.sector(s)), len(v.perhaps[s].values))
+		p, written := v.perhaps[s]
+		if !written {
+			p.flushed = v.sector(s)
+		}
+		if !p.allow(is, step) {
+			return fmt.Errorf("sector %d reads %s, which is neither what was flushed (%s) nor any of the %d writes since over it (now %s)",
+				s, brief(is), brief(p.flushed), len(p.since), brief(v.sector(s)))
 		}
 	}
 	return nil
 }
 
-func (p perhaps) allow(is, now []byte) bool {
-	values := append(slices.Clip(p.values), now)
-	if !p.parts {
-		return slices.ContainsFunc(values, func(v []byte) bool { return bytes.Equal(is, v) })
+// allow looks at the writes from the last to the first: one that can be seen, as
+// far as later ones leave room to see it, may be taken to be there.
+func (p perhaps) allow(is []byte, step int) bool {
+	explained := make([]bool, sectorBytes)
+	covers := func(from int, data []byte) bool {
+		for i, b := range data {
+			if at := from + i; !explained[at] && is[at] != b {
+				return false
+			}
+		}
+		return true
 	}
-	for i := range is {
-		if !slices.ContainsFunc(values, func(v []byte) bool { return is[i] == v[i] }) {
+	for _, w := range slices.Backward(p.since) {
+		if covers(w.from, w.data) {
+			for i := range w.data {
+				explained[w.from+i] = true
+			}
+		} else if w.step < step {
 			return false
 		}
 	}
-	return true
+	return covers(0, p.flushed[:len(is)])
 }
 
 // differs says where a content is not as it should be; "" if nowhere.

@@ -1,40 +1,39 @@
 package volumetest
 
 import (
-	"maps"
 	"slices"
 	"testing/synctest"
-
-	"pgregory.net/rapid"
+	"time"
 
 	"github.com/tidemark/tidemark/lookup"
 	"github.com/tidemark/tidemark/volume"
 )
 
-func (m *Machine) restarts(r Restarter, actions map[string]func(*rapid.T)) {
-	rarely := func(t *rapid.T) bool { return rapid.IntRange(0, 2).Draw(t, "rarely") == 0 }
-	actions["reopen"] = func(t *rapid.T) {
-		if rarely(t) {
-			m.Reopen(r, rapid.Bool().Draw(t, "check"))
+func (m *Machine) restarts(r Restarter, actions map[string]func(chooser)) {
+	rarely := func(c chooser) bool { return c.below("rarely", 3) == 0 }
+	actions["reopen"] = func(c chooser) {
+		if rarely(c) {
+			m.Reopen(r, yes(c, "check"))
 		}
 	}
-	actions["checkpoint"] = func(t *rapid.T) { m.Checkpoint(r, m.drawDisk(t)) }
-	actions["kill"] = func(t *rapid.T) {
-		if rarely(t) {
+	actions["scrub"] = func(chooser) { m.Scrub(r) }
+	actions["checkpoint"] = func(c chooser) { m.Checkpoint(r, m.drawDisk(c)) }
+	actions["kill"] = func(c chooser) {
+		if rarely(c) {
 			m.Kill(r)
 		}
 	}
-	drawCut := func(t *rapid.T) (at int, seed uint64) { // in the last step, or after it
-		return rapid.IntRange(m.opsAt, r.Ops()).Draw(t, "at"), rapid.Uint64Range(0, 1<<20).Draw(t, "seed")
+	drawCut := func(c chooser) (at int, seed uint64) { // in the last step, or after it
+		return m.opsAt + c.below("at", r.Ops()-m.opsAt+1), uint64(c.below("seed", 1<<20))
 	}
-	actions["powerCut"] = func(t *rapid.T) {
-		if rarely(t) {
-			at, seed := drawCut(t)
+	actions["powerCut"] = func(c chooser) {
+		if rarely(c) {
+			at, seed := drawCut(c)
 			m.PowerCut(r, at, seed)
 		}
 	}
-	actions["cutAside"] = func(t *rapid.T) {
-		at, seed := drawCut(t)
+	actions["cutAside"] = func(c chooser) {
+		at, seed := drawCut(c)
 		m.CutAside(r, at, seed)
 	}
 }
@@ -86,6 +85,36 @@ func (m *Machine) reopened() {
 	}
 }
 
+// Scrub reads what is sealed and compares it with its checksums.
+func (m *Machine) Scrub(r Restarter) {
+	m.t.Helper()
+	m.begin("scrub")
+	if findings, err := r.Scrub(); err != nil || len(findings) > 0 {
+		m.t.Fatalf("scrub: %q, %v; want nothing found", findings, err)
+	}
+	m.settle()
+}
+
+// Works closes the target, checks what is on the disk, opens it and makes a write,
+// a flush and a preserve of all volumes, as after a crash every target must.
+func (m *Machine) Works(r Restarter) {
+	m.t.Helper()
+	m.Reopen(r, true)
+	if len(m.disks) == 0 {
+		m.create(0)
+	}
+	for _, d := range m.disks {
+		h := m.Open(d)
+		m.Write(h, sectorBytes, 2*blockBytes, false)
+		m.Flush(h)
+		m.Write(h, 0, sectorBytes, true)
+	}
+	m.Preserve(slices.Clone(m.disks), Command{Wait: time.Hour})
+	m.Compare()
+	m.Reopen(r, true)
+	m.Compare()
+}
+
 // Kill ends the server and not the machine: everything that was acknowledged is
 // there, flushed or not.
 func (m *Machine) Kill(r Restarter) {
@@ -117,11 +146,18 @@ func (m *Machine) PowerCut(r Restarter, at int, seed uint64) {
 		m.t.Fatalf("open: %v", err)
 	}
 	m.opsAt = 0 // the next cut may fall in the recovery from this one
-	if recreated := m.survived(now); recreated {
+	if recreated := m.survived(powerCut, now); recreated {
 		m.opsAt = r.Ops()
 	}
-	m.certain = nil
 }
+
+// crash is a way to end a target.
+type crash int
+
+const (
+	powerCut crash = iota
+	kill
+)
 
 // CutAside looks at what a power cut would leave, and goes on without one.
 func (m *Machine) CutAside(r Restarter, at int, seed uint64) {
@@ -132,17 +168,20 @@ func (m *Machine) CutAside(r Restarter, at int, seed uint64) {
 		m.t.Fatalf("open aside: %v", err)
 	}
 	defer func() { _ = aside.Close() }()
-	m.Moment(r).Survived(m.t, aside)
+	m.Moment(r).resume(m.t, aside, powerCut, 0)
 }
 
-// survived compares what a power cut left with what it may, and takes it over. A
-// volume that the cut met while it was made is made again.
-func (m *Machine) survived(now bool) (recreated bool) {
+// survived compares what a crash left with what it may, and takes it over. A
+// volume that the crash met while it was made, or deleted, is made again. What a
+// kill left is in the page cache still, as far as it was, and may be lost by the
+// next crash.
+func (m *Machine) survived(c crash, now bool) (recreated bool) {
 	m.t.Helper()
+	m.certain = nil
 	for i, d := range m.disks {
 		if w, err := m.target.Open(d.name); err == nil {
 			_ = w.Close()
-		} else if d.sureVLUNs == 0 { // the cut came while it was made
+		} else if d.sureVLUNs == 0 || d.deleting {
 			m.t.Logf("%s does not exist", d.name)
 			recreated = true
 			m.disks[i] = newDisk(d.name, d.vluns[0].sizeBytes)
@@ -155,8 +194,9 @@ func (m *Machine) survived(now bool) (recreated bool) {
 	m.wholeCuts()
 	for _, d := range m.disks {
 		vluns := d.engine.VLUNs()
+		d.deleting = false
 		if len(vluns) < d.sureVLUNs || len(vluns) > len(d.vluns) {
-			m.t.Fatalf("%s has %d VLUNs after the power cut, want %d to %d", d.name, len(vluns), d.sureVLUNs, len(d.vluns))
+			m.t.Fatalf("%s has %d VLUNs after the crash, want %d to %d", d.name, len(vluns), d.sureVLUNs, len(d.vluns))
 		}
 		d.vluns = d.vluns[:len(vluns)]
 		for k, v := range d.vluns {
@@ -164,22 +204,34 @@ func (m *Machine) survived(now bool) (recreated bool) {
 			if size := int64(len(got)); size != v.sizeBytes && size != v.was.sizeBytes {
 				m.t.Fatalf("VLUN %d of %s has %d bytes, want %d or %d", k+1, d.name, size, v.was.sizeBytes, v.sizeBytes)
 			}
-			if err := v.mayRead(got); err != nil {
+			since := 0
+			if c == kill {
+				since = m.step // nothing older is lost
+			}
+			if err := v.mayRead(got, since); err != nil {
 				m.t.Fatalf("VLUN %d of %s: %v", k+1, d.name, err)
 			}
-			v.bytes, v.sizeBytes = [maxBytes]byte{}, int64(len(got))
-			copy(v.bytes[:], got)
-			v.flushed()
+			v.bytes, v.shared, v.sizeBytes = make([]byte, maxBytes), false, int64(len(got))
+			copy(v.bytes, got)
+			if c == powerCut {
+				v.flushed()
+			} else {
+				v.outlived(m.step)
+			}
 			for b := range v.table {
 				v.table[b] = vluns[k].Table().Get(lookup.BlockNum(b))
 			}
 		}
-		*d.vluns[d.tip()] = vlun{sizeBytes: d.vluns[d.tip()].sizeBytes, bytes: d.vluns[d.tip()].bytes,
-			table: d.vluns[d.tip()].table, perhaps: map[int]perhaps{}}
+		live := d.vluns[d.tip()]
+		d.vluns[d.tip()] = &vlun{sizeBytes: live.sizeBytes, bytes: live.bytes, perhaps: live.perhaps, table: live.table}
 		m.adoptSnapshots(d, now)
 		d.sureVLUNs = len(d.vluns)
-		for k := range d.vluns {
+		for k, v := range d.vluns {
+			sealed := v.was.sealed
 			m.remember(d, k)
+			if c == kill { // it is exact, but a power cut before its seal would interrupt it
+				v.was.sealed = sealed
+			}
 		}
 	}
 	return recreated
@@ -200,7 +252,7 @@ func (m *Machine) wholeCuts() {
 	}
 	for cut, volumes := range there {
 		if len(volumes) == 2 {
-			m.t.Fatalf("after the power cut, cut %d was made in %s and not in %s", cut, volumes[true], volumes[false])
+			m.t.Fatalf("after the crash, cut %d was made in %s and not in %s", cut, volumes[true], volumes[false])
 		}
 	}
 }
@@ -264,25 +316,63 @@ func (m *Machine) adopt(d *Disk, v *vlun, got Snapshot, now bool) {
 	v.conflicts, v.conflictsBefore = got.Conflicts, got.Conflicts
 }
 
-// Moment is what the model allows after a power cut at any operation of one
-// step.
+// Moment is what the model allows after a crash at any operation of one step.
 type Moment struct {
-	From, To int // the operations of the step; To is the next one's first
-	disks    []*Disk
+	From, To            int // the operations of the step; To is the next one's first
+	disks               []*Disk
+	started, cuts, step int
 }
 
 // Moment returns that of the last step.
 func (m *Machine) Moment(r Restarter) *Moment {
-	return &Moment{From: m.opsAt, To: r.Ops(), disks: cloneDisks(m.disks)}
+	return &Moment{From: m.opsAt, To: r.Ops(), disks: cloneDisks(m.disks), started: m.started, cuts: m.cuts, step: m.step}
 }
 
-// Survived compares a target that was opened after a cut in the moment.
-func (o *Moment) Survived(t T, target Target) {
+// Record makes the Machine keep the Moment of every step from the last one on.
+func (m *Machine) Record() { m.recording = true }
+
+// Moments returns those that were kept, up to that of the last step.
+func (m *Machine) Moments() []*Moment {
+	m.record()
+	return m.moments
+}
+
+func (m *Machine) record() {
+	r, ok := m.target.(Restarter)
+	if !ok || !m.recording {
+		return
+	}
+	if n := len(m.moments); n > 0 && m.moments[n-1].step == m.step {
+		m.moments = m.moments[:n-1]
+	}
+	m.moments = append(m.moments, m.Moment(r))
+}
+
+// Survived compares a target that was opened after a power cut in the moment,
+// and returns a Machine that goes on with it.
+func (o *Moment) Survived(t T, target Restarter) *Machine {
+	t.Helper()
+	return o.resume(t, target, powerCut, 0)
+}
+
+// Outlived is Survived after a kill, before which the log of the disk had so
+// many operations.
+func (o *Moment) Outlived(t T, target Restarter, ops int) *Machine {
+	t.Helper()
+	return o.resume(t, target, kill, ops)
+}
+
+func (o *Moment) resume(t T, target Restarter, c crash, ops int) *Machine {
 	t.Helper()
 	m := New(t, target)
 	m.disks = cloneDisks(o.disks)
-	m.survived(false)
+	m.started, m.cuts, m.step, m.opsAt = o.started, o.cuts, o.step, ops
+	if recreated := m.survived(c, false); recreated {
+		m.opsAt = target.Ops()
+	}
+	m.step++ // the recovery is a step by itself
 	m.Compare()
+	return m
 }
 
 func cloneDisks(disks []*Disk) []*Disk {
@@ -291,9 +381,7 @@ func cloneDisks(disks []*Disk) []*Disk {
 		c := *d
 		c.vluns = make([]*vlun, len(d.vluns))
 		for k, v := range d.vluns {
-			w := *v
-			w.perhaps = maps.Clone(v.perhaps)
-			c.vluns[k] = &w
+			c.vluns[k] = v.clone()
 		}
 		clones[i] = &c
 	}

@@ -43,11 +43,13 @@ type Restarter interface {
 	PowerCut(at int, seed uint64) error
 	// Aside returns what PowerCut would leave, opened beside the target, which
 	// goes on.
-	Aside(at int, seed uint64) (Target, error)
+	Aside(at int, seed uint64) (Restarter, error)
 	// Ops is the number of operations so far.
 	Ops() int
 	// Checkpoint folds the journal of a volume.
 	Checkpoint(name string) error
+	// Scrub compares what is sealed with its checksums and says what differs.
+	Scrub() ([]string, error)
 	// Check closes it and says what is wrong with what is on the disk, and opens
 	// it again.
 	Check() ([]string, error)
@@ -68,6 +70,7 @@ type Answer struct {
 	// nil, as it is, or what else went wrong.
 	Err       error
 	Waited    int        // processes that it waited for
+	CutTime   time.Time  // of the cut that the name stands for; zero if there was none
 	Snapshots []Snapshot // in the order of the volumes; none if aborted
 }
 
@@ -139,7 +142,7 @@ func (b *bare) Create(name string, sizeBytes int64) (err error) {
 }
 
 func (b *bare) Delete(name string) error {
-	if err := b.engine.RemoveVolume(b.disks[name]); err != nil {
+	if err := b.engine.RemoveVolume(b.disks[name], func() error { return nil }); err != nil {
 		return err
 	}
 	delete(b.disks, name)
@@ -153,7 +156,7 @@ func (b *bare) Resize(name string, sizeBytes int64) error {
 func (b *bare) Open(export string) (*volume.View, error) {
 	if name, snapshot, ok := strings.Cut(export, "@"); ok {
 		for _, k := range b.disks[name].VLUNs() {
-			if b.keeper.name(k) == snapshot {
+			if k.Cut() && b.keeper.name(k) == snapshot { // named before its cut, and a snapshot from it on
 				return k.Open()
 			}
 		}
@@ -212,7 +215,7 @@ func (b *bare) Preserve(c Command) Answer {
 	if err != nil {
 		return Answer{Err: err}
 	}
-	a := Answer{Waited: r.Waited}
+	a := Answer{Waited: r.Waited, CutTime: r.CutTime}
 	if r.Aborted {
 		a.Err = ErrAborted
 	}
@@ -239,7 +242,7 @@ func (b *bare) snapshot(k *volume.VLUN) Snapshot {
 // answer.
 func (b *bare) Snapshots(name string) (list []Snapshot, err error) {
 	for _, k := range b.disks[name].VLUNs() {
-		if b.keeper.name(k) != "" {
+		if k.Cut() && b.keeper.name(k) != "" {
 			list = append(list, b.snapshot(k))
 		}
 	}

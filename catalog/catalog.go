@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -38,7 +39,8 @@ import (
 //     the bbolt transaction that wrote it, which finds one that is missing,
 //     in excess or of an older commit.
 //  4. A commit that failed is final: nobody knows which state the disk holds,
-//     so no later Update may build on either.
+//     so no later Update may build on either. So that a full disk is not such a
+//     failure, an Update sets storage aside in the file before it begins.
 //  5. What Open serves is durable, also when the last owner died between a
 //     write and its sync.
 //
@@ -54,6 +56,7 @@ import (
 type Catalog struct {
 	committed func() error // vfs.FS.External
 	db        *bolt.DB
+	file      vfs.File // the same file, to set storage aside in it
 
 	mu     sync.Mutex // one Update or Load at a time
 	drawn  counters   // ids drawn, also by Updates that failed
@@ -102,17 +105,21 @@ func open(fsys vfs.FS, name string) (*Catalog, error) {
 	if err != nil {
 		return nil, err
 	}
-	db, err := openBolt(osPath)
+	file, err := vfs.OS{}.Open(osPath, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
-	return &Catalog{committed: committed, db: db, drawn: last.counters}, nil
+	db, err := openBolt(osPath)
+	if err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	return &Catalog{committed: committed, db: db, file: file, drawn: last.counters}, nil
 }
 
-// create makes an empty catalog beside osPath and moves it there whole, so
+// create makes an empty catalog beside osPath and puts what it holds there, so
 // that a file of that name is never one that a crash left half made.
 func create(osPath string, committed func() error) error {
-	temp := osPath + vfs.TempSuffix
+	temp := osPath + ".new"
 	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -139,13 +146,18 @@ func create(osPath string, committed func() error) error {
 	if err := errors.Join(err, db.Close()); err != nil {
 		return err
 	}
+	empty, err := os.ReadFile(temp)
+	if err := errors.Join(err, os.Remove(temp)); err != nil {
+		return err
+	}
 	if err := committed(); err != nil {
 		return err
 	}
-	if err := os.Rename(temp, osPath); err != nil {
+	err = vfs.Replace(vfs.OS{}, osPath, func(w io.Writer) error {
+		_, err := w.Write(empty)
 		return err
-	}
-	return committed()
+	})
+	return errors.Join(err, committed())
 }
 
 func newDirID() string {
@@ -197,7 +209,7 @@ func (c *Catalog) Close() error {
 		return ErrClosed
 	}
 	c.closed = true
-	return c.db.Close()
+	return errors.Join(c.db.Close(), c.file.Close())
 }
 
 // Load returns everything that the catalog holds, checked anew: each record
@@ -230,13 +242,17 @@ func (c *Catalog) Load() (State, error) {
 
 // Update runs change and makes what it did durable in one commit; nil means
 // that all of it is on the disk. An error of change changes nothing and is
-// returned as it is. A commit that failed returns ErrFailed, and so does every
-// call after it. change must not keep tx, nor call the Catalog.
+// returned as it is, and so does a full disk, which is syscall.ENOSPC. A commit
+// that failed returns ErrFailed, and so does every call after it. change must
+// not keep tx, nor call the Catalog.
 func (c *Catalog) Update(change func(tx *Tx) error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := c.usable(); err != nil {
 		return err
+	}
+	if err := c.prepare(); err != nil {
+		return fmt.Errorf("update catalog: %w", err)
 	}
 	tx, err := c.begin()
 	if err != nil {
@@ -259,6 +275,14 @@ func (c *Catalog) Update(change func(tx *Tx) error) error {
 	return nil
 }
 
+// Failed returns the first commit that failed, after which no other is begun;
+// nil if none did.
+func (c *Catalog) Failed() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.failed
+}
+
 func (c *Catalog) usable() error {
 	if c.closed {
 		return ErrClosed
@@ -269,10 +293,29 @@ func (c *Catalog) usable() error {
 	return nil
 }
 
-func (c *Catalog) commit(tx *Tx) error {
+// prepare does what may fail without consequences before a commit: it sets
+// storage aside for all the pages that the commit may write, those behind the
+// end of the file too. A commit writes no page twice, and hardly ever half of
+// them.
+func (c *Catalog) prepare() error {
 	if err := c.committed(); err != nil {
 		return err
 	}
+	sizeBytes, err := c.file.Size()
+	if err != nil {
+		return err
+	}
+	err = c.file.Allocate(0, sizeBytes+max(sizeBytes/2, leastRoomBytes))
+	if errors.Is(err, errors.ErrUnsupported) { // then the commit finds room, or fails for good
+		return nil
+	}
+	return err
+}
+
+// leastRoomBytes is for the pages of a commit of some hundred links.
+const leastRoomBytes = 1 << 20
+
+func (c *Catalog) commit(tx *Tx) error {
 	if err := tx.bolt.Commit(); err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"reflect"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -405,7 +406,6 @@ func TestAPowerCutLeavesTheStateBeforeOrAfterACommit(t *testing.T) {
 func TestAFailedCommitIsFinal(t *testing.T) {
 	eio := errors.New("input/output error")
 	for what, fail := range map[string]func(c *Catalog, failNow *int){
-		"before the commit": func(_ *Catalog, failNow *int) { *failNow = 1 },
 		"after the commit":  func(_ *Catalog, failNow *int) { *failNow = 2 },
 		"within the commit": func(c *Catalog, _ *int) { c.db.MaxSize = 1 },
 	} {
@@ -450,6 +450,57 @@ func TestAFailedCommitIsFinal(t *testing.T) {
 				t.Errorf("half of the commit is there: %d images", len(after.Volumes[0].Chain))
 			}
 		})
+	}
+}
+
+func TestFaultOfAFullDiskBeforeACommitIsNotFinal(t *testing.T) {
+	full := false
+	faulty := vfs.Fault{FS: vfs.OS{}, Hook: func(op vfs.Op) error {
+		if full && op.Kind == vfs.OpCommitted {
+			return syscall.ENOSPC
+		}
+		return nil
+	}}
+	c := mustOpen(t, faulty, filepath.Join(t.TempDir(), "catalog"))
+	full = true
+	if err := c.Update(func(*Tx) error { t.Error("it ran"); return nil }); !errors.Is(err, syscall.ENOSPC) || errors.Is(err, ErrFailed) {
+		t.Errorf("Update returned %v, want %v and no failure for good", err, syscall.ENOSPC)
+	}
+	full = false
+	mustUpdate(t, c, func(tx *Tx) error { return addVolume(tx, "a") })
+}
+
+func TestAFailingOpenLeavesNoFileOpen(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "catalog")
+	first := mustOpen(t, vfs.OS{}, name)
+	open := func() int {
+		entries, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	before := open()
+	if _, err := Open(vfs.OS{}, name); !errors.Is(err, vfs.ErrLocked) {
+		t.Errorf("a second Open returned %v, want %v", err, vfs.ErrLocked)
+	}
+	if after := open(); after != before {
+		t.Errorf("%d files are open, and %d were before", after, before)
+	}
+	if err := first.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRoomForACommitIsSetAsideBeforeIt(t *testing.T) {
+	c := mustOpen(t, vfs.OS{}, filepath.Join(t.TempDir(), "catalog"))
+	mustUpdate(t, c, func(tx *Tx) error { return addVolume(tx, "a") })
+	sizeBytes, err := c.file.Size()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if allocated, err := c.file.Allocated(); err != nil || allocated < sizeBytes+leastRoomBytes {
+		t.Errorf("%d bytes are allocated, %v; want those of the file, %d, and %d more", allocated, err, sizeBytes, leastRoomBytes)
 	}
 }
 

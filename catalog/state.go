@@ -4,8 +4,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"regexp"
 
 	"github.com/tidemark/tidemark/image"
+	"github.com/tidemark/tidemark/lookup"
 )
 
 // decodeState makes a State of all records, in key order, as the bbolt
@@ -152,6 +154,10 @@ func (l Link) check(next counters) error {
 		return fmt.Errorf("link of image %d: the id was never drawn", l.Image)
 	case l.SizeBytes <= 0:
 		return fmt.Errorf("link of image %d: its size is %d bytes", l.Image, l.SizeBytes)
+	case l.Hash != "" && (!l.Sealed || !hashForm.MatchString(l.Hash)):
+		return fmt.Errorf("link of image %d: sealed=%v, and its hash is %q", l.Image, l.Sealed, l.Hash)
+	case len(l.Bad) > MostBadRuns || !runsAscend(l.Bad):
+		return fmt.Errorf("link of image %d: its %d runs of bad blocks do not ascend, or are more than %d", l.Image, len(l.Bad), MostBadRuns)
 	case s == nil:
 		return nil
 	case s.Name == "":
@@ -162,4 +168,17 @@ func (l Link) check(next counters) error {
 		return fmt.Errorf("link of image %d: the state of its snapshot is %q, not draining, sealing or sealed", l.Image, s.State)
 	}
 	return nil
+}
+
+var hashForm = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+func runsAscend(runs []Run) bool {
+	end := lookup.BlockNum(0)
+	for _, r := range runs {
+		if r.Block < end || r.Count == 0 || r.Count > lookup.MaxBlocks || r.Block > lookup.MaxBlocks-lookup.BlockNum(r.Count) {
+			return false
+		}
+		end = r.Block + lookup.BlockNum(r.Count)
+	}
+	return true
 }

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/tidemark/tidemark/image"
+	"github.com/tidemark/tidemark/lookup"
 )
 
 // Conditions that a caller branches on.
@@ -45,9 +46,27 @@ type Link struct {
 	SizeBytes int64 `json:"sizeBytes"`
 	// Sealed: nothing is written to the image's visible blocks again.
 	Sealed bool `json:"sealed,omitempty"`
+	// Hash of the view whose newest image it is (image/sealed), 64 hex digits: the
+	// image's checksum file counts. Empty if there is none: it is sealed again.
+	Hash string `json:"hash,omitempty"`
+	// Scrubbed is when all of the image was last read and held against its
+	// checksums; zero if never.
+	Scrubbed time.Time `json:"scrubbed,omitzero"`
+	// Bad are the blocks that were found not to hold what was sealed, ascending,
+	// at most MostBadRuns.
+	Bad []Run `json:"bad,omitempty"`
 	// Snapshot is nil for the tip, and for an image without a name.
 	Snapshot *Snapshot `json:"snapshot,omitempty"`
 }
+
+// Run is a run of blocks.
+type Run struct {
+	Block lookup.BlockNum `json:"block"`
+	Count uint64          `json:"count"`
+}
+
+// MostBadRuns bounds Link.Bad.
+const MostBadRuns = 128
 
 // Snapshot is what a preserve leaves on the image that was live before it.
 type Snapshot struct {
@@ -67,6 +86,9 @@ type Snapshot struct {
 	Waiting []string `json:"waiting,omitempty"`
 	// Failed says why sealing failed; empty if it did not.
 	Failed string `json:"failed,omitempty"`
+	// Verified is when all that it shows was last read and held against its
+	// checksums by itself; zero if never.
+	Verified time.Time `json:"verified,omitzero"`
 }
 
 // State is everything that a catalog holds.

@@ -128,23 +128,23 @@ func TestCheckNamesEachKindOfDamage(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := damagedStore(t, !c.open)
-			if findings, err := store.Check(dir, nil); err != nil || len(findings) > 0 {
-				t.Fatalf("before the damage: %v %v", findings, err)
+			if r, err := store.Check(dir, nil, store.CheckOptions{}); err != nil || len(r.Findings) > 0 {
+				t.Fatalf("before the damage: %v %v", r.Findings, err)
 			}
 			c.damage(t, dir)
-			findings, err := store.Check(dir, nil)
+			r, err := store.Check(dir, nil, store.CheckOptions{})
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !strings.Contains(strings.Join(findings, "\n"), c.want) {
-				t.Errorf("the findings are %q, want one that names %q", findings, c.want)
+			if !strings.Contains(strings.Join(r.Findings, "\n"), c.want) {
+				t.Errorf("the findings are %q, want one that names %q", r.Findings, c.want)
 			}
 		})
 	}
 }
 
 func TestCheckOfWhatIsNoDataDirectoryIsAnError(t *testing.T) {
-	if _, err := store.Check(t.TempDir(), nil); err == nil {
+	if _, err := store.Check(t.TempDir(), nil, store.CheckOptions{}); err == nil {
 		t.Error("want an error")
 	}
 }

@@ -8,3 +8,6 @@ func (s *Store) Checkpoint(name string) error {
 	}
 	return d.journal.Checkpoint()
 }
+
+// ScansEnd is closed when verifying and scrubbing have to end.
+func (s *Store) ScansEnd() <-chan struct{} { return s.scans.ctx.Done() }

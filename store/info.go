@@ -156,7 +156,37 @@ func (s *Store) snapshotInfoLocked(d *disk, k *volume.VLUN, snap *snapshot) Snap
 	if info.State == volume.Draining {
 		info.WaitsFor = d.waitsForLocked(k)
 	}
+	if rec := d.sealed[k]; rec != nil && info.State == volume.Sealed {
+		info.Hash, info.Verify = rec.hash.String(), d.verifyStateLocked(k, snap)
+	}
 	return info
+}
+
+// verifyStateLocked says what is known of the bytes that a sealed snapshot
+// shows: it was verified by itself, or each of its images was scrubbed.
+func (d *disk) verifyStateLocked(k *volume.VLUN, snap *snapshot) (v VerifyState) {
+	vluns := d.volume.VLUNs()
+	last := slices.Index(vluns, k)
+	scrubbed := d.sealed[k].scrubbed
+	for i, j := range vluns[:last+1] {
+		v.BadBlocks += d.sealed[j].bad.shown(vluns, i, last)
+		if t := d.sealed[j].scrubbed; t.Before(scrubbed) {
+			scrubbed = t
+		}
+	}
+	if v.LastTime = snap.verified; v.LastTime.Before(scrubbed) {
+		v.LastTime = scrubbed
+	}
+	switch {
+	case snap.verifying != nil:
+		v.State = VerifyRunning
+		v.DoneBytes, v.TotalBytes = snap.verifying.doneBytes.Load(), snap.verifying.totalBytes.Load()
+	case v.BadBlocks > 0 || snap.wrongHash:
+		v.State = VerifyBad
+	case !v.LastTime.IsZero():
+		v.State = VerifyOK
+	}
+	return v
 }
 
 // waitsForLocked lists what keeps a VLUN draining: the processes that are bound

@@ -68,7 +68,7 @@ func (s *simStore) PowerCut(at int, seed uint64) error {
 	return s.Reopen()
 }
 
-func (s *simStore) Aside(at int, seed uint64) (volumetest.Target, error) {
+func (s *simStore) Aside(at int, seed uint64) (volumetest.Restarter, error) {
 	return newSimStore(s.sim.PowerCut(at, random(seed)))
 }
 
@@ -82,7 +82,18 @@ func random(seed uint64) *rand.Rand {
 
 func (s *simStore) Ops() int { return s.sim.Ops() }
 
-func (s *simStore) Check() ([]string, error) { return store.Check(dataDir, s.sim) }
+func (s *simStore) Check() ([]string, error) {
+	r, err := store.Check(dataDir, s.sim, store.CheckOptions{})
+	return r.Findings, err
+}
+
+func (s *simStore) Scrub() (findings []string, err error) {
+	r, err := s.Store.Scrub(context.Background())
+	if errors.Is(err, errors.ErrUnsupported) {
+		return nil, nil
+	}
+	return r.Snapshots, err
+}
 
 func (s *simStore) Create(name string, sizeBytes int64) error {
 	_, err := s.CreateVolume(name, sizeBytes, volume.ScopeRequest)
@@ -126,7 +137,7 @@ func (s *simStore) Preserve(c volumetest.Command) volumetest.Answer {
 			err = means
 		}
 	}
-	a := volumetest.Answer{Err: err, Waited: r.ProcessesWaited}
+	a := volumetest.Answer{Err: err, Waited: r.ProcessesWaited, CutTime: r.CutTime}
 	for _, info := range r.Snapshots {
 		a.Snapshots = append(a.Snapshots, snapshot(info))
 	}

@@ -82,6 +82,14 @@ func parseExport(name string) (x export, err error) {
 	case hasSuffix && x.snapshot != "":
 		return refuse("a snapshot takes no suffix")
 	}
+	if err := checkName("volume", x.volume); err != nil {
+		return export{}, err
+	}
+	if x.snapshot != "" {
+		if err := checkName("snapshot", x.snapshot); err != nil {
+			return export{}, err
+		}
+	}
 	token, isProcess := strings.CutPrefix(suffix, "process:")
 	switch {
 	case !hasSuffix || suffix == "request":

@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"maps"
 	"path"
+	"regexp"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 
@@ -42,7 +42,8 @@ func TestNoRequestWaitsForAPreserveOrASealWhereverTheyAreStopped(t *testing.T) {
 		}
 		s.begin()
 	}, "open images/#.img", "syncdir data/images", "committed data/catalog.db",
-		"open images/#.img (seal)", "writeback images/#.img (seal)", "sync images/#.img (seal)", "close images/#.img (seal)")
+		"open images/#.img (seal)", "writeback images/#.img (seal)", "sync images/#.img (seal)", "close images/#.img (seal)",
+		"open images/#.sum (seal)", "write images/#.sum (seal)", "sync images/#.sum (seal)", "syncdir data/images, 2.")
 }
 
 func TestNoRequestWaitsForADeleteWhereverItIsStopped(t *testing.T) {
@@ -53,6 +54,27 @@ func TestNoRequestWaitsForADeleteWhereverItIsStopped(t *testing.T) {
 		}
 		s.victim(n + 1)
 	}, "committed data/catalog.db", "remove images/#.img", "remove volumes/#")
+}
+
+func TestNoRequestWaitsForACheckpointWhereverItIsStopped(t *testing.T) {
+	s := newStoppable(t)
+	s.stopEverywhere(func(int) {
+		for round := range 2 { // what one closes the next folds
+			s.unstopped(func() { // a table change to fold: the flush is a request
+				view, err := s.OpenView("v")
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if err := errors.Join(view.WriteZeroes(0, lookup.BlockSize, round == 0), view.Flush(), view.Close()); err != nil {
+					t.Error(err)
+				}
+			})
+			if err := s.Checkpoint("v"); err != nil {
+				t.Errorf("checkpoint: %v", err)
+			}
+		}
+	}, "open #/journal-#", "sync #/table-0000000000000001.tmp", "rename #/journal-base.tmp")
 }
 
 func TestNoRequestWaitsForTheRecoveryOfAnotherDirectory(t *testing.T) {
@@ -83,7 +105,7 @@ func TestNoRequestWaitsForTheRecoveryOfAnotherDirectory(t *testing.T) {
 		if err := o.Close(context.Background()); err != nil {
 			t.Errorf("close the other directory: %v", err)
 		}
-	}, "lock data/lock", "read #/journal-00000001", "write #/journal-00000002", "sync #/journal-00000002", "rename #/journal-base.tmp")
+	}, "lock data/lock", "read #/journal-#", "write #/journal-#", "sync #/journal-#", "rename #/journal-base.tmp")
 }
 
 // stoppable is a store with volumes v and w whose background can be stopped, by
@@ -147,11 +169,11 @@ func (s *stoppable) victim(n int) {
 
 // hook stops operations that are no request's own. Requests read, write and sync
 // images and journals themselves, through handles without a label, and don't
-// open or remove anything.
+// open, replace or remove anything.
 func (s *stoppable) hook(op vfs.Op) error {
 	switch op.Kind {
 	case vfs.OpRead, vfs.OpTryRead, vfs.OpWrite, vfs.OpPunch, vfs.OpZero, vfs.OpSync, vfs.OpStat:
-		if op.Handle == "" {
+		if op.Handle == "" && path.Ext(op.Name) != vfs.TempSuffix {
 			return nil
 		}
 	}
@@ -177,6 +199,18 @@ func (s *stoppable) stop(op vfs.Op) error {
 	s.reached <- is
 	<-open
 	return nil
+}
+
+// unstopped does something within a command that is not part of it.
+func (s *stoppable) unstopped(do func()) {
+	s.mu.Lock()
+	armed := s.armed
+	s.armed = false
+	s.mu.Unlock()
+	do()
+	s.mu.Lock()
+	s.armed = armed
+	s.mu.Unlock()
 }
 
 // stopEverywhere runs a command until it comes to its end without reaching an
@@ -211,17 +245,20 @@ func (s *stoppable) stopEverywhere(command func(n int), want ...string) {
 	}
 }
 
-// describe names an operation without the numbers of images and volumes.
+var segmentNumber = regexp.MustCompile(`^journal-[0-9a-f]{8}$`)
+
+// describe names an operation without the numbers of images, volumes and
+// segments of journals.
 func describe(op vfs.Op) string {
 	dir, base := path.Split(op.Name)
 	name := path.Base(dir) + "/" + base
 	switch {
-	case strings.HasSuffix(base, ".img"):
-		name = "images/#.img"
+	case path.Base(dir) == "images":
+		name = "images/#" + path.Ext(base)
 	case path.Base(dir) == "volumes":
 		name = "volumes/#"
 	case path.Base(path.Dir(path.Clean(dir))) == "volumes":
-		name = "#/" + base
+		name = "#/" + segmentNumber.ReplaceAllString(base, "journal-#")
 	}
 	if op.Handle != "" {
 		name += " (" + op.Handle + ")"

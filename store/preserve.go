@@ -10,16 +10,17 @@ import (
 
 	"github.com/tidemark/tidemark/catalog"
 	"github.com/tidemark/tidemark/image/file"
+	"github.com/tidemark/tidemark/internal/yield"
 	"github.com/tidemark/tidemark/volume"
 )
 
 // Preserve keeps volumes as they are, at one instant, and returns when the
 // snapshots are exact; see volume.Engine.Preserve. It goes on, with its
 // deadline, when ctx ends before it returns. Errors: ErrInvalid, ErrNotFound,
-// ErrExists (a name taken on one volume changes none), ErrLimit; ErrAborted and
-// ErrDraining come with a report.
+// ErrExists (a name taken on one volume changes none), ErrLimit, ErrNoSpace;
+// ErrAborted and ErrDraining come with a report.
 func (s *Store) Preserve(ctx context.Context, r PreserveRequest) (PreserveReport, error) {
-	disks, name, cutTime, err := s.reserve(r)
+	disks, name, cutTime, err := s.takeName(r)
 	if err != nil {
 		return PreserveReport{}, err
 	}
@@ -30,7 +31,7 @@ func (s *Store) Preserve(ctx context.Context, r PreserveRequest) (PreserveReport
 	answers := make(chan answer, 1)
 	go func() {
 		defer s.preserves.Done()
-		defer s.unreserve(disks, name)
+		defer s.dropName(disks, name)
 		report, err := s.preserve(disks, name, cutTime, r)
 		answers <- answer{report, err}
 	}()
@@ -45,8 +46,8 @@ func (s *Store) Preserve(ctx context.Context, r PreserveRequest) (PreserveReport
 	}
 }
 
-// reserve checks the request and takes the name on every volume.
-func (s *Store) reserve(r PreserveRequest) (disks []*disk, name string, cutTime time.Time, err error) {
+// takeName checks the request and takes the name on every volume.
+func (s *Store) takeName(r PreserveRequest) (disks []*disk, name string, cutTime time.Time, err error) {
 	if len(r.Volumes) == 0 {
 		return nil, "", cutTime, fmt.Errorf("%w: preserve of no volume: name at least one", ErrInvalid)
 	}
@@ -99,7 +100,7 @@ func (s *Store) takenLocked(disks []*disk, name string) string {
 	return ""
 }
 
-func (s *Store) unreserve(disks []*disk, name string) {
+func (s *Store) dropName(disks []*disk, name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, d := range disks {
@@ -132,6 +133,7 @@ func (s *Store) preserve(disks []*disk, name string, cutTime time.Time, r Preser
 	if err != nil {
 		return PreserveReport{}, fmt.Errorf("preserve %s: %w", name, err)
 	}
+	yield.Here("preserve: answered")
 	report := PreserveReport{
 		CutTime: result.CutTime, Drain: result.Drain, Took: result.Took, ProcessesWaited: result.Waited,
 		LargestStall: result.LargestStall, LargestBefore: result.LargestBefore,
@@ -214,11 +216,17 @@ var _ volume.Keeper = keeper{}
 // image files that are there already. It is all that has to be durable before
 // the cut, and nothing has to be after it.
 func (s keeper) Prepare(p volume.Plan) ([]volume.Next, error) {
+	if p.Replaces == nil { // else the room is needed already
+		if err := s.reserve.spare(); err != nil {
+			return nil, err
+		}
+	}
 	next, err := s.spares.take(len(p.Volumes))
 	if err != nil {
 		return nil, err
 	}
 	taken := s.nameTips(p)
+	yield.Here("prepare: named")
 	err = s.catalog.Update(func(tx *catalog.Tx) error {
 		cut, err := tx.NewCutID()
 		if err != nil {
@@ -247,10 +255,14 @@ func (s keeper) Prepare(p volume.Plan) ([]volume.Next, error) {
 	if err != nil {
 		taken.undo()
 		for _, n := range next {
-			err = errors.Join(err, n.Image.Close(), file.Remove(s.fs, imagesDir(s.dir), n.ID))
+			err = errors.Join(err, n.Image.Close())
+			if !errors.Is(err, catalog.ErrFailed) { // else the next open may find it in a chain
+				err = errors.Join(err, file.Remove(s.fs, imagesDir(s.dir), n.ID))
+			}
 		}
 		return nil, err
 	}
+	yield.Here("prepare: committed")
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, snap := range taken.replaced {
@@ -344,5 +356,6 @@ func (s keeper) Drained(k *volume.VLUN) {
 		}
 	}
 	s.mu.Unlock()
+	yield.Here("drained: recorded")
 	s.sealer.enqueue(k)
 }

@@ -5,12 +5,16 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
 	"strconv"
+	"syscall"
 
 	"github.com/tidemark/tidemark/catalog"
 	"github.com/tidemark/tidemark/image"
 	"github.com/tidemark/tidemark/image/file"
+	"github.com/tidemark/tidemark/image/sealed"
 	"github.com/tidemark/tidemark/journal"
+	"github.com/tidemark/tidemark/lookup"
 	"github.com/tidemark/tidemark/volume"
 )
 
@@ -33,6 +37,18 @@ func (s *Store) removeOrphans(state catalog.State) error {
 	for _, id := range found {
 		if !images[id] {
 			if err := file.Remove(s.fs, imagesDir(s.dir), id); err != nil {
+				return err
+			}
+			removed++
+		}
+	}
+	sums, err := sealed.ListSums(s.fs, imagesDir(s.dir))
+	if err != nil {
+		return err
+	}
+	for _, id := range sums {
+		if !images[id] {
+			if err := sealed.RemoveSums(s.fs, imagesDir(s.dir), id); err != nil {
 				return err
 			}
 			removed++
@@ -64,8 +80,9 @@ func (s *Store) removeOrphans(state catalog.State) error {
 // what became of the snapshots that had not been sealed.
 func (s *Store) recoverVolume(v catalog.VolumeState) error {
 	d := &disk{images: map[image.ID]image.Image{}}
-	sealed := map[image.ID]bool{}
+	unsealed := map[image.ID]*file.Image{}
 	var ids []image.ID
+	v.Chain = onlyHashed(v.Chain)
 	for _, l := range v.Chain {
 		img, err := file.Open(s.fs, imagesDir(s.dir), l.Image, file.Options{})
 		if err != nil {
@@ -74,16 +91,15 @@ func (s *Store) recoverVolume(v catalog.VolumeState) error {
 			}
 			return errors.Join(err, d.close())
 		}
-		ids, d.images[l.Image], sealed[l.Image] = append(ids, l.Image), img, l.Sealed
+		ids, d.images[l.Image] = append(ids, l.Image), img
+		if !l.Sealed { // else it is durable since its seal
+			unsealed[l.Image] = img
+		}
 	}
 	j, rec, err := journal.Open(journal.Options{
-		FS: s.fs, Dir: volumeDir(s.dir, v.ID), VolumeID: uint64(v.ID), Images: ids,
-		SyncImage: func(id image.ID) error {
-			if sealed[id] {
-				return nil // durable since its seal
-			}
-			return d.images[id].Sync()
-		},
+		FS: s.records, Dir: volumeDir(s.dir, v.ID), VolumeID: uint64(v.ID), Images: ids, SegmentBytes: s.journals,
+		SyncImage: each(unsealed, (*file.Image).Sync),
+		DropImage: each(unsealed, (*file.Image).DropCache),
 	})
 	if err != nil {
 		return errors.Join(err, d.close())
@@ -91,11 +107,17 @@ func (s *Store) recoverVolume(v catalog.VolumeState) error {
 	for _, n := range rec.Notes {
 		s.note("volume %s: %s", v.Name, n)
 	}
+	if rec.SyncFailed {
+		s.note("volume %s: a sync of it had failed: it is as after a power cut, with all that was flushed before, and takes writes again", v.Name)
+	}
 	chain := make([]volume.Link, len(v.Chain))
 	for i, l := range v.Chain {
 		state := volume.Sealing
 		if l.Sealed {
 			state = volume.Sealed
+			if d.images[l.Image], err = s.recoverSums(l, d.images[l.Image], rec.Tables[l.Image]); err != nil {
+				return errors.Join(err, j.Close(), d.close())
+			}
 		}
 		chain[i] = volume.Link{ID: l.Image, Image: d.images[l.Image], Table: rec.Tables[l.Image], SizeBytes: l.SizeBytes, State: state}
 	}
@@ -106,6 +128,66 @@ func (s *Store) recoverVolume(v catalog.VolumeState) error {
 	return s.recoverSnapshots(d, v.Chain, rec.Drained)
 }
 
+// each does something with those images that are in the map.
+func each(images map[image.ID]*file.Image, do func(*file.Image) error) func(image.ID) error {
+	return func(id image.ID) error {
+		if img := images[id]; img != nil {
+			return do(img)
+		}
+		return nil
+	}
+}
+
+// onlyHashed is a chain in which a link that has no hash counts as not sealed,
+// with all after it: it is sealed again.
+func onlyHashed(chain []catalog.Link) []catalog.Link {
+	chain = slices.Clone(chain)
+	without := slices.IndexFunc(chain, func(l catalog.Link) bool { return l.Hash == "" })
+	for i := range chain[without:] { // the tip has none
+		l := &chain[without+i]
+		l.Sealed = false
+		if l.Snapshot != nil && l.Snapshot.State == volume.Sealed.String() {
+			snap := *l.Snapshot
+			snap.State = volume.Sealing.String()
+			l.Snapshot = &snap
+		}
+	}
+	return chain
+}
+
+// recoverSums joins a sealed image and its checksum file. Where that is lost or
+// damaged the volume opens all the same, and reads of the image fail until the
+// file has been made anew (sealAgain).
+func (s *Store) recoverSums(l catalog.Link, bare image.Image, t *lookup.Table) (image.Image, error) {
+	rec, err := recoveredSeal(l)
+	if err != nil {
+		return bare, err
+	}
+	if len(rec.bad) > 0 {
+		s.note("image %d: blocks from %d on are known not to hold what was sealed; reads of them fail", l.Image, rec.bad[0].Block)
+	}
+	sums, err := sealed.OpenSums(s.fs, imagesDir(s.dir), l.Image, false)
+	if err == nil {
+		if err = sums.Matches(t, rec.hash, l.SizeBytes); err == nil {
+			return sealed.New(bare, sums, s.sums, s.metRot), nil
+		}
+		err = errors.Join(err, sums.Close())
+	}
+	if !errors.Is(err, image.ErrCorrupt) && !errors.Is(err, syscall.EIO) {
+		return bare, err
+	}
+	s.note("image %d: its sums can't be used, so reads of it fail until they are made anew: %v", l.Image, err)
+	return sealed.Lost(bare, l.Image, err), nil
+}
+
+func recoveredSeal(l catalog.Link) (*seal, error) {
+	hash, err := sealed.ParseHash(l.Hash)
+	if err != nil {
+		return nil, fmt.Errorf("%w: image %d: %w", catalog.ErrCorrupt, l.Image, err)
+	}
+	return &seal{hash: hash, scrubbed: l.Scrubbed, read: l.Scrubbed, bad: l.Bad}, nil
+}
+
 // recoverSnapshots takes the snapshots over from the catalog. One that still
 // drained, or that a power cut met before its seal, is interrupted: it holds all
 // that was flushed.
@@ -114,6 +196,9 @@ func (s *Store) recoverSnapshots(d *disk, chain []catalog.Link, drained map[imag
 	vluns := d.volume.VLUNs()
 	s.mu.Lock()
 	for i, l := range chain {
+		if l.Sealed {
+			d.sealed[vluns[i]], _ = recoveredSeal(l)
+		}
 		if l.Snapshot == nil {
 			continue
 		}
@@ -134,7 +219,7 @@ func (s *Store) recoverSnapshots(d *disk, chain []catalog.Link, drained map[imag
 		return err
 	}
 	for _, k := range vluns[:len(vluns)-1] {
-		if k.State() != volume.Sealed {
+		if img, ok := k.Image().(*sealed.Image); !ok || img.Lost() != nil {
 			s.sealer.enqueue(k)
 		}
 	}
@@ -149,7 +234,7 @@ func recoveredSnapshot(l catalog.Link) (*snapshot, error) {
 	}
 	snap := &snapshot{
 		name: r.Name, cut: r.Cut, cutTime: r.CutTime, drain: r.Drain, consistency: consistency,
-		torn: r.Torn, waiting: r.Waiting, conflicts: r.Conflicts, settled: make(chan struct{}),
+		torn: r.Torn, waiting: r.Waiting, conflicts: r.Conflicts, verified: r.Verified, settled: make(chan struct{}),
 	}
 	if l.Sealed {
 		snap.settle()
@@ -165,10 +250,10 @@ func (s *Store) putLinks(d *disk, state volume.State, vluns ...*volume.VLUN) err
 	return s.catalog.Update(func(tx *catalog.Tx) error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
+		if s.byVolume[d.volume] != d {
+			return nil // deleted meanwhile
+		}
 		for _, k := range vluns {
-			if state == volume.Sealed {
-				d.sealed[k] = true // if the commit fails, no other follows it
-			}
 			if err := tx.PutLink(d.link(k, state)); err != nil {
 				return err
 			}
@@ -180,24 +265,28 @@ func (s *Store) putLinks(d *disk, state volume.State, vluns ...*volume.VLUN) err
 // link is the record of a VLUN in a state; one that is sealed stays so, whatever
 // else is recorded of it. Store.mu is held.
 func (d *disk) link(k *volume.VLUN, state volume.State) catalog.Link {
-	if d.sealed[k] || !k.Live() && k.State() == volume.Sealed {
+	l := catalog.Link{Volume: d.record.ID, Image: k.ImageID(), SizeBytes: k.SizeBytes()}
+	if rec := d.sealed[k]; rec != nil {
 		state = volume.Sealed
+		l.Sealed, l.Hash, l.Scrubbed, l.Bad = true, rec.hash.String(), rec.scrubbed, rec.bad
 	}
-	l := catalog.Link{Volume: d.record.ID, Image: k.ImageID(), SizeBytes: k.SizeBytes(), Sealed: state == volume.Sealed}
 	if snap := d.snapshots[k]; snap != nil {
 		l.Snapshot = &catalog.Snapshot{
 			Name: snap.name, Cut: snap.cut, CutTime: snap.cutTime, State: state.String(),
 			Consistency: snap.consistency.String(), Drain: snap.drain, Conflicts: snap.conflicts + k.Conflicts(),
-			Torn: snap.torn, Waiting: snap.waiting,
+			Torn: snap.torn, Waiting: snap.waiting, Verified: snap.verified,
 		}
 	}
 	return l
 }
 
 // recordDrained says in the catalog which snapshots are exact though not
-// sealed. Everything is flushed, so that stays true over a power cut.
+// sealed. Of a volume that is flushed that stays true over a power cut.
 func (s *Store) recordDrained() (err error) {
 	for _, d := range s.volumes {
+		if d.volume.Flush() != nil {
+			continue // the close says why
+		}
 		var drained []*volume.VLUN
 		vluns := d.volume.VLUNs()
 		for _, k := range vluns[:len(vluns)-1] {

@@ -6,8 +6,9 @@
 // A data directory holds
 //
 //	lock            flock of the one process that has it open
+//	reserve         room for its own records on a full disk
 //	catalog.db      volumes, chains, snapshots (package catalog)
-//	images/         every image of every volume (package image/file)
+//	images/         every image of every volume (packages image/file, image/sealed)
 //	volumes/ID/     journal and tables of a volume (package journal)
 //
 // What owns what: the catalog owns the chains, the journals own the tables, and
@@ -17,6 +18,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,6 +34,7 @@ import (
 	"github.com/tidemark/tidemark/catalog"
 	"github.com/tidemark/tidemark/image"
 	"github.com/tidemark/tidemark/image/file"
+	"github.com/tidemark/tidemark/image/sealed"
 	"github.com/tidemark/tidemark/internal/vfs"
 	"github.com/tidemark/tidemark/journal"
 	"github.com/tidemark/tidemark/lookup"
@@ -46,6 +49,20 @@ type Options struct {
 	Logger *slog.Logger
 	// MaxDraining limits the draining VLUNs of a volume; 0: 8.
 	MaxDraining int
+	// JournalBytes is the length from which a volume's journal is folded into
+	// its tables; 0: 64 MiB.
+	JournalBytes int64
+	// ReserveBytes is the room that the directory keeps for its own records on
+	// a full disk (type reserve); 0: none. DefaultReserveBytes is what serve uses.
+	ReserveBytes int64
+	// ScrubEvery is the period in which every sealed image is read once and held
+	// against its checksums, in the background; 0: never.
+	ScrubEvery time.Duration
+	// ScrubBytesPerSecond limits how fast it reads; 0: DefaultScrubBytesPerSecond.
+	ScrubBytesPerSecond int64
+	// SumCacheBytes limits the memory for checksums of sealed images; 0:
+	// sealed.DefaultCacheBytes.
+	SumCacheBytes int64
 }
 
 // Store is an open data directory. Its methods may be called from any goroutine.
@@ -58,10 +75,16 @@ type Store struct {
 	dir      string
 	logger   *slog.Logger
 	lock     io.Closer
-	catalog  *catalog.Catalog
+	reserve  *reserve
+	records  vfs.FS // fs for what draws on the reserve
+	journals int64  // Options.JournalBytes
+	catalog  names
 	engine   *volume.Engine
 	spares   spares
 	sealer   sealer
+	sums     *sealed.Cache
+	scans    scans
+	rot      chan rotten
 	recovery []string
 
 	admin sync.Mutex
@@ -83,7 +106,7 @@ type disk struct {
 	kicked    chan struct{} // closed when nobody makes them any more
 	images    map[image.ID]image.Image
 	snapshots map[*volume.VLUN]*snapshot // by own VLUN; guarded by Store.mu
-	sealed    map[*volume.VLUN]bool      // their record says so, or is about to; guarded by Store.mu
+	sealed    map[*volume.VLUN]*seal     // their record says so, or is about to; guarded by Store.mu
 	files     sync.Mutex                 // held by whoever works on the images in the background
 	deleted   bool                       // guarded by files
 }
@@ -99,6 +122,9 @@ type snapshot struct {
 	waiting     []string
 	conflicts   uint64 // of an earlier life of the server
 	failed      string
+	verified    time.Time     // the last time, to its end, by itself
+	wrongHash   bool          // its hash was not that of the seal then
+	verifying   *verification // runs
 	settled     chan struct{} // closed when it is sealed, has failed, or is no more
 }
 
@@ -134,7 +160,12 @@ func Open(dir string, o Options) (_ *Store, err error) {
 			err = errors.Join(err, s.release())
 		}
 	}()
-	if s.catalog, err = catalog.Open(s.fs, catalogName(dir)); err != nil {
+	if s.reserve, err = openReserve(s.fs, dir, o.ReserveBytes); err != nil {
+		return nil, fmt.Errorf("open %s: %w", dir, err)
+	}
+	s.records, s.journals = records{s.fs, s.reserve}, o.JournalBytes
+	s.catalog.reserve = s.reserve
+	if s.catalog.Catalog, err = catalog.Open(s.fs, catalogName(dir)); err != nil {
 		return nil, openError(dir, err)
 	}
 	state, err := s.catalog.Load()
@@ -147,12 +178,18 @@ func Open(dir string, o Options) (_ *Store, err error) {
 	s.engine = volume.New(keeper{s}, o.MaxDraining)
 	s.spares.store = s
 	s.sealer.start(s)
+	s.sums = sealed.NewCache(cmp.Or(o.SumCacheBytes, sealed.DefaultCacheBytes))
+	s.startScans()
 	for _, v := range state.Volumes {
 		if err := s.recoverVolume(v); err != nil {
 			return nil, fmt.Errorf("open %s: volume %s: %w", dir, v.Name, err)
 		}
 	}
 	s.spares.refill()
+	if o.ScrubEvery > 0 {
+		s.scans.running.Add(1)
+		go s.scrubAlways(o.ScrubEvery, cmp.Or(o.ScrubBytesPerSecond, DefaultScrubBytesPerSecond))
+	}
 	return s, nil
 }
 
@@ -164,13 +201,15 @@ func (s *Store) takeDirectory() (err error) {
 		if err := s.fs.MkdirAll(s.dir, 0o700); err != nil {
 			return fmt.Errorf("open %s: %w", s.dir, err)
 		}
-		if err := s.fs.SyncDir(path.Dir(s.dir)); err != nil {
-			return fmt.Errorf("open %s: %w", s.dir, err)
-		}
 	case err != nil:
 		return fmt.Errorf("open %s: %w", s.dir, err)
 	case !slices.Contains(names, "catalog.db") && slices.ContainsFunc(names, foreign):
 		return fmt.Errorf("open %s: %w: not a data directory, and not empty", s.dir, ErrFormat)
+	}
+	if !slices.Contains(names, "catalog.db") {
+		if err := s.syncAbove(); err != nil {
+			return fmt.Errorf("open %s: %w", s.dir, err)
+		}
 	}
 	if s.lock, err = s.fs.Lock(lockName(s.dir)); err != nil {
 		if errors.Is(err, vfs.ErrLocked) {
@@ -189,10 +228,22 @@ func (s *Store) takeDirectory() (err error) {
 	return nil
 }
 
+// syncAbove makes the entry of a new data directory durable, and those of the
+// directories above it, which MkdirAll may have made: now, or before a death that
+// came too early for this. One that may not be read was made by somebody else.
+func (s *Store) syncAbove() error {
+	for name := path.Clean(s.dir); path.Dir(name) != name; name = path.Dir(name) {
+		if err := s.fs.SyncDir(path.Dir(name)); err != nil && !errors.Is(err, fs.ErrPermission) {
+			return err
+		}
+	}
+	return nil
+}
+
 // foreign tells names that an open which was cut short does not leave behind.
 func foreign(name string) bool {
 	return !strings.HasPrefix(name, "catalog.db") && !strings.HasSuffix(name, ".sock") &&
-		!slices.Contains([]string{"lock", "images", "volumes"}, name)
+		!slices.Contains([]string{"lock", "reserve", "images", "volumes"}, name)
 }
 
 func openError(dir string, err error) error {
@@ -223,18 +274,18 @@ func (s *Store) Close(ctx context.Context) error {
 	s.closed = true
 	s.mu.Unlock()
 
+	s.scans.stop()
 	err := s.engine.Close()
 	s.preserves.Wait()
 	s.spares.close()
 	s.sealer.stop(ctx)
-	if err == nil { // all is flushed: what has drained stays exact over a power cut
-		err = s.recordDrained()
-	}
+	err = errors.Join(err, s.recordDrained())
 	return errors.Join(err, s.release())
 }
 
 // release closes what Open opened.
 func (s *Store) release() (err error) {
+	s.scans.stop()
 	s.sealer.abandon() // of an Open that failed; a Close has stopped it
 	for _, d := range s.volumes {
 		if d.kick != nil {
@@ -244,8 +295,11 @@ func (s *Store) release() (err error) {
 		err = errors.Join(err, d.close())
 	}
 	s.spares.close()
-	if s.catalog != nil {
+	if s.catalog.Catalog != nil {
 		err = errors.Join(err, s.catalog.Close())
+	}
+	if s.reserve != nil {
+		err = errors.Join(err, s.reserve.close())
 	}
 	return errors.Join(err, s.lock.Close())
 }
@@ -278,7 +332,7 @@ func (s *Store) diskLocked(name string) (*disk, error) {
 }
 
 // CreateVolume makes a volume of zeros that takes no storage. Errors:
-// ErrInvalid, ErrExists.
+// ErrInvalid, ErrExists, ErrNoSpace.
 func (s *Store) CreateVolume(name string, sizeBytes int64, scope volume.Scope) (VolumeInfo, error) {
 	if err := errors.Join(checkName("volume", name), checkSize(sizeBytes)); err != nil {
 		return VolumeInfo{}, err
@@ -293,6 +347,9 @@ func (s *Store) CreateVolume(name string, sizeBytes int64, scope volume.Scope) (
 			err = fmt.Errorf("volume %s %w", name, ErrExists)
 		}
 		return VolumeInfo{}, err
+	}
+	if err := s.reserve.spare(); err != nil {
+		return VolumeInfo{}, fmt.Errorf("create volume %s: %w", name, err)
 	}
 	d, err := s.createVolume(name, sizeBytes, scope)
 	if err != nil {
@@ -324,7 +381,7 @@ func (s *Store) createVolume(name string, sizeBytes int64, scope volume.Scope) (
 		})
 	}
 	if err != nil {
-		return nil, errors.Join(err, img.Close(), file.Remove(s.fs, imagesDir(s.dir), id))
+		return nil, errors.Join(err, s.undoCreate(record.ID, j, images[0], errors.Is(err, catalog.ErrFailed)))
 	}
 	s.spares.refill()
 	return s.addDisk(record, j, map[image.ID]image.Image{id: img}, []volume.Link{
@@ -332,12 +389,29 @@ func (s *Store) createVolume(name string, sizeBytes int64, scope volume.Scope) (
 	})
 }
 
+// undoCreate removes the files of a volume that has no record. If it may have
+// one after all, they stay: the next open needs them, or removes them.
+func (s *Store) undoCreate(id catalog.VolumeID, j *journal.Journal, first volume.Next, mayHaveRecord bool) (err error) {
+	if j != nil {
+		err = j.Close()
+	}
+	err = errors.Join(err, first.Image.Close())
+	if mayHaveRecord {
+		return err
+	}
+	// A directory that was never made is no error: there is nothing to undo.
+	if gone := s.removeVolumeDir(volumeDir(s.dir, id)); !errors.Is(gone, fs.ErrNotExist) {
+		err = errors.Join(err, gone)
+	}
+	return errors.Join(err, file.Remove(s.fs, imagesDir(s.dir), first.ID))
+}
+
 func (s *Store) createJournal(id catalog.VolumeID, first image.ID) (*journal.Journal, error) {
 	dir := volumeDir(s.dir, id)
-	if err := s.fs.MkdirAll(dir, 0o700); err != nil {
+	if err := s.records.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	j, err := journal.Create(journal.Options{FS: s.fs, Dir: dir, VolumeID: uint64(id), Images: []image.ID{first}})
+	j, err := journal.Create(journal.Options{FS: s.records, Dir: dir, VolumeID: uint64(id), Images: []image.ID{first}, SegmentBytes: s.journals})
 	if err != nil {
 		return nil, err
 	}
@@ -351,7 +425,7 @@ func (s *Store) addDisk(record catalog.Volume, j *journal.Journal, images map[im
 		return nil, err
 	}
 	d := &disk{
-		record: record, journal: j, images: images, snapshots: map[*volume.VLUN]*snapshot{}, sealed: map[*volume.VLUN]bool{},
+		record: record, journal: j, images: images, snapshots: map[*volume.VLUN]*snapshot{}, sealed: map[*volume.VLUN]*seal{},
 		kick: make(chan struct{}, 1), kicked: make(chan struct{}),
 	}
 	go d.checkpoints(s.logger)
@@ -373,28 +447,58 @@ type kickingLog struct {
 	kick chan struct{}
 }
 
+// Append implements volume.Log.
+func (l kickingLog) Append(changes []journal.Change) (journal.LSN, error) {
+	lsn, err := l.Journal.Append(changes)
+	if l.Overdue() {
+		l.ask()
+	}
+	return lsn, err
+}
+
 // Commit implements volume.Log.
 func (l kickingLog) Commit(to journal.LSN) error {
 	if err := l.Journal.Commit(to); err != nil {
 		return err
 	}
 	if l.NeedsCheckpoint() {
-		select {
-		case l.kick <- struct{}{}:
-		default:
-		}
+		l.ask()
 	}
 	return nil
+}
+
+func (l kickingLog) ask() {
+	select {
+	case l.kick <- struct{}{}:
+	default:
+	}
 }
 
 // checkpoints makes checkpoints beside the I/O when they are asked for.
 func (d *disk) checkpoints(logger *slog.Logger) {
 	defer close(d.kicked)
+	said := "" // once, not at each request while a disk is full
 	for range d.kick {
-		if err := d.journal.Checkpoint(); err != nil {
+		err := d.checkpoint()
+		if err == nil {
+			said = ""
+		} else if err.Error() != said {
+			said = err.Error()
 			logger.Error("checkpoint", "volume", d.record.Name, "err", err)
 		}
 	}
+}
+
+// checkpoint folds the journal. Where clients never flush it flushes for them,
+// as only what is committed can be folded; and it closes the segment before, as
+// only a commit behind a closed one lets that be folded.
+func (d *disk) checkpoint() error {
+	if d.journal.Overdue() {
+		if err := errors.Join(d.journal.Checkpoint(), d.volume.Flush()); err != nil {
+			return err
+		}
+	}
+	return d.journal.Checkpoint()
 }
 
 // ResizeVolume makes a volume larger. Open views keep their size. Errors:
@@ -451,11 +555,26 @@ func (s *Store) DeleteVolume(name string, withSnapshots bool) error {
 	snapshots := len(d.snapshots)
 	s.mu.Unlock()
 	if snapshots > 0 && !withSnapshots {
-		return fmt.Errorf("volume %s is %w: it has %d snapshots; delete them with it by --with-snapshots", name, ErrInUse, snapshots)
+		return fmt.Errorf("volume %s is %w: it has %s; delete with --with-snapshots", name, ErrInUse, count(snapshots, "snapshot", "snapshots"))
 	}
-	if err := s.engine.RemoveVolume(d.volume); err != nil {
+	d.files.Lock() // a seal of it that is under way ends first
+	defer d.files.Unlock()
+	var unknown error
+	err = s.engine.RemoveVolume(d.volume, func() error {
+		before := s.catalog.Failed()
+		err := s.catalog.Update(func(tx *catalog.Tx) error { return tx.DeleteVolume(d.record.ID) })
+		if before == nil && errors.Is(err, catalog.ErrFailed) { // the next open may find it deleted: it takes no more writes
+			unknown, err = err, nil
+		}
+		return err
+	})
+	if errors.Is(err, volume.ErrBusy) {
 		views, processes := d.volume.Uses()
-		return fmt.Errorf("volume %s is %w: %d connections, %d processes; end them first", name, ErrInUse, views, processes)
+		return fmt.Errorf("volume %s is %w: %s, %s; end them first", name, ErrInUse,
+			count(views, "connection", "connections"), count(processes, "process", "processes"))
+	}
+	if err != nil {
+		return fmt.Errorf("delete volume %s: %w", name, err)
 	}
 	s.mu.Lock()
 	delete(s.volumes, name)
@@ -464,16 +583,13 @@ func (s *Store) DeleteVolume(name string, withSnapshots bool) error {
 		d.forget(k)
 	}
 	s.mu.Unlock()
-	d.files.Lock()
-	defer d.files.Unlock()
 	d.deleted = true
 	close(d.kick)
 	<-d.kicked
-	err = s.catalog.Update(func(tx *catalog.Tx) error { return tx.DeleteVolume(d.record.ID) })
-	if err != nil {
-		return fmt.Errorf("delete volume %s: %w", name, errors.Join(err, d.close()))
+	_ = d.close() // what it could not save goes now, or is recovered
+	if unknown != nil {
+		return fmt.Errorf("delete volume %s: whether it is deleted shows when the directory is opened again: %w", name, unknown)
 	}
-	_ = d.close() // what it could not save goes now
 	if err := s.removeFiles(d); err != nil {
 		return fmt.Errorf("volume %s is deleted, but not all of its files: %w", name, err)
 	}
@@ -499,9 +615,17 @@ func (snap *snapshot) settle() {
 // removeFiles unlinks what a volume had on disk. The catalog is free of it.
 func (s *Store) removeFiles(d *disk) (err error) {
 	for id := range d.images {
-		err = errors.Join(err, file.Remove(s.fs, imagesDir(s.dir), id))
+		err = errors.Join(err, file.Remove(s.fs, imagesDir(s.dir), id), sealed.RemoveSums(s.fs, imagesDir(s.dir), id))
 	}
 	return errors.Join(err, s.removeVolumeDir(volumeDir(s.dir, d.record.ID)))
+}
+
+// count writes a number with its noun.
+func count(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
 }
 
 func (s *Store) removeVolumeDir(dir string) error {

@@ -73,8 +73,8 @@ func TestASnapshotOutlivesTheServer(t *testing.T) {
 	if err := s.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if findings, err := store.Check(dir, nil); err != nil || len(findings) > 0 {
-		t.Fatalf("check: %v %v", findings, err)
+	if r, err := store.Check(dir, nil, store.CheckOptions{}); err != nil || len(r.Findings) > 0 {
+		t.Fatalf("check: %v %v", r.Findings, err)
 	}
 
 	s = openStore(t, dir)
@@ -92,7 +92,7 @@ func TestASecondServerIsRefusedTheDirectory(t *testing.T) {
 	if _, err := store.Open(dir, store.Options{}); !errors.Is(err, store.ErrInUse) {
 		t.Errorf("a second open: %v, want %v", err, store.ErrInUse)
 	}
-	if _, err := store.Check(dir, nil); !errors.Is(err, store.ErrInUse) {
+	if _, err := store.Check(dir, nil, store.CheckOptions{}); !errors.Is(err, store.ErrInUse) {
 		t.Errorf("a check beside it: %v, want %v", err, store.ErrInUse)
 	}
 }

@@ -2,8 +2,11 @@ package store
 
 import (
 	"errors"
+	"fmt"
+	"syscall"
 	"time"
 
+	"github.com/tidemark/tidemark/image"
 	"github.com/tidemark/tidemark/volume"
 )
 
@@ -27,9 +30,14 @@ var (
 	ErrLimit = errors.New("limit reached")
 	// ErrClosed: the store is closed or closing.
 	ErrClosed = errors.New("store is closed")
+	// ErrNoSpace: the disk is too full for what would need more room later. It is
+	// syscall.ENOSPC too.
+	ErrNoSpace = fmt.Errorf("too little room: %w", syscall.ENOSPC)
 	// ErrFormat: the data directory was written by another format version, or
 	// is not one.
 	ErrFormat = errors.New("wrong format")
+	// ErrCorrupt: what a sealed snapshot has on the disk is not what was sealed.
+	ErrCorrupt = errors.New("corrupt")
 )
 
 // VolumeInfo describes a volume.
@@ -70,6 +78,63 @@ type SnapshotInfo struct {
 	DataBytes int64
 	// Failed says why sealing failed; empty if it did not.
 	Failed string
+	// Hash is the content hash of a sealed snapshot, in hex; empty before. Equal
+	// hashes: the same bytes, as far as CRCs tell (package image/sealed).
+	Hash string
+	// Verify is what was last found when its bytes were held against its sums.
+	Verify VerifyState
+}
+
+// VerifyPhase says where the verification of a snapshot stands.
+type VerifyPhase string
+
+// Phases. The empty one: it was never verified.
+const (
+	VerifyRunning VerifyPhase = "running"
+	VerifyOK      VerifyPhase = "ok"
+	VerifyBad     VerifyPhase = "bad"
+)
+
+// VerifyState is what is known of a snapshot's bytes on the disk, from
+// VerifySnapshot and from scrubbing.
+type VerifyState struct {
+	State VerifyPhase
+	// DoneBytes of TotalBytes have been read; while it runs.
+	DoneBytes, TotalBytes int64
+	// BadBlocks counts the blocks of 4 KiB that the snapshot shows and that do
+	// not hold what was sealed.
+	BadBlocks int64
+	// LastTime is when it was last verified to its end; zero if never.
+	LastTime time.Time
+}
+
+// MostBadBlocks is how many bad blocks a VerifyReport lists; it counts all.
+const MostBadBlocks = 100
+
+// BadBlock is a block of a snapshot that does not hold what was sealed.
+type BadBlock struct {
+	// Image holds it; more than one snapshot may show it.
+	Image image.ID
+	// OffsetBytes in the volume.
+	OffsetBytes int64
+	// Why: the sum differs, or the disk's own error.
+	Why string
+}
+
+// VerifyReport is the answer to VerifySnapshot.
+type VerifyReport struct {
+	Snapshot string // VOLUME@SNAPSHOT
+	// Hash recomputed from the sums of what was read; the recorded one, if no
+	// block is bad.
+	Hash string
+	// ReadBytes came from the disk, past the page cache; Direct is false if the
+	// file system would not do that, and some of them may be from memory.
+	ReadBytes int64
+	Direct    bool
+	// BadBlocks counts; Bad lists the first MostBadBlocks, ascending.
+	BadBlocks int64
+	Bad       []BadBlock
+	Took      time.Duration
 }
 
 // ProcessInfo describes a session or explicit process.

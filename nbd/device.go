@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"errors"
+	"net"
 	"time"
 )
 
@@ -26,15 +27,26 @@ var (
 	ErrShutdown = errors.New("nbd: server is shutting down")
 )
 
-// Backend resolves export names. Its methods may run at the same time.
+// Client is who asks, as far as the server knows at that moment.
+type Client struct {
+	Remote net.Addr
+	// TLS tells that the connection is encrypted.
+	TLS bool
+	// Names are what the client's certificate was verified for, its common
+	// name first, then its DNS names; none without such a certificate.
+	Names []string
+}
+
+// Backend resolves export names. Its methods may run at the same time, and
+// keep no Client's Names.
 type Backend interface {
-	// List returns the names that NBD_OPT_LIST shows.
-	List() []string
+	// List returns the names that NBD_OPT_LIST shows c.
+	List(c Client) []string
 	// Open opens an export; each call is met by one Device.Close. A probe
 	// (NBD_OPT_INFO, the metadata context options) opens and closes too.
 	// Errors wrap ErrUnknownExport, ErrBadExportName or ErrRefused; any other
 	// is shown as a refusal.
-	Open(name string) (Device, Info, error)
+	Open(name string, c Client) (Device, Info, error)
 }
 
 // Info is what the handshake tells of an export.
@@ -63,6 +75,9 @@ type Device interface {
 	Trim(off, lengthBytes int64) error
 	// WriteZeroes makes a range read zeros; noHole keeps its storage.
 	WriteZeroes(off, lengthBytes int64, noHole bool) error
+	// Cache asks that a range be in memory soon, so that reads need not wait.
+	// It promises nothing.
+	Cache(off, lengthBytes int64) error
 	// Flush makes every completed write durable. It also follows each command
 	// with FUA, before the reply.
 	Flush() error

@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"bytes"
+	"crypto/tls"
 	"encoding/binary"
 	"io"
 	"math"
@@ -9,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tidemark/tidemark/internal/certtest"
 	"github.com/tidemark/tidemark/nbd/internal/wire"
 )
 
@@ -41,13 +43,20 @@ func (*script) SetReadDeadline(time.Time) error  { return nil }
 func (*script) SetWriteDeadline(time.Time) error { return nil }
 func (*script) RemoteAddr() net.Addr             { return &net.UnixAddr{} }
 
-// serveScript serves it to its end, and checks that each open was met by a close.
+// serveScript serves it to its end, and checks that nothing is left of it: each
+// open was met by a close, and all that was drawn on the budget is given back.
 func serveScript(t *testing.T, say []byte, piece uint16, cold bool) (m *memory, heard int64) {
+	return serveScriptWith(t, Options{}, say, piece, cold)
+}
+
+func serveScriptWith(t *testing.T, o Options, say []byte, piece uint16, cold bool) (m *memory, heard int64) {
 	m = newMemory(64 << 10)
 	m.closed = make(chan bool, len(say)/wire.OptionSize+1)
 	m.cold.Store(cold)
 	s := &script{say: say, piece: int(piece) + 1}
-	NewServer(m, Options{}).ServeConn(s)
+	p := newPool(t, m, o)
+	p.server.ServeConn(s)
+	p.expectNothing()
 	if opened, closed := m.opened.Load(), int64(len(m.closed)); opened != closed {
 		t.Fatalf("%d opened, %d closed", opened, closed)
 	}
@@ -68,6 +77,7 @@ func FuzzHandshake(f *testing.F) {
 		{wire.OptSetMeta, metaData("disk", wire.ContextAllocation)}, {wire.OptListMeta, metaData("disk", "", "base:")},
 	} {
 		say := wire.AppendOption(bytes.Clone(hello), wire.OptStructuredReply, nil)
+		f.Add(wire.AppendOption(wire.AppendOption(bytes.Clone(hello), wire.OptExtendedHeaders, nil), option.number, option.data), uint16(40))
 		f.Add(wire.AppendOption(say, option.number, option.data), uint16(math.MaxUint16))
 	}
 	f.Fuzz(func(t *testing.T, say []byte, piece uint16) {
@@ -117,4 +127,74 @@ func FuzzTransmission(f *testing.F) {
 		}
 		serveScript(t, append(bytes.Clone(say), requests...), piece, cold)
 	})
+}
+
+func FuzzExtendedTransmission(f *testing.F) {
+	intro := binary.BigEndian.AppendUint32(nil, wire.ClientFixedNewstyle|wire.ClientNoZeroes)
+	intro = wire.AppendOption(intro, wire.OptExtendedHeaders, nil)
+	intro = wire.AppendOption(intro, wire.OptSetMeta, metaData("disk", wire.ContextAllocation, wire.ContextDepth))
+	intro = wire.AppendOption(intro, wire.OptGo, goData("disk"))
+	const withPayload = wire.FlagPayloadLen
+	var all []byte
+	for _, r := range []struct {
+		wire.Request
+		payload string
+	}{
+		{wire.Request{Command: wire.CmdRead, Length: 4096}, ""},
+		{wire.Request{Command: wire.CmdWrite, Flags: withPayload, Length: 3}, "abc"},
+		{wire.Request{Command: wire.CmdWrite, Length: 3}, ""},
+		{wire.Request{Command: wire.CmdTrim, Length: 1 << 40}, ""},
+		{wire.Request{Command: wire.CmdZeroes, Flags: wire.FlagNoHole, Offset: 1, Length: 9999}, ""},
+		{wire.Request{Command: wire.CmdCache, Flags: wire.FlagFUA, Length: 64 << 10}, ""},
+		{wire.Request{Command: wire.CmdBlockStatus, Length: 64 << 10}, ""},
+		{wire.Request{Command: wire.CmdBlockStatus, Flags: withPayload, Offset: 4096, Length: 12}, "\x00\x00\x00\x00\x00\x00\x20\x00\x00\x00\x00\x02"},
+		{wire.Request{Command: wire.CmdBlockStatus, Flags: withPayload, Length: 3}, "abc"},
+		{wire.Request{Command: wire.CmdFlush, Flags: withPayload, Length: 3}, "abc"},
+		{wire.Request{Command: wire.CmdWrite, Flags: withPayload, Length: math.MaxUint64}, "abc"},
+		{wire.Request{Command: wire.CmdDisc}, ""},
+	} {
+		message := append(wire.Extended.AppendRequest(nil, &r.Request), r.payload...)
+		f.Add(message, uint16(math.MaxUint16), false)
+		all = append(all, message...)
+	}
+	f.Add(all, uint16(0), true)
+	f.Add(all, uint16(40), false)
+	f.Fuzz(func(t *testing.T, requests []byte, piece uint16, cold bool) {
+		serveScript(t, append(bytes.Clone(intro), requests...), piece, cold)
+	})
+}
+
+// FuzzStartTLS is the plain side of a server that offers TLS, and what comes
+// instead of a client's part of it.
+func FuzzStartTLS(f *testing.F) {
+	a := certtest.New(f)
+	config := a.Server()
+	hello := binary.BigEndian.AppendUint32(nil, wire.ClientFixedNewstyle|wire.ClientNoZeroes)
+	startTLS := wire.AppendOption(bytes.Clone(hello), wire.OptStartTLS, nil)
+	f.Add(startTLS, uint16(math.MaxUint16), true)
+	f.Add(append(bytes.Clone(startTLS), clientHello(f, a.Client(""))...), uint16(0), true)
+	f.Add(append(bytes.Clone(startTLS), wire.AppendOption(nil, wire.OptGo, goData("disk"))...), uint16(math.MaxUint16), false)
+	f.Add(wire.AppendOption(bytes.Clone(hello), wire.OptGo, goData("disk")), uint16(0), true)
+	f.Fuzz(func(t *testing.T, say []byte, piece uint16, require bool) {
+		mode := TLSAllow
+		if require {
+			mode = TLSRequire
+		}
+		if m, _ := serveScriptWith(t, Options{TLS: config, TLSMode: mode}, say, piece, false); require && m.opened.Load() != 0 {
+			t.Errorf("an export was opened without TLS")
+		}
+	})
+}
+
+// clientHello is the first thing that a client of TLS says.
+func clientHello(t testing.TB, config *tls.Config) []byte {
+	near, far := net.Pipe()
+	defer func() { _ = near.Close() }()
+	go func() { _ = tls.Client(far, config).Handshake() }()
+	b := make([]byte, 16<<10)
+	n, err := near.Read(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b[:n]
 }

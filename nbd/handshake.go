@@ -15,6 +15,13 @@ import (
 // longest useful one has an export's name, at most 4096 bytes, and some queries.
 const maxOptionBytes = 16 << 10
 
+// What a client may ask in one handshake. There are those that ask two options
+// about each export that they were told of.
+const (
+	maxOptions   = 64 << 10
+	listPatience = maxOptions / 16 // a list counts as so many options
+)
+
 // Block sizes of NBD_INFO_BLOCK_SIZE.
 const (
 	minBlockBytes       = 1
@@ -25,8 +32,9 @@ const (
 )
 
 var (
-	errAborted  = errors.New("nbd: client aborted the handshake")
-	errBadMagic = errors.New("nbd: bad magic from the client")
+	errAborted        = errors.New("nbd: client aborted the handshake")
+	errTooManyOptions = errors.New("nbd: too many options in one handshake")
+	errBadMagic       = errors.New("nbd: bad magic from the client")
 )
 
 // A contextSet is the metadata contexts that a client selected; the values
@@ -48,11 +56,20 @@ var contexts = [...]struct {
 type handshake struct {
 	server   *Server
 	nc       net.Conn
-	in       intake
+	conn     *connection
+	patience int // options that the client may still send
+	client   Client
+	in       *intake
 	out      []byte // replies to the option at hand
 	noZeroes bool
+	upgrades bool // the option at hand was NBD_OPT_STARTTLS, and is granted
 
-	structured bool
+	agreed
+}
+
+// agreed is what the options agreed on; it does not outlive NBD_OPT_STARTTLS.
+type agreed struct {
+	form       wire.Form
 	selected   contextSet
 	contextsOf string // the export for which contexts were selected
 }
@@ -65,11 +82,14 @@ type decision struct {
 }
 
 // handshake haggles until the client chooses an export, and returns the session over it.
-func (s *Server) handshake(nc net.Conn) (*session, error) {
-	memory := takeBuffer(wire.OptionSize + maxOptionBytes)
-	defer memory.release()
-	h := &handshake{server: s, nc: nc, in: intake{nc: nc, shutdown: &s.closing}}
-	h.in.use(memory.bytes)
+func (s *Server) handshake(c *connection) (_ *session, err error) {
+	h := &handshake{server: s, nc: c.nc, conn: c, patience: maxOptions, client: Client{Remote: c.nc.RemoteAddr()}, in: newIntake(c.nc, &s.closing, &c.account.moved)}
+	defer func() {
+		if err != nil {
+			h.in.release()
+			_ = h.nc.Close() // over TLS it says so first
+		}
+	}()
 	if err := h.hello(); err != nil {
 		return nil, fmt.Errorf("handshake: %w", err)
 	}
@@ -79,8 +99,19 @@ func (s *Server) handshake(nc net.Conn) (*session, error) {
 			return nil, fmt.Errorf("handshake: %w", err)
 		}
 		d, end := h.answer(option, data)
-		if _, err := nc.Write(h.out); err != nil && end == nil {
+		if d != nil {
+			if end = s.settle(c, d.name); end != nil {
+				h.out = h.out[:0]
+				if option != wire.OptExportName {
+					h.fail(option, wire.RepErrPolicy, end.Error())
+				}
+			}
+		}
+		if _, err := h.nc.Write(h.out); err != nil && end == nil {
 			end = fmt.Errorf("reply: %w", err)
+		}
+		if h.upgrades && end == nil {
+			end = h.upgrade()
 		}
 		if end != nil {
 			if d != nil {
@@ -113,6 +144,9 @@ func (h *handshake) hello() error {
 	if unknown := flags &^ (wire.ClientFixedNewstyle | wire.ClientNoZeroes); unknown != 0 {
 		return fmt.Errorf("unknown client flags %#x", unknown)
 	}
+	if h.server.options.TLSMode == TLSRequire && flags&wire.ClientFixedNewstyle == 0 {
+		return errors.New("a client without fixed newstyle, and so without TLS")
+	}
 	h.noZeroes = flags&wire.ClientNoZeroes != 0
 	return nil
 }
@@ -121,7 +155,10 @@ func (h *handshake) hello() error {
 // and not returned. data is valid until the next call.
 func (h *handshake) next() (option uint32, data []byte, err error) {
 	for {
-		h.out = h.out[:0]
+		if h.patience--; h.patience < 0 {
+			return 0, nil, errTooManyOptions
+		}
+		h.out, h.upgrades = h.out[:0], false
 		b, err := h.in.need(wire.OptionSize)
 		if err != nil {
 			return 0, nil, err
@@ -143,7 +180,11 @@ func (h *handshake) next() (option uint32, data []byte, err error) {
 		if err := h.in.discard(int64(length)); err != nil {
 			return 0, nil, err
 		}
-		h.fail(option, wire.RepErrTooBig, fmt.Sprintf("%d bytes of data are more than %d", length, maxOptionBytes))
+		if h.needsTLS() {
+			h.failTLSRequired(option)
+		} else {
+			h.fail(option, wire.RepErrTooBig, fmt.Sprintf("%d bytes of data are more than %d", length, maxOptionBytes))
+		}
 		if _, err := h.nc.Write(h.out); err != nil {
 			return 0, nil, fmt.Errorf("reply: %w", err)
 		}
@@ -160,6 +201,13 @@ func (h *handshake) answer(option uint32, data []byte) (*decision, error) {
 		h.fail(option, wire.RepErrShutdown, ErrShutdown.Error())
 		return nil, nil
 	}
+	if h.needsTLS() && option != wire.OptStartTLS && option != wire.OptAbort {
+		if option == wire.OptExportName {
+			return nil, errors.New("NBD_OPT_EXPORT_NAME without TLS")
+		}
+		h.failTLSRequired(option)
+		return nil, nil
+	}
 	switch option {
 	case wire.OptExportName:
 		return h.exportName(string(data))
@@ -167,50 +215,118 @@ func (h *handshake) answer(option uint32, data []byte) (*decision, error) {
 		h.ack(option)
 		return nil, errAborted
 	case wire.OptList:
-		h.list(data)
+		return nil, h.list(data)
 	case wire.OptInfo, wire.OptGo:
 		return h.infoOrGo(option, data), nil
-	case wire.OptStructuredReply:
-		if len(data) != 0 {
-			h.fail(option, wire.RepErrInvalid, "NBD_OPT_STRUCTURED_REPLY takes no data")
-			break
-		}
-		h.structured = true
-		h.ack(option)
+	case wire.OptStructuredReply, wire.OptExtendedHeaders:
+		h.setForm(option, data)
 	case wire.OptListMeta, wire.OptSetMeta:
 		h.metaContext(option, data)
 	case wire.OptStartTLS:
-		h.fail(option, wire.RepErrPolicy, "this server does not use TLS")
+		return nil, h.startTLS(data)
 	default:
 		h.fail(option, wire.RepErrUnsup, "unknown option")
 	}
 	return nil, nil
 }
 
+// needsTLS tells whether the client may do nothing but begin TLS, or go.
+func (h *handshake) needsTLS() bool {
+	return h.server.options.TLSMode == TLSRequire && !h.client.TLS
+}
+
+func (h *handshake) failTLSRequired(option uint32) {
+	h.fail(option, wire.RepErrTLSRequired, "this server wants TLS first")
+}
+
+// startTLS grants NBD_OPT_STARTTLS or refuses it.
+func (h *handshake) startTLS(data []byte) error {
+	switch {
+	case h.server.options.TLSMode == TLSOff:
+		h.fail(wire.OptStartTLS, wire.RepErrPolicy, "this server does not use TLS")
+	case h.client.TLS:
+		h.fail(wire.OptStartTLS, wire.RepErrInvalid, "TLS is in use already")
+	case len(data) != 0:
+		h.fail(wire.OptStartTLS, wire.RepErrInvalid, "NBD_OPT_STARTTLS takes no data")
+	case h.in.buffered() != 0:
+		// A client waits for the reply, so a middleman may have put them there,
+		// to have them taken for the client's once TLS is up.
+		return errors.New("plain bytes after NBD_OPT_STARTTLS")
+	default:
+		h.upgrades = true
+		h.ack(wire.OptStartTLS)
+	}
+	return nil
+}
+
+// upgrade goes on over TLS. What was agreed on without it is forgotten, for it
+// may have been a middleman's.
+func (h *handshake) upgrade() error {
+	secure, err := newSecureConn(h.nc, h.server.options.TLS)
+	if err != nil {
+		return fmt.Errorf("TLS: %w", err)
+	}
+	h.nc = secure
+	h.in.release()
+	h.in = newIntake(secure, &h.server.closing, &h.conn.account.moved)
+	h.agreed = agreed{}
+	h.client.TLS, h.client.Names = true, namesOf(secure.ConnectionState())
+	return nil
+}
+
+// setForm answers the options that choose how messages look.
+func (h *handshake) setForm(option uint32, data []byte) {
+	switch {
+	case len(data) != 0:
+		h.fail(option, wire.RepErrInvalid, "this option takes no data")
+	case option == wire.OptExtendedHeaders:
+		h.form = wire.Extended
+		h.ack(option)
+	case h.form == wire.Extended:
+		h.fail(option, wire.RepErrExtended, "extended headers are agreed on, and include structured replies")
+	default:
+		h.form = wire.Structured
+		h.ack(option)
+	}
+}
+
 // exportName is the old way to choose an export: the only refusal is to hang up.
 func (h *handshake) exportName(name string) (*decision, error) {
-	device, info, err := h.server.backend.Open(name)
+	if h.form == wire.Extended {
+		return nil, errors.New("NBD_OPT_EXPORT_NAME after extended headers")
+	}
+	device, info, err := h.server.backend.Open(name, h.client)
 	if err != nil {
 		return nil, fmt.Errorf("open export %q: %w", name, err)
 	}
 	h.out = binary.BigEndian.AppendUint64(h.out, uint64(device.SizeBytes()))
-	h.out = binary.BigEndian.AppendUint16(h.out, h.transmissionFlags(info))
+	h.out = binary.BigEndian.AppendUint16(h.out, h.transmissionFlags(wire.OptExportName, name, info))
 	if !h.noZeroes {
 		h.out = append(h.out, make([]byte, 124)...)
 	}
 	return &decision{name, device, info}, nil
 }
 
-func (h *handshake) list(data []byte) {
+// list tells the names as it goes: however many they are, a client that does
+// not read them holds few.
+func (h *handshake) list(data []byte) error {
 	if len(data) != 0 {
 		h.fail(wire.OptList, wire.RepErrInvalid, "NBD_OPT_LIST takes no data")
-		return
+		return nil
 	}
-	for _, name := range h.server.backend.List() {
+	h.patience -= listPatience
+	for _, name := range h.server.backend.List(h.client) {
 		h.reply(wire.OptList, wire.RepServer, 4+len(name))
 		h.out = wire.AppendString(h.out, name)
+		if len(h.out) >= smallBytes {
+			if _, err := h.nc.Write(h.out); err != nil {
+				return fmt.Errorf("reply: %w", err)
+			}
+			h.out = h.out[:0]
+		}
 	}
 	h.ack(wire.OptList)
+	return nil
 }
 
 // infoOrGo tells of an export, and with OptGo chooses it. Data: the name, led
@@ -229,7 +345,7 @@ func (h *handshake) infoOrGo(option uint32, data []byte) *decision {
 	h.reply(option, wire.RepInfo, 2+8+2)
 	h.out = binary.BigEndian.AppendUint16(h.out, wire.InfoExport)
 	h.out = binary.BigEndian.AppendUint64(h.out, uint64(device.SizeBytes()))
-	h.out = binary.BigEndian.AppendUint16(h.out, h.transmissionFlags(info))
+	h.out = binary.BigEndian.AppendUint16(h.out, h.transmissionFlags(option, name, info))
 	var told [wire.InfoBlockSize + 1]bool // each is told once, however often it is asked
 	for asked := rest[2:]; len(asked) > 0; asked = asked[2:] {
 		kind := binary.BigEndian.Uint16(asked)
@@ -270,8 +386,8 @@ func (h *handshake) infoText(option uint32, kind uint16, text string) {
 // by its length in 32 bits; a count in 32 bits; so many queries, each led by
 // its length in 32 bits.
 func (h *handshake) metaContext(option uint32, data []byte) {
-	if !h.structured {
-		h.fail(option, wire.RepErrInvalid, "metadata contexts need structured replies first")
+	if h.form == wire.Simple {
+		h.fail(option, wire.RepErrInvalid, "metadata contexts need structured replies or extended headers first")
 		return
 	}
 	if option == wire.OptSetMeta {
@@ -341,7 +457,7 @@ func (h *handshake) open(option uint32, name string) (Device, Info, bool) {
 		h.fail(option, wire.RepErrTooBig, fmt.Sprintf("a name of %d bytes is longer than %d", len(name), wire.MaxStringBytes))
 		return nil, Info{}, false
 	}
-	device, info, err := h.server.backend.Open(name)
+	device, info, err := h.server.backend.Open(name, h.client)
 	switch {
 	case err == nil:
 		return device, info, true
@@ -358,8 +474,8 @@ func (h *handshake) open(option uint32, name string) (Device, Info, bool) {
 }
 
 // transmissionFlags says what the export can.
-func (h *handshake) transmissionFlags(info Info) uint16 {
-	flags := wire.HasFlags | wire.SendFlush | wire.SendFUA
+func (h *handshake) transmissionFlags(option uint32, name string, info Info) uint16 {
+	flags := wire.HasFlags | wire.SendFlush | wire.SendFUA | wire.SendCache
 	if info.ReadOnly {
 		flags |= wire.ReadOnly
 	} else {
@@ -368,10 +484,22 @@ func (h *handshake) transmissionFlags(info Info) uint16 {
 	if info.MultiConn {
 		flags |= wire.CanMultiConn
 	}
-	if h.structured {
+	if h.form != wire.Simple {
 		flags |= wire.SendDF
 	}
+	// Of an export that is not yet chosen, it tells what may be had.
+	if h.form == wire.Extended && (option == wire.OptInfo || h.selectedOf(name) != 0) {
+		flags |= wire.StatusPayload
+	}
 	return flags
+}
+
+// selectedOf is the contexts that were selected for an export.
+func (h *handshake) selectedOf(name string) contextSet {
+	if h.contextsOf != name {
+		return 0
+	}
+	return h.selected
 }
 
 func (h *handshake) reply(option, kind uint32, dataBytes int) {
@@ -388,14 +516,11 @@ func (h *handshake) fail(option, kind uint32, message string) {
 
 // session is the transmission phase over the decision's export.
 func (h *handshake) session(d *decision) *session {
-	if h.contextsOf != d.name {
-		h.selected = 0
-	}
 	_ = h.nc.SetDeadline(time.Time{})
 	if h.server.closing.Load() {
 		_ = h.nc.SetReadDeadline(longAgo) // the line before may have undone Shutdown's
 	}
-	return newSession(d, &h.in, h.structured, h.selected)
+	return newSession(d, h.in, h.conn.account, h.form, h.selectedOf(d.name))
 }
 
 // cutString cuts a string, led by its length in 32 bits, off data.

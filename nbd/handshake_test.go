@@ -12,7 +12,7 @@ import (
 
 func TestOptionIsAnswered(t *testing.T) {
 	const (
-		writable = "EXPORT 1048576 0x86d" // FLUSH FUA TRIM ZEROES FAST_ZERO
+		writable = "EXPORT 1048576 0xc6d" // FLUSH FUA TRIM ZEROES CACHE FAST_ZERO
 		list     = "ACK"
 		reason   = `nbd: no such export: "nope"`
 	)
@@ -21,7 +21,7 @@ func TestOptionIsAnswered(t *testing.T) {
 		number uint32
 		data   []byte
 	}
-	structured := option{wire.OptStructuredReply, nil}
+	structured, extended := option{wire.OptStructuredReply, nil}, option{wire.OptExtendedHeaders, nil}
 	for _, c := range []struct {
 		name    string
 		info    Info
@@ -29,15 +29,21 @@ func TestOptionIsAnswered(t *testing.T) {
 		want    []string // of the last option
 	}{
 		{"an unknown option is unsupported", Info{}, []option{{77, []byte("abc")}}, []string{"UNSUP unknown option"}},
-		{"extended headers are unsupported", Info{}, []option{{11, nil}}, []string{"UNSUP unknown option"}},
+		{"extended headers take no data", Info{}, []option{{wire.OptExtendedHeaders, []byte("x")}}, []string{"INVALID this option takes no data"}},
+		{"extended headers are agreed on", Info{}, []option{extended}, []string{"ACK"}},
+		{"extended headers after structured replies are agreed on", Info{}, []option{structured, extended}, []string{"ACK"}},
+		{"extended headers are not taken back", Info{}, []option{extended, structured},
+			[]string{"EXT_HEADER_REQD extended headers are agreed on, and include structured replies"}},
+		{"INFO tells DF and what status may have after extended headers", Info{}, []option{extended, {wire.OptInfo, goData("disk")}}, []string{"EXPORT 1048576 0x1ced", "ACK"}},
+		{"contexts are selected with extended headers", Info{}, []option{extended, {wire.OptSetMeta, metaData("disk", "base:allocation")}}, []string{"CONTEXT 1 base:allocation", "ACK"}},
 		{"TLS is refused", Info{}, []option{{wire.OptStartTLS, nil}}, []string{"POLICY this server does not use TLS"}},
 		{"LIST shows the exports", Info{}, []option{{wire.OptList, nil}}, []string{"SERVER disk", "SERVER other", list}},
 		{"LIST takes no data", Info{}, []option{{wire.OptList, []byte("x")}}, []string{"INVALID NBD_OPT_LIST takes no data"}},
-		{"structured replies take no data", Info{}, []option{{wire.OptStructuredReply, []byte("x")}}, []string{"INVALID NBD_OPT_STRUCTURED_REPLY takes no data"}},
+		{"structured replies take no data", Info{}, []option{{wire.OptStructuredReply, []byte("x")}}, []string{"INVALID this option takes no data"}},
 		{"INFO tells size and flags", Info{}, []option{{wire.OptInfo, goData("disk")}}, []string{writable, "ACK"}},
-		{"INFO tells DF after structured replies", Info{}, []option{structured, {wire.OptInfo, goData("disk")}}, []string{"EXPORT 1048576 0x8ed", "ACK"}},
-		{"a read-only export announces no writes", Info{ReadOnly: true}, []option{{wire.OptInfo, goData("disk")}}, []string{"EXPORT 1048576 0xf", "ACK"}},
-		{"multi-conn is announced", Info{MultiConn: true}, []option{{wire.OptInfo, goData("disk")}}, []string{"EXPORT 1048576 0x96d", "ACK"}},
+		{"INFO tells DF after structured replies", Info{}, []option{structured, {wire.OptInfo, goData("disk")}}, []string{"EXPORT 1048576 0xced", "ACK"}},
+		{"a read-only export announces no writes", Info{ReadOnly: true}, []option{{wire.OptInfo, goData("disk")}}, []string{"EXPORT 1048576 0x40f", "ACK"}},
+		{"multi-conn is announced", Info{MultiConn: true}, []option{{wire.OptInfo, goData("disk")}}, []string{"EXPORT 1048576 0xd6d", "ACK"}},
 		{"INFO tells what is asked, once", Info{Description: "all of it"},
 			[]option{{wire.OptInfo, goData("disk", wire.InfoBlockSize, wire.InfoName, wire.InfoName, wire.InfoDescription, 99)}},
 			[]string{writable, "BLOCK_SIZE 1 4096 33554432", "NAME disk", "DESCRIPTION all of it", "ACK"}},
@@ -51,7 +57,7 @@ func TestOptionIsAnswered(t *testing.T) {
 		{"GO without data is invalid", Info{}, []option{{wire.OptGo, nil}}, []string{"INVALID malformed data"}},
 		{"GO with too few information types is invalid", Info{}, []option{{wire.OptGo, goData("disk", 1, 2)[:12]}}, []string{"INVALID malformed data"}},
 		{"GO with a name that overruns is invalid", Info{}, []option{{wire.OptGo, []byte("\xff\xff\xff\xffdisk\x00\x00")}}, []string{"INVALID malformed data"}},
-		{"contexts need structured replies", Info{}, []option{{wire.OptSetMeta, metaData("disk")}}, []string{"INVALID metadata contexts need structured replies first"}},
+		{"contexts need structured replies", Info{}, []option{{wire.OptSetMeta, metaData("disk")}}, []string{"INVALID metadata contexts need structured replies or extended headers first"}},
 		{"contexts are listed", Info{}, []option{structured, {wire.OptListMeta, metaData("disk")}},
 			[]string{"CONTEXT 0 base:allocation", "CONTEXT 0 qemu:allocation-depth", "ACK"}},
 		{"contexts are listed by an empty query", Info{}, []option{structured, {wire.OptListMeta, metaData("disk", "")}},
@@ -73,13 +79,15 @@ func TestOptionIsAnswered(t *testing.T) {
 			k := dial(t, m)
 			var got []string
 			for _, o := range c.options {
-				got = k.option(o.number, o.data)
+				if got = k.option(o.number, o.data); o.number == wire.OptExtendedHeaders && got[0] == "ACK" {
+					k.form = wire.Extended
+				}
 			}
 			k.expect(got, c.want...)
 			// Whatever it was, the session lives on, and an export can be had.
 			replies := k.option(wire.OptGo, goData("disk"))
 			k.expect(replies[1:], "ACK")
-			k.send(wire.Request{Command: wire.CmdDisc}.Append(nil))
+			k.send(k.message(wire.Request{Command: wire.CmdDisc}, ""))
 			k.expectClosed()
 			if opened, closed := m.opened.Load(), int64(len(m.closed)); closed > opened {
 				t.Errorf("opened %d times, closed %d times", opened, closed)
@@ -105,7 +113,7 @@ func TestExportNameEntersTransmission(t *testing.T) {
 			k.hello(c.flags)
 			k.send(wire.AppendOption(nil, wire.OptExportName, []byte("disk")))
 			b := k.receive(c.want)
-			if size, flags := binary.BigEndian.Uint64(b), binary.BigEndian.Uint16(b[8:]); size != 1<<20 || flags != 0x86d {
+			if size, flags := binary.BigEndian.Uint64(b), binary.BigEndian.Uint16(b[8:]); size != 1<<20 || flags != 0xc6d {
 				t.Errorf("size %d, flags %#x", size, flags)
 			}
 			if !bytes.Equal(b[10:], make([]byte, len(b)-10)) {
@@ -136,6 +144,12 @@ func TestHandshakeEnds(t *testing.T) {
 			k.expectClosed()
 		})
 	}
+	t.Run("at EXPORT_NAME after extended headers", func(t *testing.T) {
+		k := dial(t, newMemory(1<<20))
+		k.expect(k.option(wire.OptExtendedHeaders, nil), "ACK")
+		k.send(wire.AppendOption(nil, wire.OptExportName, []byte("disk")))
+		k.expectClosed()
+	})
 	t.Run("at unknown client flags", func(t *testing.T) {
 		client, server := socketPair(t)
 		go NewServer(newMemory(1<<20), Options{}).ServeConn(server)

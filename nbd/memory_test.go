@@ -24,6 +24,7 @@ type memory struct {
 	hold    atomic.Pointer[chan struct{}] // calls that may wait do so until it is closed
 	running atomic.Int64                  // calls that may wait
 	flushes atomic.Int64
+	cached  atomic.Int64 // bytes that were to be
 	served  atomic.Int64
 	opened  atomic.Int64
 	closed  chan bool // torn, of each Close
@@ -43,9 +44,9 @@ func newMemory(sizeBytes int) *memory {
 	}
 }
 
-func (m *memory) List() []string { return []string{"disk", "other"} }
+func (m *memory) List(Client) []string { return []string{"disk", "other"} }
 
-func (m *memory) Open(name string) (Device, Info, error) {
+func (m *memory) Open(name string, _ Client) (Device, Info, error) {
 	switch name {
 	case "disk", "other":
 		m.opened.Add(1)
@@ -135,6 +136,14 @@ func (m *memory) WriteZeroes(off, n int64, noHole bool) error {
 	defer m.mu.Unlock()
 	clear(m.data[off : off+n])
 	m.mark(off, n, noHole)
+	return nil
+}
+
+func (m *memory) Cache(off, n int64) error {
+	if err := m.wait(); err != nil {
+		return err
+	}
+	m.cached.Add(n)
 	return nil
 }
 

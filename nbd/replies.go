@@ -8,6 +8,10 @@ import (
 	"github.com/tidemark/tidemark/nbd/internal/wire"
 )
 
+// pieceBytes is how much is written at once: a batch, and how finely the budget
+// sees that a client reads.
+const pieceBytes = batchBytes + replyHeadroom
+
 // replies is the sending side of a connection. The batch belongs to the
 // goroutine that receives; workers post. Either writes to the socket under
 // sending, and a worker that finds another one posting leaves its reply to it.
@@ -16,14 +20,15 @@ import (
 // receiving side goes on until it finds NBD_CMD_DISC or the end, for only that
 // tells whether the client meant to go.
 type replies struct {
-	nc         net.Conn
-	device     Device
-	handed     *gate
-	structured bool
+	nc      net.Conn
+	device  Device
+	account *account
+	form    wire.Form
 
-	memory *buffer
-	batch  []byte    // replies not yet written
-	oldest time.Time // arrival of the first request answered in batch
+	sit    func() []byte // a larger batch's memory, nil if there is none
+	own    *buffer       // memory of a small batch, from the first reply on
+	batch  []byte        // replies not yet written
+	oldest time.Time     // arrival of the first request answered in batch
 
 	sending sync.Mutex // held while the socket is written
 	broken  bool       // guarded by sending
@@ -31,19 +36,29 @@ type replies struct {
 	mu      sync.Mutex
 	queue   queue // guarded by mu
 	posting bool  // guarded by mu: a worker holds or waits for sending, and will look at queue again
-	spare   queue // guarded by sending
 }
 
-func (o *replies) init(nc net.Conn, device Device, handed *gate, structured bool) {
-	o.nc, o.device, o.handed, o.structured = nc, device, handed, structured
-	o.memory = takeBuffer(batchBytes + replyHeadroom)
-	o.batch = o.memory.bytes[:0]
+func (o *replies) init(nc net.Conn, device Device, a *account, form wire.Form, sit func() []byte) {
+	o.nc, o.device, o.account, o.form, o.sit = nc, device, a, form, sit
+}
+
+// use makes memory the batch's and moves the batch there.
+func (o *replies) use(memory []byte) {
+	o.batch = append(memory[:0], o.batch...)
+}
+
+// shrink goes back to the small batch; what there was is written.
+func (o *replies) shrink() {
+	if o.own == nil {
+		o.own = takeBuffer(smallBytes)
+	}
+	o.batch = o.own.bytes[:0]
 }
 
 // release gives the memory back, after the last use.
 func (o *replies) release() {
-	o.memory.release()
-	o.memory, o.batch = nil, nil
+	o.own.release()
+	o.own, o.batch = nil, nil
 }
 
 func (o *replies) batchEmpty() bool { return len(o.batch) == 0 }
@@ -51,11 +66,10 @@ func (o *replies) batchEmpty() bool { return len(o.batch) == 0 }
 // place makes room in the batch for the reply to a read and returns where its
 // data goes, for commit to follow; nil when it is too large for a batch.
 func (o *replies) place(r *request) []byte {
-	header := readHeaderBytes(o.structured, r.Length)
-	if header+int(r.Length) > cap(o.batch) {
+	header := o.form.DataHeaderBytes(&r.Request)
+	if !o.makeRoom(header + int(r.Length)) {
 		return nil
 	}
-	o.makeRoom(header + int(r.Length))
 	start := len(o.batch) + header
 	return o.batch[start : start+int(r.Length)]
 }
@@ -63,28 +77,46 @@ func (o *replies) place(r *request) []byte {
 // commit puts the reply into the batch whose data is where place said.
 func (o *replies) commit(r *request) {
 	o.note(r)
-	o.batch = appendReadHeader(o.batch, r, o.structured)
+	o.batch = o.form.AppendDataHeader(o.batch, &r.Request)
 	o.batch = o.batch[:len(o.batch)+int(r.Length)]
 }
 
 // succeed puts a reply without data into the batch.
 func (o *replies) succeed(r *request) {
-	o.makeRoom(wire.SimpleSize)
+	o.makeRoom(wire.ExtendedSize)
 	o.note(r)
-	o.batch = wire.AppendSimple(o.batch, r.Cookie, wire.OK)
+	o.batch = o.form.AppendDone(o.batch, &r.Request)
 }
 
 // fail puts an error into the batch.
 func (o *replies) fail(r *request, e wire.Errno, message string) {
 	o.makeRoom(maxFailureBytes)
 	o.note(r)
-	o.batch = appendFailure(o.batch, r, o.structured, e, message)
+	o.batch = o.form.AppendFailure(o.batch, &r.Request, e, clip(message))
 }
 
-func (o *replies) makeRoom(sizeBytes int) {
+// makeRoom has the batch hold sizeBytes more, if need be by writing it; false
+// when it never can. It always can hold smallBytes.
+func (o *replies) makeRoom(sizeBytes int) bool {
+	if len(o.batch)+sizeBytes <= cap(o.batch) {
+		return true
+	}
+	if sizeBytes > batchBytes+replyHeadroom {
+		return false
+	}
+	if cap(o.batch) == 0 && sizeBytes <= smallBytes {
+		o.shrink()
+		return true
+	}
+	if cap(o.batch) <= smallBytes {
+		if memory := o.sit(); memory != nil {
+			o.use(memory)
+		}
+	}
 	if len(o.batch)+sizeBytes > cap(o.batch) {
 		o.flush()
 	}
+	return sizeBytes <= cap(o.batch)
 }
 
 func (o *replies) note(r *request) {
@@ -113,6 +145,7 @@ func (o *replies) send(t *task) {
 	o.write(t.reply)
 	o.sending.Unlock()
 	o.device.Served(t.arrived)
+	o.account.leave(1, t.costBytes)
 	t.release()
 }
 
@@ -130,121 +163,69 @@ func (o *replies) post(t *task) {
 
 	o.sending.Lock()
 	defer o.sending.Unlock()
-	for o.takeQueue() {
-		q := &o.spare
-		if len(q.small) > 0 {
-			o.write(q.small)
+	for {
+		q, some := o.takeQueue()
+		if !some {
+			return
 		}
-		for _, t := range q.large {
+		if q.small != nil {
+			o.write(q.small.bytes)
+			q.small.release()
+		}
+		for t := q.large.pop(); t != nil; t = q.large.pop() {
 			o.write(t.reply)
 			t.release()
 		}
 		o.device.Served(q.oldest)
-		o.handed.leave(q.count, q.costBytes)
+		o.account.leave(q.count, q.costBytes)
 	}
 }
 
-// takeQueue moves what is queued to spare; if that is nothing, the caller has
-// stopped posting.
-func (o *replies) takeQueue() bool {
-	o.spare.clear()
+// takeQueue takes what is queued; if that is nothing, the caller has stopped
+// posting.
+func (o *replies) takeQueue() (q queue, some bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.queue, o.spare = o.spare, o.queue
-	o.posting = o.spare.count > 0
-	return o.posting
+	q, o.queue = o.queue, queue{}
+	o.posting = q.count > 0
+	return q, o.posting
 }
 
 // write writes b to the socket, unless that is broken; o.sending is held.
 func (o *replies) write(b []byte) {
-	if o.broken {
-		return
-	}
-	if _, err := o.nc.Write(b); err != nil {
-		o.broken = true
+	for len(b) > 0 && !o.broken {
+		o.account.awaiting.Add(1)
+		n, err := o.nc.Write(b[:min(len(b), pieceBytes)])
+		o.account.awaiting.Add(-1)
+		o.account.moved.Add(int64(n))
+		o.broken = err != nil
+		b = b[n:]
 	}
 }
 
 // A queue is replies of workers that wait to be written, in any order.
 type queue struct {
-	small     []byte  // replies, one after the other
-	large     []*task // their replies are not worth a copy
+	small     *buffer // replies, one after the other
+	large     line    // their replies are not worth a copy
 	count     int     // of all
 	costBytes int64
 	oldest    time.Time
 }
 
-// smallBytes is the longest reply that is copied.
-const smallBytes = 16 << 10
+// copiedBytes is the longest reply that is copied: what was drawn for the
+// command covers the copy.
+const copiedBytes = commandBytes
 
 func (q *queue) add(t *task) {
 	if q.count == 0 || t.arrived.Before(q.oldest) {
 		q.oldest = t.arrived
 	}
 	q.count++
-	q.costBytes += t.costBytes()
-	if len(t.reply) > smallBytes {
-		q.large = append(q.large, t)
+	q.costBytes += t.costBytes
+	if len(t.reply) > copiedBytes {
+		q.large.push(t)
 		return
 	}
-	q.small = append(q.small, t.reply...)
+	q.small = q.small.append(t.reply)
 	t.release()
 }
-
-func (q *queue) clear() {
-	clear(q.large)
-	*q = queue{small: q.small[:0], large: q.large[:0]}
-}
-
-// A gate limits the commands that are handed to workers. One goroutine enters.
-type gate struct {
-	mu    sync.Mutex
-	left  sync.Cond
-	n     int
-	bytes int64
-}
-
-func (g *gate) init() { g.left.L = &g.mu }
-
-// enter waits for room; a command always finds room when no other is there.
-func (g *gate) enter(costBytes int64) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	for !g.room(costBytes) {
-		g.left.Wait()
-	}
-	g.n++
-	g.bytes += costBytes
-}
-
-// tryEnter is enter that does not wait; false when there is no room.
-func (g *gate) tryEnter(costBytes int64) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if !g.room(costBytes) {
-		return false
-	}
-	g.n++
-	g.bytes += costBytes
-	return true
-}
-
-func (g *gate) room(costBytes int64) bool {
-	return g.n == 0 || g.n < handedCount && g.bytes+costBytes <= handedBytes
-}
-
-func (g *gate) leave(n int, costBytes int64) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.n -= n
-	g.bytes -= costBytes
-	g.left.Signal()
-}
-
-func (g *gate) count() int {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.n
-}
-
-func (g *gate) empty() bool { return g.count() == 0 }

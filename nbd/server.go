@@ -1,15 +1,21 @@
 package nbd
 
 import (
+	"container/list"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Options of a Server. The zero value is usable.
@@ -17,15 +23,72 @@ type Options struct {
 	// HandshakeTimeout is how long a client may take until it has chosen an
 	// export; 0 is 30 s.
 	HandshakeTimeout time.Duration
-	// MaxConnections open at once, 0 for no limit; one more is closed at once.
+	// MaxConnections that have chosen an export, at once; one more is closed at
+	// once. 0 is DefaultMaxConnections. Those in the handshake are limited
+	// apart: the oldest of too many makes room.
 	MaxConnections int
-	// Logger is told, at debug level, why a connection ended abnormally. Nil
-	// discards.
+	// ClientBufferBytes bounds the payloads and replies of one connection that
+	// are in work; 0 is 64 MiB. One request is always let in.
+	ClientBufferBytes int64
+	// TotalBufferBytes bounds what all connections together have in work
+	// beyond 24 KiB each; 0 is 1 GiB, the least is MinTotalBufferBytes.
+	TotalBufferBytes int64
+	// StallTimeout is how long a client may make no progress with half a
+	// payload, or with a reply that it does not read, while others wait for
+	// the memory that it holds; 0 is 30 s.
+	StallTimeout time.Duration
+	// TLS is the server's side of TLS, of at least version 1.2 whatever it
+	// says; needed unless TLSMode is TLSOff.
+	TLS *tls.Config
+	// TLSMode says whether clients may or must use it.
+	TLSMode TLSMode
+	// Logger is told why a connection ended abnormally: at debug level, as a
+	// warning if the server cut a client off for others. Nil discards.
 	Logger *slog.Logger
 }
 
-// ErrServerClosed is what Serve returns after Shutdown.
-var ErrServerClosed = errors.New("nbd: server closed")
+// A TLSMode is what a Server does about NBD_OPT_STARTTLS ("Server-side
+// requirements" of TLS support).
+type TLSMode int
+
+// The modes of the protocol.
+const (
+	// TLSOff refuses it (NOTLS).
+	TLSOff TLSMode = iota
+	// TLSAllow lets the client choose (SELECTIVETLS; which exports want it is
+	// for the Backend to say, of a Client without TLS). It protects nobody
+	// from a middleman who leaves NBD_OPT_STARTTLS out.
+	TLSAllow
+	// TLSRequire refuses every other option until TLS is up (FORCEDTLS).
+	TLSRequire
+)
+
+var (
+	// ErrServerClosed is what Serve returns after Shutdown.
+	ErrServerClosed = errors.New("nbd: server closed")
+	// ErrHangs is what Shutdown wraps when calls of a Device did not return.
+	ErrHangs = errors.New("requests hang")
+
+	errEvicted = errors.New("nbd: the handshake made room for a newer one")
+	errFull    = errors.New("nbd: as many connections as are allowed")
+)
+
+// maxHandshakes is how many connections may be without an export at once.
+const maxHandshakes = 256
+
+// DefaultMaxConnections is half the file descriptors that the process may have,
+// without those of handshakes: the other half is for the files behind exports.
+// (The Go runtime has raised the soft limit to the hard one.)
+func DefaultMaxConnections() int {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return maxHandshakes
+	}
+	return max(int(min(limit.Cur, math.MaxInt32))/2-maxHandshakes, minConnections)
+}
+
+// minConnections is the default where descriptors are very few.
+const minConnections = 16
 
 // Server serves the exports of a Backend on any number of listeners. Its
 // methods may run at the same time.
@@ -33,11 +96,27 @@ type Server struct {
 	backend Backend
 	options Options
 	closing atomic.Bool
+	budget  *budget
 
 	mu        sync.Mutex
 	listeners map[net.Listener]struct{}
-	conns     map[net.Conn]struct{}
+	conns     map[*connection]struct{}
+	young     *list.List    // of *connection: those in the handshake, oldest first
+	settled   int           // connections that have chosen an export
 	emptied   chan struct{} // closed when closing and conns is empty
+}
+
+// A connection is one that is open.
+type connection struct {
+	nc      net.Conn // as it was accepted: closing it ends all that runs over it
+	account *account
+	since   time.Time
+
+	// Guarded by Server.mu.
+	young   *list.Element // in Server.young
+	settled bool
+	export  string // once it is settled
+	evicted bool
 }
 
 // NewServer returns a server of b's exports.
@@ -45,14 +124,31 @@ func NewServer(b Backend, o Options) *Server {
 	if o.HandshakeTimeout == 0 {
 		o.HandshakeTimeout = 30 * time.Second
 	}
+	if o.MaxConnections == 0 {
+		o.MaxConnections = DefaultMaxConnections()
+	}
+	if o.ClientBufferBytes == 0 {
+		o.ClientBufferBytes = 64 << 20
+	}
+	if o.TotalBufferBytes == 0 {
+		o.TotalBufferBytes = 1 << 30
+	}
+	if o.StallTimeout == 0 {
+		o.StallTimeout = 30 * time.Second
+	}
+	if o.TLSMode != TLSOff {
+		o.TLS = secured(o.TLS)
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	return &Server{
 		backend:   b,
 		options:   o,
+		budget:    newBudget(o.TotalBufferBytes, o.ClientBufferBytes, o.StallTimeout),
 		listeners: map[net.Listener]struct{}{},
-		conns:     map[net.Conn]struct{}{},
+		conns:     map[*connection]struct{}{},
+		young:     list.New(),
 		emptied:   make(chan struct{}),
 	}
 }
@@ -95,39 +191,56 @@ func outOfDescriptors(err error) bool {
 // ServeConn serves one connection until it ends, and closes it.
 func (s *Server) ServeConn(nc net.Conn) {
 	defer func() { _ = nc.Close() }()
-	if err := s.addConn(nc); err != nil {
+	c, err := s.addConn(nc)
+	if err != nil {
 		s.report(nc, err)
 		return
 	}
-	defer s.removeConn(nc)
+	defer s.removeConn(c)
 	if tcp, ok := nc.(*net.TCPConn); ok {
 		_ = tcp.SetNoDelay(true)
 	}
-	export, err := s.handshake(nc)
+	s.report(nc, s.serveConn(c))
+}
+
+func (s *Server) serveConn(c *connection) error {
+	export, err := s.handshake(c)
 	if err == nil {
 		err = export.serve()
 	}
-	s.report(nc, err)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c.evicted {
+		return errEvicted
+	}
+	return err
 }
 
 func (s *Server) report(nc net.Conn, err error) {
-	if !errors.Is(err, errDisconnected) {
-		s.options.Logger.Debug("nbd connection ended", "remote", nc.RemoteAddr().String(), "reason", err)
+	level := slog.LevelDebug
+	switch {
+	case errors.Is(err, errDisconnected):
+		return
+	case errors.Is(err, errStalled):
+		level = slog.LevelWarn
 	}
+	s.options.Logger.Log(context.Background(), level, "nbd connection ended", "remote", nc.RemoteAddr().String(), "reason", err)
 }
 
 // Shutdown stops accepting, finishes the requests that were received whole,
 // answers later ones with ESHUTDOWN, and closes each connection once it is
 // idle; when ctx ends, it closes those that are left. It returns when every
-// Device is closed: ctx's error if some had to be cut off.
+// Device is closed: ctx's error if some had to be cut off. A Device whose calls
+// do not return is not waited for longer than cutGrace: then the error wraps
+// ErrHangs too, and names the exports.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	first := s.closing.CompareAndSwap(false, true)
 	for l := range s.listeners {
 		_ = l.Close()
 	}
-	for nc := range s.conns {
-		_ = nc.SetReadDeadline(longAgo) // wakes the intake
+	for c := range s.conns {
+		_ = c.nc.SetReadDeadline(longAgo) // wakes the intake
 	}
 	if first && len(s.conns) == 0 {
 		close(s.emptied)
@@ -140,15 +253,45 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	s.mu.Lock()
-	for nc := range s.conns {
-		_ = nc.Close()
+	for c := range s.conns {
+		_ = c.nc.Close()
 	}
 	s.mu.Unlock()
-	<-s.emptied
-	return fmt.Errorf("nbd: shutdown cut connections off: %w", ctx.Err())
+	grace := time.NewTimer(cutGrace)
+	defer grace.Stop()
+	select {
+	case <-s.emptied:
+		return fmt.Errorf("nbd: shutdown cut connections off: %w", ctx.Err())
+	case <-grace.C:
+		return fmt.Errorf("nbd: shutdown: %w: %s: %w", ErrHangs, s.hanging(), ctx.Err())
+	}
 }
 
 var longAgo = time.Unix(1, 0)
+
+// cutGrace is how long connections that were cut off may take to end.
+const cutGrace = time.Second
+
+// hanging names some of the connections that are left.
+func (s *Server) hanging() string {
+	const most = 5
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var names []string
+	for c := range s.conns {
+		if len(names) == most {
+			names = append(names, fmt.Sprintf("and %d more", len(s.conns)-most))
+			break
+		}
+		export := "no export yet"
+		if c.settled {
+			export = fmt.Sprintf("export %q", c.export)
+		}
+		names = append(names, fmt.Sprintf("%s (client %q, connected for %v, %d requests with workers)",
+			export, c.nc.RemoteAddr(), time.Since(c.since).Round(time.Second), c.account.inWork()))
+	}
+	return strings.Join(names, ", ")
+}
 
 // Connections is the number of open connections, handshakes included.
 func (s *Server) Connections() int {
@@ -174,26 +317,57 @@ func (s *Server) removeListener(l net.Listener) {
 }
 
 // addConn registers nc and starts the clock of its handshake.
-func (s *Server) addConn(nc net.Conn) error {
+func (s *Server) addConn(nc net.Conn) (*connection, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closing.Load() {
-		return ErrServerClosed
+		return nil, ErrServerClosed
 	}
-	if limit := s.options.MaxConnections; limit > 0 && len(s.conns) >= limit {
-		return fmt.Errorf("nbd: more than %d connections", limit)
+	if s.settled >= s.options.MaxConnections {
+		return nil, errFull
 	}
 	if err := nc.SetDeadline(time.Now().Add(s.options.HandshakeTimeout)); err != nil {
-		return fmt.Errorf("nbd: set the handshake's deadline: %w", err)
+		return nil, fmt.Errorf("nbd: set the handshake's deadline: %w", err)
 	}
-	s.conns[nc] = struct{}{}
+	if s.young.Len() >= maxHandshakes {
+		oldest := s.young.Remove(s.young.Front()).(*connection)
+		oldest.young, oldest.evicted = nil, true
+		_ = oldest.nc.Close()
+	}
+	c := &connection{nc: nc, account: s.budget.open(nc), since: time.Now()}
+	c.young = s.young.PushBack(c)
+	s.conns[c] = struct{}{}
+	return c, nil
+}
+
+// settle notes that c has chosen an export, before it is told that it has it;
+// an error if it must go.
+func (s *Server) settle(c *connection, export string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case c.young == nil:
+		return errEvicted
+	case s.settled >= s.options.MaxConnections:
+		return errFull
+	}
+	s.young.Remove(c.young)
+	c.young, c.settled, c.export = nil, true, export
+	s.settled++
 	return nil
 }
 
-func (s *Server) removeConn(nc net.Conn) {
+func (s *Server) removeConn(c *connection) {
+	c.account.close()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.conns, nc)
+	delete(s.conns, c)
+	switch {
+	case c.young != nil:
+		s.young.Remove(c.young)
+	case c.settled:
+		s.settled--
+	}
 	if s.closing.Load() && len(s.conns) == 0 {
 		close(s.emptied)
 	}

@@ -1,8 +1,10 @@
 package nbd
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/bits"
 	"sync"
 	"time"
 
@@ -12,13 +14,11 @@ import (
 
 var errDisconnected = errors.New("nbd: client disconnected")
 
-// Limits of one connection. Its memory is receiveBytes + batchBytes + one
-// payload + handedBytes.
+// Limits of one connection; budget has those of its memory.
 const (
 	receiveBytes = 256 << 10
 	batchBytes   = 512 << 10
-	handedBytes  = 64 << 20 // payload and read data with workers and in their replies
-	handedCount  = 256      // commands with workers, or answered by them and not yet sent
+	handedCount  = 256 // commands with workers, or answered by them and not yet sent
 	workerCount  = 64
 )
 
@@ -45,30 +45,35 @@ const (
 //     socket: a reply is queued after the last call for its request returned.
 //     (A client that stops reading holds no lock and no process of a volume.)
 //  4. A request is served only when it has been received whole.
-//  5. Memory is bounded (above): a command counts as handed until its reply
-//     is in the socket.
+//  5. Memory is bounded (budget): what a command needs is drawn before, and
+//     given back when its reply is in the socket. A session that waits and has
+//     nothing in work holds 2 x smallBytes, and no goroutine but run.
 //  6. A client that waits for each reply before it sends the next request has
 //     nobody to be held up: for it run serves in place what else workers do
 //     (measured: a write and a flush take a seventh less CPU).
 //  7. The Device is closed once, after the last call of it returned.
 //
 // Rejected: a goroutine a request (a switch and a write of the socket each); a
-// goroutine that writes (a switch a batch).
+// goroutine that writes (a switch a batch); workers that wait for more, which
+// cost every idle session their stacks.
 type session struct {
-	device     Device
-	info       Info
-	sizeBytes  uint64
-	structured bool
-	contexts   contextSet
+	device    Device
+	info      Info
+	sizeBytes uint64
+	form      wire.Form
+	contexts  contextSet
 
-	in      intake
-	memory  *buffer // of in
+	in      *intake
 	replies replies
+	account *account
 
-	handed  gate
-	tasks   chan *task
+	desk  *desk // nil: the session works in small pieces
+	busy  bool  // it wants a desk as soon as bytes arrive
+	moved int64 // bytes that had gone through the socket when it last rested
+
+	crew    crew
+	work    func() // worker, bound once
 	workers sync.WaitGroup
-	started int // workers
 
 	socket    watch
 	sinceWait int // requests since run last waited for the socket
@@ -76,21 +81,20 @@ type session struct {
 }
 
 // newSession takes over in, with what it has buffered.
-func newSession(d *decision, in *intake, structured bool, selected contextSet) *session {
+func newSession(d *decision, in *intake, a *account, form wire.Form, selected contextSet) *session {
 	s := &session{
-		device:     d.device,
-		info:       d.info,
-		sizeBytes:  uint64(d.device.SizeBytes()),
-		structured: structured,
-		contexts:   selected,
-		in:         *in,
-		memory:     takeBuffer(receiveBytes),
-		tasks:      make(chan *task, handedCount),
+		device:    d.device,
+		info:      d.info,
+		sizeBytes: uint64(d.device.SizeBytes()),
+		form:      form,
+		contexts:  selected,
+		in:        in,
+		account:   a,
 	}
-	s.in.use(s.memory.bytes)
+	in.owner = s
+	s.work = s.worker
 	s.socket.init(in.nc)
-	s.handed.init()
-	s.replies.init(in.nc, d.device, &s.handed, structured)
+	s.replies.init(in.nc, d.device, a, form, s.sit)
 	return s
 }
 
@@ -104,11 +108,16 @@ func (s *session) serve() error {
 	err := s.run()
 	_ = s.in.nc.SetWriteDeadline(time.Now().Add(lastWords))
 	s.replies.flush()
-	close(s.tasks)
 	s.workers.Wait()
+	s.in.empty()
+	s.leave()
 	s.replies.release()
-	s.memory.release()
+	s.in.release()
+	if s.account.stalled.Load() {
+		err = errStalled
+	}
 	s.device.Close(!errors.Is(err, errDisconnected) && !s.in.closing)
+	_ = s.in.nc.Close() // over TLS it says so first
 	return err
 }
 
@@ -119,18 +128,26 @@ func (s *session) run() error {
 		if err != nil {
 			return err
 		}
+		payloadBytes := s.form.PayloadBytes(&r.Request)
+		if s.form == wire.Extended && payloadBytes > maxPayloadBytes {
+			return fmt.Errorf("payload of %d bytes", payloadBytes) // a compact one is dropped
+		}
 		e := s.check(&r)
 		switch {
 		case r.Command == wire.CmdDisc:
 			return errDisconnected
-		case r.Command == wire.CmdWrite:
-			err = s.write(&r, e)
+		case payloadBytes > 0 && r.Command == wire.CmdBlockStatus && e == wire.OK:
+			err = s.blockStatus(&r)
+		case payloadBytes > 0 && e != wire.OK:
+			err = s.refuseWithPayload(&r, e)
+		case r.Command == wire.CmdWrite && e == wire.OK:
+			err = s.write(&r)
 		case e != wire.OK:
 			s.replies.fail(&r, e, e.Error())
 		case r.Command == wire.CmdRead:
 			s.read(&r)
 		default:
-			s.hand(newTask(&r))
+			s.hand(newTask(&r), s.replyBytes(&r))
 		}
 		if err != nil {
 			return err
@@ -138,50 +155,97 @@ func (s *session) run() error {
 	}
 }
 
+// ready implements owner: a session that had much to do gets its desk before it reads.
+func (s *session) ready() {
+	if s.busy {
+		s.sit()
+	}
+}
+
+// full implements owner: there is much to do.
+func (s *session) full() { s.sit() }
+
+// sit takes a desk, and returns its half for the batch; nil when there is none.
+func (s *session) sit() []byte {
+	s.busy = true
+	if s.desk == nil {
+		if !s.account.takeDesk() {
+			return nil
+		}
+		s.desk = desks.Get().(*desk)
+		s.in.use(s.desk.receive[:])
+		s.replies.use(s.desk.batch[:])
+	}
+	return s.desk.batch[:]
+}
+
+// rest implements owner: a session that waits holds no desk. What
+// it did since it last waited tells whether it will want a desk.
+func (s *session) rest() {
+	moved := s.account.moved.Load()
+	s.busy = s.busy && moved-s.moved > smallBytes
+	s.moved = moved
+	s.leave()
+}
+
+// leave gives the desk back, unless a payload is half in it.
+func (s *session) leave() {
+	if s.desk != nil && s.in.shrink() {
+		s.replies.shrink()
+		desks.Put(s.desk)
+		s.desk = nil
+		s.account.leaveDesk()
+	}
+}
+
 // A request is a command's header and when it was received.
 type request struct {
 	wire.Request
-	arrived time.Time
+	arrived  time.Time
+	contexts contextSet // that a block status tells of
 }
 
 // next receives the header of the next request; the replies go out before it waits.
 func (s *session) next() (request, error) {
-	waits := s.in.buffered() < wire.RequestSize
+	headerBytes := s.form.RequestBytes()
+	waits := s.in.buffered() < headerBytes
 	if waits {
 		s.replies.flush()
 	}
-	b, err := s.in.need(wire.RequestSize)
-	for errors.Is(err, errIdle) && !s.handed.empty() {
+	b, err := s.in.need(headerBytes)
+	for errors.Is(err, errIdle) && !s.account.idle() {
 		s.in.allowGrace() // the client waits for us
-		b, err = s.in.need(wire.RequestSize)
+		b, err = s.in.need(headerBytes)
 	}
 	if err != nil {
 		return request{}, err
 	}
 	if waits {
-		if s.sinceWait == 1 && s.handed.empty() {
+		if s.sinceWait == 1 && s.account.idle() {
 			s.streak++
 		} else {
 			s.streak = min(s.streak, 0)
 		}
 		s.sinceWait = 0
 	}
-	header, ok := wire.DecodeRequest(b)
+	header, ok := s.form.DecodeRequest(b)
 	if !ok {
 		return request{}, errBadMagic
 	}
-	s.in.consume(wire.RequestSize)
+	s.in.consume(headerBytes)
 	s.sinceWait++
-	return request{header, s.in.arrived}, nil
+	return request{header, s.in.arrived, s.contexts}, nil
 }
 
 // flagsOf says which flags a command may carry. FUA is valid with each, and
-// means nothing where nothing is written ("Command flags").
+// means nothing where nothing is written ("Command flags"). PAYLOAD_LEN is an
+// extended request's only, and check's.
 var flagsOf = [...]uint16{
 	wire.CmdRead:        wire.FlagFUA | wire.FlagDF,
 	wire.CmdWrite:       wire.FlagFUA,
 	wire.CmdFlush:       wire.FlagFUA,
 	wire.CmdTrim:        wire.FlagFUA,
+	wire.CmdCache:       wire.FlagFUA,
 	wire.CmdZeroes:      wire.FlagFUA | wire.FlagNoHole | wire.FlagFastZero,
 	wire.CmdBlockStatus: wire.FlagFUA | wire.FlagReqOne,
 }
@@ -189,14 +253,23 @@ var flagsOf = [...]uint16{
 // check refuses what the Device need not see.
 func (s *session) check(r *request) wire.Errno {
 	if int(r.Command) >= len(flagsOf) || flagsOf[r.Command] == 0 {
-		return wire.EINVAL // NBD_CMD_CACHE is not announced either
+		return wire.EINVAL
+	}
+	flags, beyond := r.Flags, s.beyond(r)
+	if s.form == wire.Extended {
+		switch {
+		case r.Command == wire.CmdBlockStatus && flags&wire.FlagPayloadLen != 0:
+			beyond = false // the length is not yet the range's
+		case r.Command != wire.CmdWrite && flags&wire.FlagPayloadLen != 0:
+			return wire.EINVAL
+		}
+		flags &^= wire.FlagPayloadLen
 	}
 	writes := r.Command == wire.CmdWrite || r.Command == wire.CmdTrim || r.Command == wire.CmdZeroes
-	beyond := r.Offset > s.sizeBytes || uint64(r.Length) > s.sizeBytes-r.Offset
 	switch {
 	case s.in.closing:
 		return wire.ESHUTDOWN
-	case r.Flags&^flagsOf[r.Command] != 0, r.Flags&wire.FlagDF != 0 && !s.structured:
+	case flags&^flagsOf[r.Command] != 0, flags&wire.FlagDF != 0 && s.form == wire.Simple:
 		return wire.EINVAL
 	case r.Command == wire.CmdFlush && (r.Offset != 0 || r.Length != 0):
 		return wire.EINVAL
@@ -216,6 +289,10 @@ func (s *session) check(r *request) wire.Errno {
 	return wire.OK
 }
 
+func (s *session) beyond(r *request) bool {
+	return r.Offset > s.sizeBytes || r.Length > s.sizeBytes-r.Offset
+}
+
 // read serves a read in place, into the batch or, if it is larger, a buffer
 // of its own; if it would wait, it hands it over.
 func (s *session) read(r *request) {
@@ -229,13 +306,14 @@ func (s *session) read(r *request) {
 			s.replies.fail(r, errnoOf(err), err.Error())
 			return
 		}
-		s.hand(newTask(r))
+		s.hand(newTask(r), s.replyBytes(r))
 		return
 	}
 	t := newTask(r)
-	place := t.placeForRead(s.structured)
+	s.draw(t, s.replyBytes(r))
+	place := t.placeForRead(s.form)
 	if _, err := s.device.TryReadAt(place, int64(r.Offset)); wouldBlock(err) {
-		s.hand(t)
+		s.give(t)
 	} else {
 		t.finish(s, err)
 		s.replies.send(t)
@@ -243,40 +321,82 @@ func (s *session) read(r *request) {
 }
 
 // write receives a write's payload and serves it in place, from where it was
-// received; if it would wait, it hands it over. With e the write is refused.
-func (s *session) write(r *request, e wire.Errno) error {
-	if e != wire.OK {
-		if int64(s.in.buffered()) < int64(r.Length) {
-			s.replies.flush()
-		}
-		if err := s.in.discard(int64(r.Length)); err != nil {
-			return payloadError(r, err)
-		}
-		s.replies.fail(r, e, e.Error())
-		return nil
-	}
-	payload, own, err := s.payload(r)
+// received; if it would wait, it hands it over.
+func (s *session) write(r *request) error {
+	payload, t, err := s.payload(r)
 	if err != nil {
 		return payloadError(r, err)
 	}
 	_, err = s.device.TryWriteAt(payload, int64(r.Offset))
 	switch {
 	case wouldBlock(err):
-		t := newTask(r)
-		if t.buf = own; own == nil {
+		if t == nil {
+			t = newTask(r)
+			s.draw(t, len(payload))
 			t.buf = takeBuffer(len(payload))
 			copy(t.buf.bytes, payload)
 		}
-		s.hand(t)
+		s.give(t)
 		return nil
 	case err != nil:
 		s.replies.fail(r, errnoOf(err), err.Error())
 	case r.Flags&wire.FlagFUA != 0:
-		s.hand(newTask(r)) // without a payload: the flush is left to do
+		s.hand(newTask(r), 0) // without a payload: the flush is left to do
 	default:
 		s.replies.succeed(r)
 	}
-	own.release()
+	if t != nil {
+		s.dismiss(t)
+	}
+	return nil
+}
+
+// refuseWithPayload drops the payload of a request that is refused.
+func (s *session) refuseWithPayload(r *request, e wire.Errno) error {
+	if uint64(s.in.buffered()) < r.Length {
+		s.replies.flush()
+	}
+	if err := s.in.discard(int64(r.Length)); err != nil {
+		return payloadError(r, err)
+	}
+	s.replies.fail(r, e, e.Error())
+	return nil
+}
+
+// blockStatus receives the payload of a block status, which says for what
+// length and which of the selected contexts, and serves it. Payload: length 64
+// bits; context ids of 32 bits.
+func (s *session) blockStatus(r *request) error {
+	const most = 8 + 4*len(contexts)
+	if r.Length > uint64(most) || r.Length%4 != 0 {
+		return s.refuseWithPayload(r, wire.EINVAL)
+	}
+	if uint64(s.in.buffered()) < r.Length {
+		s.replies.flush()
+	}
+	payload, err := s.in.need(int(r.Length))
+	if err != nil {
+		return payloadError(r, err)
+	}
+	s.in.consume(len(payload))
+	r.arrived = s.in.arrived
+	r.Length, r.contexts = 0, 0
+	if len(payload) >= 8 {
+		r.Length, payload = binary.BigEndian.Uint64(payload), payload[8:]
+	}
+	for ; len(payload) > 0; payload = payload[4:] {
+		id := contextSet(binary.BigEndian.Uint32(payload))
+		if bits.OnesCount32(uint32(id)) != 1 || id&s.contexts&^r.contexts == 0 {
+			r.contexts = 0 // not selected, or named twice
+			break
+		}
+		r.contexts |= id
+	}
+	if r.contexts == 0 || r.Length == 0 || s.beyond(r) {
+		s.replies.fail(r, wire.EINVAL, wire.EINVAL.Error())
+		return nil
+	}
+	s.hand(newTask(r), s.replyBytes(r))
 	return nil
 }
 
@@ -294,31 +414,73 @@ const (
 	headerAsk = 4 << 10
 )
 
-// payload receives the payload of r, in place or in a buffer of its own.
-func (s *session) payload(r *request) (payload []byte, own *buffer, err error) {
+// payload receives the payload of r, in place or, with a task that has been
+// drawn for, in a buffer of its own.
+func (s *session) payload(r *request) (payload []byte, t *task, err error) {
 	n := int(r.Length)
 	if s.in.buffered() < n {
 		s.replies.flush()
 	}
-	if n < inPlaceBytes {
+	inPlace := n < inPlaceBytes && n <= len(s.in.buf)
+	if inPlace {
 		s.in.askBytes = len(s.in.buf)
-		payload, err = s.in.need(n)
-		s.in.consume(len(payload))
 	} else {
 		s.in.askBytes = headerAsk
-		own = takeBuffer(n)
-		payload = own.bytes
-		if err = s.in.readFull(payload); err != nil {
-			own.release()
-		}
+		t = newTask(r)
+		s.draw(t, n)
+		t.buf = takeBuffer(n)
+		payload = t.buf.bytes
 	}
+	s.account.awaiting.Add(1)
+	if inPlace {
+		payload, err = s.in.need(n)
+		s.in.consume(len(payload))
+	} else if err = s.in.readFull(payload); err != nil {
+		s.dismiss(t)
+	}
+	s.account.awaiting.Add(-1)
 	r.arrived = s.in.arrived
-	return payload, own, err
+	if t != nil {
+		t.arrived = r.arrived
+	}
+	return payload, t, err
 }
 
-// hand gives a command to a worker; for a client that waits for each reply it
+// replyBytes is the memory that the reply to r takes if it is not put into the batch.
+func (s *session) replyBytes(r *request) int {
+	switch r.Command {
+	case wire.CmdRead:
+		return s.form.DataHeaderBytes(&r.Request) + int(r.Length)
+	case wire.CmdBlockStatus:
+		return statusBytes(r)
+	}
+	return 0
+}
+
+// hand draws sizeBytes for a command and gives it to a worker.
+func (s *session) hand(t *task, sizeBytes int) {
+	s.draw(t, sizeBytes)
+	s.give(t)
+}
+
+// draw draws sizeBytes for a command; the replies go out before it waits.
+func (s *session) draw(t *task, sizeBytes int) {
+	t.costBytes = costOf(sizeBytes)
+	if !s.account.tryEnter(t.costBytes) {
+		s.replies.flush()
+		s.account.enter(t.costBytes)
+	}
+}
+
+// dismiss releases a task that is not needed, and what was drawn for it.
+func (s *session) dismiss(t *task) {
+	s.account.leave(1, t.costBytes)
+	t.release()
+}
+
+// give gives a command to a worker; for a client that waits for each reply it
 // is served here (6).
-func (s *session) hand(t *task) {
+func (s *session) give(t *task) {
 	if s.alone() {
 		t.perform(s)
 		if s.socket.bytesWait() {
@@ -327,28 +489,54 @@ func (s *session) hand(t *task) {
 		s.replies.send(t)
 		return
 	}
-	cost := t.costBytes()
-	if !s.handed.tryEnter(cost) {
-		s.replies.flush()
-		s.handed.enter(cost)
+	if s.crew.push(t) {
+		s.workers.Add(1)
+		go s.work()
 	}
-	if count := s.handed.count(); count > s.started && s.started < workerCount {
-		s.started++
-		s.workers.Go(s.work)
-	}
-	s.tasks <- t
 }
 
+// alone is asked about a command that has been drawn for.
 func (s *session) alone() bool {
-	return s.streak >= aloneAfter && s.socket.can() && s.in.buffered() == 0 && s.replies.batchEmpty() && s.handed.empty()
+	return s.streak >= aloneAfter && s.socket.can() && s.in.buffered() == 0 && s.replies.batchEmpty() && s.account.inWork() == 1
 }
 
-// work serves handed commands until there will be no more.
-func (s *session) work() {
-	for t := range s.tasks {
+// worker serves commands until there are no more.
+func (s *session) worker() {
+	defer s.workers.Done()
+	for t := s.crew.pop(); t != nil; t = s.crew.pop() {
 		t.perform(s)
 		s.replies.post(t)
 	}
+}
+
+// A crew is the commands that wait for a worker, and how many workers there are.
+type crew struct {
+	mu      sync.Mutex
+	waiting line
+	workers int
+}
+
+// push adds a command; true if one more worker is to come for it.
+func (c *crew) push(t *task) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.waiting.push(t)
+	if c.workers == workerCount {
+		return false
+	}
+	c.workers++
+	return true
+}
+
+// pop takes a command; nil when there is none, and then the worker ends.
+func (c *crew) pop() *task {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t := c.waiting.pop()
+	if t == nil {
+		c.workers--
+	}
+	return t
 }
 
 // wouldBlock is errors.Is, without its cost for what a Device most often returns.

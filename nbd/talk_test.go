@@ -14,16 +14,21 @@ import (
 // A talk is a client that says what a test tells it to, right or wrong, and
 // renders each reply as a line of text.
 type talk struct {
-	t          testing.TB
-	nc         net.Conn
-	structured bool
+	t    testing.TB
+	nc   net.Conn
+	form wire.Form
 }
 
 // dial starts a connection to a server of b and finishes its greeting.
 func dial(t testing.TB, b Backend) *talk {
 	t.Helper()
+	return dialWith(t, b, Options{})
+}
+
+func dialWith(t testing.TB, b Backend, o Options) *talk {
+	t.Helper()
 	client, server := socketPair(t)
-	s := NewServer(b, Options{})
+	s := NewServer(b, o)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -49,8 +54,19 @@ func enter(t testing.TB, b Backend, structured bool, contexts ...string) *talk {
 func (k *talk) enter(structured bool, contexts ...string) {
 	k.t.Helper()
 	if structured {
-		k.structured = true
+		k.enterForm(wire.Structured, contexts...)
+	} else {
+		k.enterForm(wire.Simple, contexts...)
+	}
+}
+
+func (k *talk) enterForm(form wire.Form, contexts ...string) {
+	k.t.Helper()
+	switch k.form = form; form {
+	case wire.Structured:
 		k.expect(k.option(wire.OptStructuredReply, nil), "ACK")
+	case wire.Extended:
+		k.expect(k.option(wire.OptExtendedHeaders, nil), "ACK")
 	}
 	if len(contexts) > 0 {
 		replies := k.option(wire.OptSetMeta, metaData("disk", contexts...))
@@ -128,6 +144,7 @@ func (k *talk) optionReplies(option uint32) (replies []string) {
 func renderOptReply(kind uint32, data []byte) string {
 	errorNames := map[uint32]string{
 		wire.RepErrUnsup: "UNSUP", wire.RepErrPolicy: "POLICY", wire.RepErrInvalid: "INVALID",
+		wire.RepErrTLSRequired: "TLS_REQD", wire.RepErrExtended: "EXT_HEADER_REQD",
 		wire.RepErrUnknown: "UNKNOWN", wire.RepErrShutdown: "SHUTDOWN", wire.RepErrTooBig: "TOO_BIG",
 	}
 	switch {
@@ -157,8 +174,16 @@ func renderOptReply(kind uint32, data []byte) string {
 // command sends a command and returns its reply.
 func (k *talk) command(r wire.Request, payload string) []string {
 	k.t.Helper()
-	k.send(append(r.Append(nil), payload...))
+	k.send(k.message(r, payload))
 	return k.reply(r)
+}
+
+// message is a request in the talk's form, with PAYLOAD_LEN if that needs it.
+func (k *talk) message(r wire.Request, payload string) []byte {
+	if k.form == wire.Extended && (r.Command == wire.CmdWrite || payload != "") {
+		r.Flags |= wire.FlagPayloadLen
+	}
+	return append(k.form.AppendRequest(nil, &r), payload...)
 }
 
 // reply receives one reply, which is to answer r.
@@ -178,6 +203,16 @@ func (k *talk) reply(r wire.Request) (chunks []string) {
 			b := k.receive(wire.ChunkSize - 4)
 			k.expectCookie(r, b[4:])
 			chunks = append(chunks, renderChunk(binary.BigEndian.Uint16(b[2:]), k.receive(int(binary.BigEndian.Uint32(b[12:])))))
+			if binary.BigEndian.Uint16(b) == wire.ChunkDone {
+				return chunks
+			}
+		case wire.MagicExtendedChunk:
+			b := k.receive(wire.ExtendedSize - 4)
+			k.expectCookie(r, b[4:])
+			if offset := binary.BigEndian.Uint64(b[12:]); k.form != wire.Extended || offset != r.Offset {
+				k.t.Fatalf("reply to offset %d, not %d, in form %d", offset, r.Offset, k.form)
+			}
+			chunks = append(chunks, renderChunk(binary.BigEndian.Uint16(b[2:]), k.receive(int(binary.BigEndian.Uint64(b[20:])))))
 			if binary.BigEndian.Uint16(b) == wire.ChunkDone {
 				return chunks
 			}
@@ -206,6 +241,15 @@ func renderChunk(kind uint16, b []byte) string {
 		text := fmt.Sprintf("status of %d:", binary.BigEndian.Uint32(b))
 		for b = b[4:]; len(b) > 0; b = b[8:] {
 			text += fmt.Sprintf(" %dx%d", binary.BigEndian.Uint32(b), binary.BigEndian.Uint32(b[4:]))
+		}
+		return text
+	case wire.ChunkBlockStatusExt:
+		text := fmt.Sprintf("status of %d:", binary.BigEndian.Uint32(b))
+		if count := int(binary.BigEndian.Uint32(b[4:])); count != len(b[8:])/16 {
+			return fmt.Sprintf("status of %d descriptors in %d bytes", count, len(b))
+		}
+		for b = b[8:]; len(b) > 0; b = b[16:] {
+			text += fmt.Sprintf(" %dx%d", binary.BigEndian.Uint64(b), binary.BigEndian.Uint64(b[8:]))
 		}
 		return text
 	}

@@ -15,7 +15,9 @@ type task struct {
 	request
 	// buf holds a write's payload (nil: it is stored already, and only the
 	// flush of FUA is left), or a read's data behind its reply's header.
-	buf *buffer
+	buf       *buffer
+	costBytes int64 // drawn for it from the connection's account
+	next      *task // in a line
 
 	reply  []byte // whole, in scratch or in buf
 	failed bool   // the reply is an error
@@ -42,16 +44,8 @@ func newTask(r *request) *task {
 // release gives t and its buffer back; nobody may use them any more.
 func (t *task) release() {
 	t.buf.release()
-	t.buf, t.reply, t.failed = nil, nil, false
+	t.buf, t.reply, t.failed, t.costBytes = nil, nil, false, 0
 	taskPool.Put(t)
-}
-
-// costBytes is the memory that t holds until its reply is in the socket.
-func (t *task) costBytes() int64 {
-	if t.Command == wire.CmdRead || t.Command == wire.CmdWrite {
-		return int64(t.Length)
-	}
-	return 0
 }
 
 // perform serves the command and makes the reply.
@@ -60,7 +54,7 @@ func (t *task) perform(s *session) {
 	var err error
 	switch t.Command {
 	case wire.CmdRead:
-		_, err = s.device.ReadAt(t.placeForRead(s.structured), off)
+		_, err = s.device.ReadAt(t.placeForRead(s.form), off)
 	case wire.CmdWrite:
 		if t.buf != nil {
 			_, err = s.device.WriteAt(t.buf.bytes, off)
@@ -74,6 +68,10 @@ func (t *task) perform(s *session) {
 	case wire.CmdZeroes:
 		if length > 0 {
 			err = s.device.WriteZeroes(off, length, t.Flags&wire.FlagNoHole != 0)
+		}
+	case wire.CmdCache:
+		if length > 0 {
+			err = s.device.Cache(off, length)
 		}
 	case wire.CmdBlockStatus:
 		err = t.blockStatus(s)
@@ -91,16 +89,16 @@ func (t *task) perform(s *session) {
 func (t *task) finish(s *session, err error) {
 	switch {
 	case err != nil:
-		t.reply = appendFailure(t.scratch[:0], &t.request, s.structured, errnoOf(err), err.Error())
+		t.reply = s.form.AppendFailure(t.scratch[:0], &t.Request, errnoOf(err), clip(err.Error()))
 		t.scratch = t.reply
 	case t.Command == wire.CmdRead:
 		t.reply = t.buf.bytes
-		appendReadHeader(t.reply[:0], &t.request, s.structured)
+		s.form.AppendDataHeader(t.reply[:0], &t.Request)
 	case t.Command == wire.CmdBlockStatus:
-		t.reply = t.appendStatus(t.scratch[:0], s.contexts)
+		t.reply = t.appendStatus(t.scratch[:0], s.form)
 		t.scratch = t.reply
 	default:
-		t.reply = wire.AppendSimple(t.scratch[:0], t.Cookie, wire.OK)
+		t.reply = s.form.AppendDone(t.scratch[:0], &t.Request)
 		t.scratch = t.reply
 	}
 	if t.Command == wire.CmdWrite {
@@ -110,51 +108,30 @@ func (t *task) finish(s *session, err error) {
 }
 
 // placeForRead is where a read's data goes: behind the reply's header.
-func (t *task) placeForRead(structured bool) []byte {
-	header := readHeaderBytes(structured, t.Length)
+func (t *task) placeForRead(form wire.Form) []byte {
+	header := form.DataHeaderBytes(&t.Request)
 	if t.buf == nil {
 		t.buf = takeBuffer(header + int(t.Length))
 	}
 	return t.buf.bytes[header:]
 }
 
-// readHeaderBytes is the length of the header of a read's successful reply.
-func readHeaderBytes(structured bool, lengthBytes uint32) int {
-	switch {
-	case !structured:
-		return wire.SimpleSize
-	case lengthBytes == 0:
-		return wire.ChunkSize // a ChunkData must hold at least one byte
-	}
-	return wire.DataChunkSize
-}
-
-func appendReadHeader(b []byte, r *request, structured bool) []byte {
-	switch {
-	case !structured:
-		return wire.AppendSimple(b, r.Cookie, wire.OK)
-	case r.Length == 0:
-		return wire.AppendChunk(b, wire.ChunkDone, wire.ChunkNone, r.Cookie, 0)
-	}
-	return wire.AppendDataChunk(b, r.Cookie, r.Offset, r.Length)
-}
-
-// maxFailureBytes is the longest reply of appendFailure.
-const maxFailureBytes = wire.ChunkSize + 4 + 2 + maxMessageBytes
-
-func appendFailure(b []byte, r *request, structured bool, e wire.Errno, message string) []byte {
-	if structured {
-		return wire.AppendErrorChunk(b, r.Cookie, e, clip(message))
-	}
-	return wire.AppendSimple(b, r.Cookie, e)
-}
+// maxFailureBytes is the longest reply to a request that failed.
+const maxFailureBytes = wire.ExtendedSize + 4 + 2 + maxMessageBytes
 
 // maxDescriptors bounds a status reply; the client asks again for the rest.
 const maxDescriptors = 4096
 
+// statusBytes is the memory that a status reply takes: the descriptors of each
+// context, which are of blocks or longer, in their list and in the reply.
+func statusBytes(r *request) int {
+	return 2 * 16 * len(contexts) * int(min(maxDescriptors, r.Length/preferredBlockBytes+2))
+}
+
 // A statusList is the descriptors of one context: equal neighbours are one.
 type statusList struct {
-	descriptors []byte // 32 bits length, 32 bits flags, each
+	descriptors []byte // as in a chunk of the kind that is sent
+	wide        bool   // they have 64 bits of length and flags, else 32
 	length      int64  // of the last descriptor, which is not yet in descriptors
 	flags       uint32
 	count       int
@@ -166,7 +143,11 @@ var errNoExtents = errors.New("nbd: the device told no extents")
 // blockStatus collects the extents of the range, for each context that was selected.
 func (t *task) blockStatus(s *session) error {
 	for i := range t.status {
-		t.status[i] = statusList{descriptors: t.status[i].descriptors[:0], full: s.contexts&contexts[i].id == 0}
+		t.status[i] = statusList{
+			descriptors: t.status[i].descriptors[:0],
+			wide:        s.form == wire.Extended,
+			full:        t.contexts&contexts[i].id == 0,
+		}
 	}
 	t.left, t.limit = int64(t.Length), maxDescriptors
 	if t.Flags&wire.FlagReqOne != 0 {
@@ -204,7 +185,7 @@ func (t *task) noteExtent(e Extent) bool {
 func (l *statusList) add(length int64, flags uint32, limit int) {
 	switch {
 	case l.full:
-	case l.count > 0 && l.flags == flags && l.length+length <= math.MaxUint32:
+	case l.count > 0 && l.flags == flags && (l.wide || l.length+length <= math.MaxUint32):
 		l.length += length
 	case l.count == limit:
 		l.full = true
@@ -217,15 +198,22 @@ func (l *statusList) add(length int64, flags uint32, limit int) {
 
 // close moves the last descriptor to the others.
 func (l *statusList) close() {
-	if l.length > 0 {
+	switch {
+	case l.length == 0:
+		return
+	case l.wide:
+		l.descriptors = binary.BigEndian.AppendUint64(l.descriptors, uint64(l.length))
+		l.descriptors = binary.BigEndian.AppendUint64(l.descriptors, uint64(l.flags))
+	default:
 		l.descriptors = binary.BigEndian.AppendUint32(l.descriptors, uint32(l.length))
 		l.descriptors = binary.BigEndian.AppendUint32(l.descriptors, l.flags)
-		l.length = 0
 	}
+	l.length = 0
 }
 
 // appendStatus appends one chunk for each context, the last one with ChunkDone.
-func (t *task) appendStatus(b []byte, selected contextSet) []byte {
+func (t *task) appendStatus(b []byte, form wire.Form) []byte {
+	selected := t.contexts
 	for i, c := range contexts {
 		if selected&c.id == 0 {
 			continue
@@ -236,9 +224,36 @@ func (t *task) appendStatus(b []byte, selected contextSet) []byte {
 		if selected &^= c.id; selected == 0 {
 			flags = wire.ChunkDone
 		}
-		b = wire.AppendChunk(b, flags, wire.ChunkBlockStatus, t.Cookie, uint32(4+len(l.descriptors)))
-		b = binary.BigEndian.AppendUint32(b, uint32(c.id))
+		if l.wide {
+			b = form.AppendChunk(b, flags, wire.ChunkBlockStatusExt, &t.Request, 4+4+len(l.descriptors))
+			b = binary.BigEndian.AppendUint32(b, uint32(c.id))
+			b = binary.BigEndian.AppendUint32(b, uint32(l.count))
+		} else {
+			b = form.AppendChunk(b, flags, wire.ChunkBlockStatus, &t.Request, 4+len(l.descriptors))
+			b = binary.BigEndian.AppendUint32(b, uint32(c.id))
+		}
 		b = append(b, l.descriptors...)
 	}
 	return b
+}
+
+// A line is tasks, first come first served. The zero value is empty.
+type line struct{ first, last *task }
+
+func (l *line) push(t *task) {
+	if l.first == nil {
+		l.first = t
+	} else {
+		l.last.next = t
+	}
+	l.last = t
+}
+
+// pop takes the first task; nil when there is none.
+func (l *line) pop() *task {
+	t := l.first
+	if t != nil {
+		l.first, t.next = t.next, nil
+	}
+	return t
 }

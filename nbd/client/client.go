@@ -1,11 +1,13 @@
 // Package client is a small NBD client, for tools and tests.
 //
-// It asks for structured replies and the contexts base:allocation and
-// qemu:allocation-depth, and does without where a server lacks them.
+// It asks for extended headers, or else structured replies, and the contexts
+// base:allocation and qemu:allocation-depth, and does without where a server
+// lacks them. TLS it asks for when it is told to, and never does without.
 package client
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -54,12 +56,13 @@ func (e *CommandError) Error() string {
 // or Abort returns ErrClosed. A range may be of any length: what is more than
 // the server takes at once goes as several requests.
 type Client struct {
-	nc         net.Conn
-	sizeBytes  int64
-	flags      uint16
-	structured bool
-	contexts   map[uint32]string // by id
-	maxBytes   int64             // payload of one request
+	socket    net.Conn
+	nc        net.Conn // the socket, or TLS over it
+	sizeBytes int64
+	flags     uint16
+	form      wire.Form
+	contexts  map[uint32]string // by id
+	maxBytes  int64             // payload of one request
 
 	sending sync.Mutex // held while a request is written
 
@@ -79,61 +82,110 @@ type Extent struct {
 	Depth  uint32 // qemu:allocation-depth; 0 also when the server does not offer it
 }
 
+// A Dialer says how to open an export. The zero value is what Dial uses.
+type Dialer struct {
+	// TLS, if it is set, is insisted on: a server without it is refused. Its
+	// ServerName, if empty, is the host that is dialled.
+	TLS *tls.Config
+	// Compact does without extended headers, also where the server has them.
+	Compact bool
+}
+
 // Dial opens the export that an NBD URI names:
 // nbd+unix:///EXPORT?socket=PATH or nbd://HOST[:PORT]/EXPORT.
-func Dial(ctx context.Context, uri string) (*Client, error) {
-	network, addr, export, err := ParseURI(uri)
+func Dial(ctx context.Context, uri string) (*Client, error) { return Dialer{}.Dial(ctx, uri) }
+
+// Dial opens the export that an NBD URI names, as the function Dial does, or
+// over TLS: nbds+unix:///EXPORT?socket=PATH or nbds://HOST[:PORT]/EXPORT. The
+// URI must say whether TLS is used.
+func (d Dialer) Dial(ctx context.Context, uri string) (*Client, error) {
+	a, err := ParseURI(uri)
 	if err != nil {
 		return nil, err
 	}
-	return DialExport(ctx, network, addr, export)
+	switch {
+	case a.TLS && d.TLS == nil:
+		return nil, fmt.Errorf("nbd client: %q asks for TLS, for which there are no certificates here", uri)
+	case !a.TLS && d.TLS != nil:
+		return nil, fmt.Errorf("nbd client: %q does not ask for TLS: it begins with nbds:// or nbds+unix://", uri)
+	}
+	return d.DialExport(ctx, a.Network, a.Addr, a.Export)
+}
+
+// An Address is what an NBD URI says.
+type Address struct {
+	Network, Addr string // as net.Dial takes them: "unix" or "tcp"
+	Export        string
+	TLS           bool
 }
 
 // ParseURI takes an NBD URI apart (doc/uri.md of the NBD project). Export
 // names are percent-encoded in it; query parameters other than socket are refused.
-func ParseURI(uri string) (network, addr, export string, err error) {
+func ParseURI(uri string) (Address, error) {
 	u, err := url.Parse(uri)
 	if err != nil {
-		return "", "", "", fmt.Errorf("nbd client: %w", err)
+		return Address{}, fmt.Errorf("nbd client: %w", err)
 	}
 	query, err := url.ParseQuery(u.RawQuery)
 	if err != nil {
-		return "", "", "", fmt.Errorf("nbd client: query of %q: %w", uri, err)
+		return Address{}, fmt.Errorf("nbd client: query of %q: %w", uri, err)
 	}
 	socket := query.Get("socket")
 	query.Del("socket")
 	for parameter := range query {
-		return "", "", "", fmt.Errorf("nbd client: unknown parameter %q in %q", parameter, uri)
+		return Address{}, fmt.Errorf("nbd client: unknown parameter %q in %q", parameter, uri)
 	}
-	export = strings.TrimPrefix(u.Path, "/")
-	switch {
-	case u.Scheme == "nbd+unix" && socket != "" && u.Host == "":
-		return "unix", socket, export, nil
-	case u.Scheme == "nbd" && socket == "" && u.Hostname() != "":
+	a := Address{Export: strings.TrimPrefix(u.Path, "/"), TLS: strings.HasPrefix(u.Scheme, "nbds")}
+	switch scheme := strings.Replace(u.Scheme, "nbds", "nbd", 1); {
+	case scheme == "nbd+unix" && socket != "" && u.Host == "":
+		a.Network, a.Addr = "unix", socket
+		return a, nil
+	case scheme == "nbd" && socket == "" && u.Hostname() != "":
 		port := u.Port()
 		if port == "" {
 			port = "10809"
 		}
-		return "tcp", net.JoinHostPort(u.Hostname(), port), export, nil
+		a.Network, a.Addr = "tcp", net.JoinHostPort(u.Hostname(), port)
+		return a, nil
 	}
-	return "", "", "", fmt.Errorf("nbd client: %q is neither nbd+unix:///EXPORT?socket=PATH nor nbd://HOST[:PORT]/EXPORT", uri)
+	return Address{}, fmt.Errorf("nbd client: %q is none of nbd[s]+unix:///EXPORT?socket=PATH and nbd[s]://HOST[:PORT]/EXPORT", uri)
 }
 
 // DialExport opens an export at a network address ("unix" or "tcp"). ctx bounds
 // the dialling and the handshake.
 func DialExport(ctx context.Context, network, addr, export string) (*Client, error) {
-	var d net.Dialer
-	nc, err := d.DialContext(ctx, network, addr)
+	return Dialer{}.DialExport(ctx, network, addr, export)
+}
+
+// DialExport is the function of the same name, as d says.
+func (d Dialer) DialExport(ctx context.Context, network, addr, export string) (*Client, error) {
+	if d.TLS != nil && d.TLS.ServerName == "" && network == "tcp" {
+		host, _, err := net.SplitHostPort(addr)
+		if err != nil {
+			return nil, fmt.Errorf("nbd client: %w", err)
+		}
+		d.TLS = d.TLS.Clone()
+		d.TLS.ServerName = host
+	}
+	var plain net.Dialer
+	nc, err := plain.DialContext(ctx, network, addr)
 	if err != nil {
 		return nil, fmt.Errorf("nbd client: %w", err)
 	}
-	return NewClient(ctx, nc, export)
+	return d.NewClient(ctx, nc, export)
 }
 
 // NewClient opens an export over a connection, which is the client's from then
 // on, also when it fails.
 func NewClient(ctx context.Context, nc net.Conn, export string) (*Client, error) {
+	return Dialer{}.NewClient(ctx, nc, export)
+}
+
+// NewClient is the function of the same name, as d says. With TLS, over what
+// was not dialled here, the ServerName must be set.
+func (d Dialer) NewClient(ctx context.Context, nc net.Conn, export string) (*Client, error) {
 	c := &Client{
+		socket:   nc,
 		nc:       nc,
 		contexts: map[uint32]string{},
 		maxBytes: 32 << 20, // what every server takes that says nothing else
@@ -141,7 +193,7 @@ func NewClient(ctx context.Context, nc net.Conn, export string) (*Client, error)
 		received: make(chan struct{}),
 	}
 	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) })
-	err := c.handshake(export)
+	err := c.handshake(ctx, d, export)
 	if !stop() && err == nil {
 		err = context.Cause(ctx) // the deadline is or will be in the past
 	}
@@ -165,6 +217,9 @@ func (c *Client) ReadOnly() bool { return c.flags&wire.ReadOnly != 0 }
 // MultiConn tells whether the server said that a flush covers all connections.
 func (c *Client) MultiConn() bool { return c.flags&wire.CanMultiConn != 0 }
 
+// Extended tells whether server and client agreed on extended headers.
+func (c *Client) Extended() bool { return c.form == wire.Extended }
+
 // ReadAt implements io.ReaderAt: io.EOF for what is beyond the end.
 func (c *Client) ReadAt(p []byte, off int64) (n int, err error) {
 	if off < 0 {
@@ -174,7 +229,7 @@ func (c *Client) ReadAt(p []byte, off int64) (n int, err error) {
 	p = p[:max(0, min(int64(len(p)), c.sizeBytes-off))]
 	for n < len(p) {
 		piece := p[n : n+int(min(int64(len(p)-n), c.maxBytes))]
-		if err := c.do(&call{request: c.request(wire.CmdRead, 0, off+int64(n), len(piece)), data: piece}); err != nil {
+		if err := c.do(&call{request: c.request(wire.CmdRead, 0, off+int64(n), int64(len(piece))), data: piece}); err != nil {
 			return n, err
 		}
 		n += len(piece)
@@ -197,7 +252,7 @@ func (c *Client) write(p []byte, off int64, flags uint16) (n int, err error) {
 	}
 	for n < len(p) {
 		piece := p[n : n+int(min(int64(len(p)-n), c.maxBytes))]
-		if err := c.do(&call{request: c.request(wire.CmdWrite, flags, off+int64(n), len(piece)), data: piece}); err != nil {
+		if err := c.do(&call{request: c.request(wire.CmdWrite, flags, off+int64(n), int64(len(piece))), data: piece}); err != nil {
 			return n, err
 		}
 		n += len(piece)
@@ -224,16 +279,26 @@ func (c *Client) WriteZeroes(off, lengthBytes int64, noHole bool) error {
 	return c.ranged(wire.CmdZeroes, flags, off, lengthBytes)
 }
 
+// Cache asks the server to have a range in memory soon.
+func (c *Client) Cache(off, lengthBytes int64) error {
+	return c.ranged(wire.CmdCache, 0, off, lengthBytes)
+}
+
 // maxRange is the longest range of a command without payload, in whole blocks.
-const maxRange = math.MaxUint32 &^ 4095
+func (c *Client) maxRange() int64 {
+	if c.form == wire.Extended {
+		return math.MaxInt64
+	}
+	return math.MaxUint32 &^ 4095
+}
 
 func (c *Client) ranged(command, flags uint16, off, lengthBytes int64) error {
 	if off < 0 || lengthBytes < 0 {
 		return errNegative
 	}
 	for done := int64(0); done < lengthBytes; {
-		n := min(lengthBytes-done, maxRange)
-		if err := c.do(&call{request: c.request(command, flags, off+done, int(n))}); err != nil {
+		n := min(lengthBytes-done, c.maxRange())
+		if err := c.do(&call{request: c.request(command, flags, off+done, n)}); err != nil {
 			return err
 		}
 		done += n
@@ -257,7 +322,7 @@ func (c *Client) BlockStatus(off, lengthBytes int64) ([]Extent, error) {
 	var extents []Extent
 	for done := int64(0); done < lengthBytes; {
 		k := &call{
-			request: c.request(wire.CmdBlockStatus, 0, off+done, int(min(lengthBytes-done, maxRange))),
+			request: c.request(wire.CmdBlockStatus, 0, off+done, min(lengthBytes-done, c.maxRange())),
 			status:  map[string][]descriptor{},
 		}
 		if err := c.do(k); err != nil {
@@ -288,7 +353,11 @@ func sameState(a, b Extent) bool {
 // waited for by the server, but return ErrClosed.
 func (c *Client) Close() error {
 	c.sending.Lock()
-	_, err := c.nc.Write(c.request(wire.CmdDisc, 0, 0, 0).Append(nil))
+	r := c.request(wire.CmdDisc, 0, 0, 0)
+	_, err := c.nc.Write(c.form.AppendRequest(nil, &r))
+	if secure, ok := c.nc.(*tls.Conn); ok {
+		_ = secure.CloseWrite() // the server may have been first
+	}
 	c.sending.Unlock()
 	if abortErr := c.Abort(); err == nil {
 		err = abortErr
@@ -298,7 +367,7 @@ func (c *Client) Close() error {
 
 // Abort closes the connection without NBD_CMD_DISC, as a crash would.
 func (c *Client) Abort() error {
-	err := c.nc.Close()
+	err := c.socket.Close()
 	<-c.received
 	if errors.Is(err, net.ErrClosed) { // receive was first: the server closed it
 		return nil
@@ -306,8 +375,11 @@ func (c *Client) Abort() error {
 	return err
 }
 
-func (c *Client) request(command, flags uint16, off int64, lengthBytes int) wire.Request {
-	return wire.Request{Command: command, Flags: flags, Offset: uint64(off), Length: uint32(lengthBytes)}
+func (c *Client) request(command, flags uint16, off, lengthBytes int64) wire.Request {
+	if c.form == wire.Extended && command == wire.CmdWrite {
+		flags |= wire.FlagPayloadLen
+	}
+	return wire.Request{Command: command, Flags: flags, Offset: uint64(off), Length: uint64(lengthBytes)}
 }
 
 // A call is a request in flight.
@@ -321,7 +393,7 @@ type call struct {
 }
 
 // A descriptor is an extent of one context.
-type descriptor struct{ length, flags uint32 }
+type descriptor struct{ length, flags uint64 }
 
 // do sends a request and waits for its reply.
 func (c *Client) do(k *call) error {
@@ -336,7 +408,7 @@ func (c *Client) do(k *call) error {
 	c.calls[c.cookie] = k
 	c.mu.Unlock()
 
-	message := net.Buffers{k.request.Append(make([]byte, 0, wire.RequestSize))}
+	message := net.Buffers{c.form.AppendRequest(make([]byte, 0, wire.ExtendedSize), &k.request)}
 	if k.request.Command == wire.CmdWrite {
 		message = append(message, k.data)
 	}
@@ -364,15 +436,15 @@ func (k *call) extents() []Extent {
 				break
 			}
 			n = min(n, allocation[0].length)
-			e.Hole = allocation[0].flags&wire.StateHole != 0
-			e.Zero = allocation[0].flags&wire.StateZero != 0
+			e.Hole = allocation[0].flags&uint64(wire.StateHole) != 0
+			e.Zero = allocation[0].flags&uint64(wire.StateZero) != 0
 		}
 		if hasDepth {
 			if len(depth) == 0 {
 				break
 			}
 			n = min(n, depth[0].length)
-			e.Depth = depth[0].flags
+			e.Depth = uint32(depth[0].flags)
 		}
 		if !hasAllocation && !hasDepth {
 			break
@@ -386,7 +458,7 @@ func (k *call) extents() []Extent {
 }
 
 // cut drops n bytes off the front of d.
-func cut(d []descriptor, n uint32) []descriptor {
+func cut(d []descriptor, n uint64) []descriptor {
 	if len(d) == 0 {
 		return d
 	}
@@ -397,7 +469,7 @@ func cut(d []descriptor, n uint32) []descriptor {
 }
 
 // handshake negotiates up to the transmission phase.
-func (c *Client) handshake(export string) error {
+func (c *Client) handshake(ctx context.Context, d Dialer, export string) error {
 	var hello [wire.HelloSize]byte
 	if _, err := io.ReadFull(c.nc, hello[:]); err != nil {
 		return fmt.Errorf("greeting: %w", err)
@@ -413,12 +485,16 @@ func (c *Client) handshake(export string) error {
 	if _, err := c.nc.Write(flags); err != nil {
 		return fmt.Errorf("flags: %w", err)
 	}
-	accepted, err := c.option(wire.OptStructuredReply, nil, nil)
-	if err != nil {
+	if d.TLS != nil {
+		if err := c.startTLS(ctx, d.TLS); err != nil {
+			return err
+		}
+	}
+	if err := c.chooseForm(d.Compact); err != nil {
 		return err
 	}
 	name := wire.AppendString(nil, export)
-	if c.structured = accepted == ""; c.structured {
+	if c.form != wire.Simple {
 		queries := binary.BigEndian.AppendUint32(name[:len(name):len(name)], 2)
 		queries = wire.AppendString(queries, wire.ContextAllocation)
 		queries = wire.AppendString(queries, wire.ContextDepth)
@@ -439,6 +515,43 @@ func (c *Client) handshake(export string) error {
 		return errors.New("server told no size")
 	}
 	return nil
+}
+
+// startTLS goes on over TLS. That the server refuses is an error: to go on
+// without is what a middleman would want.
+func (c *Client) startTLS(ctx context.Context, config *tls.Config) error {
+	refusal, err := c.option(wire.OptStartTLS, nil, nil)
+	switch {
+	case err != nil:
+		return err
+	case refusal != "":
+		return fmt.Errorf("server refuses TLS: %s", refusal)
+	}
+	secure := tls.Client(c.socket, config)
+	if err := secure.HandshakeContext(ctx); err != nil {
+		return fmt.Errorf("TLS: %w", err)
+	}
+	c.nc = secure
+	return nil
+}
+
+// chooseForm agrees on the best form of messages that the server has.
+func (c *Client) chooseForm(compact bool) error {
+	if !compact {
+		refusal, err := c.option(wire.OptExtendedHeaders, nil, nil)
+		if err != nil {
+			return err
+		}
+		if refusal == "" {
+			c.form = wire.Extended
+			return nil
+		}
+	}
+	refusal, err := c.option(wire.OptStructuredReply, nil, nil)
+	if err == nil && refusal == "" {
+		c.form = wire.Structured
+	}
+	return err
 }
 
 func (c *Client) noteContext(kind uint32, data []byte) {

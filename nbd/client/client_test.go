@@ -3,6 +3,7 @@ package client_test
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/tidemark/tidemark/internal/certtest"
 	"github.com/tidemark/tidemark/nbd"
 	"github.com/tidemark/tidemark/nbd/client"
 )
@@ -27,6 +29,7 @@ type disk struct {
 	written bool
 	hold    chan struct{} // a flush waits for it
 	flushes atomic.Int64
+	cached  atomic.Int64
 	torn    chan bool
 }
 
@@ -34,8 +37,8 @@ func newDisk(sizeBytes int) *disk {
 	return &disk{data: make([]byte, sizeBytes), torn: make(chan bool, 10)}
 }
 
-func (d *disk) List() []string { return nil }
-func (d *disk) Open(name string) (nbd.Device, nbd.Info, error) {
+func (d *disk) List(nbd.Client) []string { return nil }
+func (d *disk) Open(name string, _ nbd.Client) (nbd.Device, nbd.Info, error) {
 	if name != "a disk/%" {
 		return nil, nbd.Info{}, fmt.Errorf("%w: %q", nbd.ErrUnknownExport, name)
 	}
@@ -62,6 +65,10 @@ func (d *disk) WriteZeroes(off, n int64, noHole bool) error {
 	clear(d.data[off : off+n])
 	return nil
 }
+func (d *disk) Cache(_, n int64) error {
+	d.cached.Add(n)
+	return nil
+}
 func (d *disk) Flush() error {
 	if d.hold != nil {
 		<-d.hold
@@ -85,11 +92,16 @@ func (d *disk) Close(torn bool)  { d.torn <- torn }
 // serve serves d and returns an URI of it.
 func serve(t *testing.T, d *disk, network, addr string) string {
 	t.Helper()
+	return serveWith(t, d, nbd.Options{}, network, addr)
+}
+
+func serveWith(t *testing.T, d *disk, o nbd.Options, network, addr string) string {
+	t.Helper()
 	l, err := net.Listen(network, addr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := nbd.NewServer(d, nbd.Options{})
+	s := nbd.NewServer(d, o)
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(l) }()
 	t.Cleanup(func() {
@@ -100,20 +112,40 @@ func serve(t *testing.T, d *disk, network, addr string) string {
 			t.Error(err)
 		}
 	})
-	if network == "unix" {
-		return "nbd+unix:///a%20disk%2F%25?socket=" + addr
+	scheme := "nbd"
+	if o.TLSMode != nbd.TLSOff {
+		scheme = "nbds"
 	}
-	return "nbd://" + l.Addr().String() + "/a%20disk%2F%25"
+	if network == "unix" {
+		return scheme + "+unix:///a%20disk%2F%25?socket=" + addr
+	}
+	return scheme + "://" + l.Addr().String() + "/a%20disk%2F%25"
 }
 
 func TestClientAndServerAgree(t *testing.T) {
 	const size = 34 << 20
-	for _, c := range []struct{ network, addr string }{{"unix", t.TempDir() + "/s"}, {"tcp", "127.0.0.1:0"}} {
-		t.Run("over "+c.network, func(t *testing.T) {
+	a := certtest.New(t)
+	loopback := a.Client("")
+	loopback.ServerName = "" // that of the URI
+	secure := nbd.Options{TLS: a.Server(), TLSMode: nbd.TLSRequire}
+	for _, c := range []struct {
+		name, network, addr string
+		server              nbd.Options
+		dialer              client.Dialer
+	}{
+		{"over unix", "unix", t.TempDir() + "/s", nbd.Options{}, client.Dialer{}},
+		{"over tcp", "tcp", "127.0.0.1:0", nbd.Options{}, client.Dialer{}},
+		{"over tcp and TLS", "tcp", "127.0.0.1:0", secure, client.Dialer{TLS: loopback}},
+		{"over unix with compact headers", "unix", t.TempDir() + "/s", nbd.Options{}, client.Dialer{Compact: true}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
 			d := newDisk(size)
-			k, err := client.Dial(t.Context(), serve(t, d, c.network, c.addr))
+			k, err := c.dialer.Dial(t.Context(), serveWith(t, d, c.server, c.network, c.addr))
 			if err != nil {
 				t.Fatal(err)
+			}
+			if k.Extended() == c.dialer.Compact {
+				t.Errorf("extended headers: %t", k.Extended())
 			}
 			if k.SizeBytes() != size || k.ReadOnly() || !k.MultiConn() {
 				t.Errorf("size %d, read-only %t, multi-conn %t", k.SizeBytes(), k.ReadOnly(), k.MultiConn())
@@ -139,6 +171,9 @@ func TestClientAndServerAgree(t *testing.T) {
 			}
 			if err := errors.Join(k.Trim(0, 4096), k.WriteZeroes(8192, 4096, true), k.Flush()); err != nil || d.flushes.Load() != 2 {
 				t.Errorf("flushed %d times: %v", d.flushes.Load(), err)
+			}
+			if err := k.Cache(1, size-1); err != nil || d.cached.Load() != size-1 {
+				t.Errorf("cached %d bytes: %v", d.cached.Load(), err)
 			}
 			if !bytes.Equal(d.data[8192:12288], make([]byte, 4096)) || d.data[12288] == 0 {
 				t.Errorf("zeroes went wrong")
@@ -218,6 +253,32 @@ func TestDialTellsWhyItFails(t *testing.T) {
 	if !errors.As(err, &refused) || !strings.Contains(err.Error(), "no such export") {
 		t.Errorf("no such export: %v", err)
 	}
+	a, stranger := certtest.New(t), certtest.New(t)
+	secure := serveWith(t, newDisk(1<<20), nbd.Options{TLS: a.Server(), TLSMode: nbd.TLSRequire}, "unix", t.TempDir()+"/s")
+	if k, err := (client.Dialer{TLS: a.Client("alice")}).Dial(t.Context(), secure); err != nil {
+		t.Errorf("a server of the same authority: %v", err)
+	} else if err := k.Close(); err != nil {
+		t.Error(err)
+	}
+	for _, c := range []struct {
+		name, uri string
+		tls       *tls.Config
+		want      string
+	}{
+		{"a server without TLS", strings.Replace(uri, "nbd+", "nbds+", 1), a.Client(""), "server refuses TLS: this server does not use TLS"},
+		{"a server that wants TLS", strings.Replace(secure, "nbds+", "nbd+", 1), nil, "this server wants TLS first"},
+		{"an URI that does not ask for TLS", uri, a.Client(""), "does not ask for TLS"},
+		{"an URI that asks for TLS", secure, nil, "there are no certificates here"},
+		{"a server of another authority", secure, stranger.Client(""), "unknown authority"},
+		{"a server of another name", secure, &tls.Config{RootCAs: a.Pool(), ServerName: "elsewhere"}, "not elsewhere"},
+		{"a client of another authority", secure, &tls.Config{RootCAs: a.Pool(), ServerName: "localhost", Certificates: stranger.Client("mallory").Certificates}, "unknown certificate authority"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if _, err := (client.Dialer{TLS: c.tls}).Dial(t.Context(), c.uri); err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%v, not %q", err, c.want)
+			}
+		})
+	}
 	t.Run("a server that says nothing, by its context", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -242,12 +303,19 @@ func TestParseURI(t *testing.T) {
 		{"nbd://host//a/b", "tcp host:10809 /a/b"},
 		{"nbd+unix:///v", ""},
 		{"nbd:///v", ""},
-		{"nbds://host/v", ""},
+		{"nbds://host/v", "tcp host:10809 v TLS"},
+		{"nbds+unix:///v?socket=s", "unix s v TLS"},
+		{"nbdss://host/v", ""},
+		{"nbds+unix://host/v?socket=s", ""},
 		{"nbd://host/v?tls=1", ""},
 		{"http://host/v", ""},
 	} {
-		network, addr, export, err := client.ParseURI(c.uri)
-		if got := network + " " + addr + " " + export; got != c.want && (c.want != "" || err == nil) {
+		a, err := client.ParseURI(c.uri)
+		got := a.Network + " " + a.Addr + " " + a.Export
+		if a.TLS {
+			got += " TLS"
+		}
+		if got != c.want && (c.want != "" || err == nil) {
 			t.Errorf("%s is %q (%v), want %q", c.uri, got, err, c.want)
 		}
 	}
@@ -263,8 +331,11 @@ func FuzzRepliesOfAServer(f *testing.F) {
 	}
 	hello := []byte("NBDMAGICIHAVEOPT\x00\x03")
 	info := ack(7, 3, "\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x6d")
-	structured := bytes.Join([][]byte{hello, ack(8, 1, ""), ack(10, 4, "\x00\x00\x00\x01base:allocation"), ack(10, 1, ""), info, ack(7, 1, "")}, nil)
-	simple := bytes.Join([][]byte{hello, ack(8, 1<<31+1, ""), info, ack(7, 1, "")}, nil)
+	structured := bytes.Join([][]byte{hello, ack(11, 1<<31+1, ""), ack(8, 1, ""), ack(10, 4, "\x00\x00\x00\x01base:allocation"), ack(10, 1, ""), info, ack(7, 1, "")}, nil)
+	simple := bytes.Join([][]byte{hello, ack(11, 1<<31+1, ""), ack(8, 1<<31+1, ""), info, ack(7, 1, "")}, nil)
+	extended := bytes.Join([][]byte{hello, ack(11, 1, ""), ack(10, 4, "\x00\x00\x00\x01base:allocation"), ack(10, 1, ""), info, ack(7, 1, "")}, nil)
+	f.Add(append(bytes.Clone(extended), "\x6e\x8a\x27\x8c\x00\x01\x00\x01\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x0c\x00\x00\x00\x00\x00\x00\x00\x00data"...))
+	f.Add(append(bytes.Clone(extended), "\x6e\x8a\x27\x8c\x00\x01\x00\x06\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x18\x00\x00\x00\x01\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x10\x00\x00\x00\x00\x00\x00\x00\x00\x03"...))
 	f.Add(append(bytes.Clone(simple), "\x67\x44\x66\x98\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01data"...))
 	f.Add(append(bytes.Clone(structured), "\x66\x8e\x33\xef\x00\x01\x00\x01\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x0c\x00\x00\x00\x00\x00\x00\x00\x00data"...))
 	f.Add(append(bytes.Clone(structured), "\x66\x8e\x33\xef\x00\x01\x00\x02\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x0c\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x04"...))

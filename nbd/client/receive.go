@@ -35,63 +35,77 @@ var (
 	errStrayCookie = errors.New("reply to no request")
 )
 
-// receiveReply takes one simple reply, or one chunk of a structured one.
-// Layouts: wire.AppendSimple, wire.AppendChunk.
+// receiveReply takes one simple reply, or one chunk of another one. Layouts:
+// wire.Form.
 func (c *Client) receiveReply(r *bufio.Reader) error {
 	magic, err := r.Peek(4)
 	if err != nil {
 		return err
 	}
-	switch binary.BigEndian.Uint32(magic) {
-	case wire.MagicSimple:
-		var b [wire.SimpleSize]byte
-		if _, err := io.ReadFull(r, b[:]); err != nil {
-			return err
-		}
-		k := c.call(binary.BigEndian.Uint64(b[8:]))
-		if k == nil {
-			return errStrayCookie
-		}
-		if e := binary.BigEndian.Uint32(b[4:]); e != 0 {
-			k.err = &CommandError{Errno: e}
-		} else if k.request.Command == wire.CmdRead {
-			if c.structured {
-				return errBadReply
-			}
-			if _, err := io.ReadFull(r, k.data); err != nil {
-				return err
-			}
-			k.got = len(k.data)
-		}
-		return c.finish(k)
-	case wire.MagicStructured:
-		if !c.structured {
-			return errBadReply
-		}
-		var b [wire.ChunkSize]byte
-		if _, err := io.ReadFull(r, b[:]); err != nil {
-			return err
-		}
-		k := c.call(binary.BigEndian.Uint64(b[8:]))
-		if k == nil {
-			return errStrayCookie
-		}
-		if err := c.receiveChunk(r, k, binary.BigEndian.Uint16(b[6:]), binary.BigEndian.Uint32(b[16:])); err != nil {
-			return err
-		}
-		if binary.BigEndian.Uint16(b[4:])&wire.ChunkDone != 0 {
-			return c.finish(k)
-		}
-		return nil
+	switch magic := binary.BigEndian.Uint32(magic); {
+	case magic == wire.MagicSimple && c.form != wire.Extended:
+		return c.receiveSimple(r)
+	case magic == wire.MagicStructured && c.form == wire.Structured,
+		magic == wire.MagicExtendedChunk && c.form == wire.Extended:
+		return c.receiveChunk(r)
 	}
 	return errBadReply
+}
+
+func (c *Client) receiveSimple(r *bufio.Reader) error {
+	var b [wire.SimpleSize]byte
+	if _, err := io.ReadFull(r, b[:]); err != nil {
+		return err
+	}
+	k := c.call(binary.BigEndian.Uint64(b[8:]))
+	if k == nil {
+		return errStrayCookie
+	}
+	if e := binary.BigEndian.Uint32(b[4:]); e != 0 {
+		k.err = &CommandError{Errno: e}
+	} else if k.request.Command == wire.CmdRead {
+		if c.form != wire.Simple {
+			return errBadReply
+		}
+		if _, err := io.ReadFull(r, k.data); err != nil {
+			return err
+		}
+		k.got = len(k.data)
+	}
+	return c.finish(k)
+}
+
+func (c *Client) receiveChunk(r *bufio.Reader) error {
+	var b [wire.ExtendedSize]byte
+	header := b[:c.form.ChunkBytes()]
+	if _, err := io.ReadFull(r, header); err != nil {
+		return err
+	}
+	k := c.call(binary.BigEndian.Uint64(b[8:]))
+	if k == nil {
+		return errStrayCookie
+	}
+	lengthBytes := uint64(binary.BigEndian.Uint32(b[16:]))
+	if c.form == wire.Extended {
+		lengthBytes = binary.BigEndian.Uint64(b[24:])
+		if binary.BigEndian.Uint64(b[16:]) != k.request.Offset {
+			return errBadReply
+		}
+	}
+	if err := c.receivePayload(r, k, binary.BigEndian.Uint16(b[6:]), lengthBytes); err != nil {
+		return err
+	}
+	if binary.BigEndian.Uint16(b[4:])&wire.ChunkDone != 0 {
+		return c.finish(k)
+	}
+	return nil
 }
 
 // maxChunkBytes is the longest chunk without read data that is believed.
 const maxChunkBytes = 1 << 20
 
-// receiveChunk takes a chunk's payload.
-func (c *Client) receiveChunk(r *bufio.Reader, k *call, kind uint16, lengthBytes uint32) error {
+// receivePayload takes a chunk's payload.
+func (c *Client) receivePayload(r *bufio.Reader, k *call, kind uint16, lengthBytes uint64) error {
 	if kind == wire.ChunkData && k.request.Command == wire.CmdRead && lengthBytes > 8 {
 		var offset [8]byte
 		if _, err := io.ReadFull(r, offset[:]); err != nil {
@@ -115,19 +129,24 @@ func (c *Client) receiveChunk(r *bufio.Reader, k *call, kind uint16, lengthBytes
 	case kind == wire.ChunkNone && lengthBytes == 0:
 		return nil
 	case kind == wire.ChunkHole && k.request.Command == wire.CmdRead && lengthBytes == 12:
-		place, err := k.place(binary.BigEndian.Uint64(b), binary.BigEndian.Uint32(b[8:]))
+		place, err := k.place(binary.BigEndian.Uint64(b), uint64(binary.BigEndian.Uint32(b[8:])))
 		clear(place)
 		return err
 	case kind == wire.ChunkBlockStatus && k.status != nil && lengthBytes >= 12 && lengthBytes%8 == 4:
 		name := c.contexts[binary.BigEndian.Uint32(b)]
 		for b = b[4:]; len(b) > 0; b = b[8:] {
-			d := descriptor{binary.BigEndian.Uint32(b), binary.BigEndian.Uint32(b[4:])}
-			if d.length == 0 {
-				return errBadReply
-			}
-			k.status[name] = append(k.status[name], d)
+			k.status[name] = append(k.status[name], descriptor{uint64(binary.BigEndian.Uint32(b)), uint64(binary.BigEndian.Uint32(b[4:]))})
 		}
-		return nil
+		return k.checkStatus(name)
+	case kind == wire.ChunkBlockStatusExt && k.status != nil && c.form == wire.Extended && lengthBytes >= 24 && lengthBytes%16 == 8:
+		name := c.contexts[binary.BigEndian.Uint32(b)]
+		if count := uint64(binary.BigEndian.Uint32(b[4:])); count != 0 && count != lengthBytes/16 {
+			return errBadReply
+		}
+		for b = b[8:]; len(b) > 0; b = b[16:] {
+			k.status[name] = append(k.status[name], descriptor{binary.BigEndian.Uint64(b), binary.BigEndian.Uint64(b[8:])})
+		}
+		return k.checkStatus(name)
 	case kind&wire.ChunkErr != 0 && lengthBytes >= 6:
 		n := binary.BigEndian.Uint16(b[4:])
 		if int(n) > len(b)-6 {
@@ -139,14 +158,24 @@ func (c *Client) receiveChunk(r *bufio.Reader, k *call, kind uint16, lengthBytes
 	return errBadReply
 }
 
+// checkStatus refuses descriptors that would not let the caller get ahead.
+func (k *call) checkStatus(context string) error {
+	for _, d := range k.status[context] {
+		if d.length == 0 {
+			return errBadReply
+		}
+	}
+	return nil
+}
+
 // place is where data at an offset of the export goes.
-func (k *call) place(offset uint64, lengthBytes uint32) ([]byte, error) {
+func (k *call) place(offset, lengthBytes uint64) ([]byte, error) {
 	start := offset - k.request.Offset
-	if offset < k.request.Offset || start > uint64(len(k.data)) || uint64(lengthBytes) > uint64(len(k.data))-start {
+	if offset < k.request.Offset || start > uint64(len(k.data)) || lengthBytes > uint64(len(k.data))-start {
 		return nil, errBadReply
 	}
 	k.got += int(lengthBytes)
-	return k.data[start : start+uint64(lengthBytes)], nil
+	return k.data[start : start+lengthBytes], nil
 }
 
 // call finds the call in flight of a cookie. It stays in flight until finish:

@@ -13,6 +13,9 @@ const (
 	MagicRequest    uint32 = 0x25609513
 	MagicSimple     uint32 = 0x67446698
 	MagicStructured uint32 = 0x668e33ef
+
+	MagicExtendedRequest uint32 = 0x21e41c71
+	MagicExtendedChunk   uint32 = 0x6e8a278c
 )
 
 // Handshake and client flags ("Flag fields").
@@ -34,7 +37,9 @@ const (
 	SendZeroes     uint16 = 1 << 6
 	SendDF         uint16 = 1 << 7
 	CanMultiConn   uint16 = 1 << 8
+	SendCache      uint16 = 1 << 10
 	SendFastZeroes uint16 = 1 << 11
+	StatusPayload  uint16 = 1 << 12
 )
 
 // Options ("Option types").
@@ -48,6 +53,7 @@ const (
 	OptStructuredReply uint32 = 8
 	OptListMeta        uint32 = 9
 	OptSetMeta         uint32 = 10
+	OptExtendedHeaders uint32 = 11
 )
 
 // Option replies ("Option reply types").
@@ -57,13 +63,15 @@ const (
 	RepInfo        uint32 = 3
 	RepMetaContext uint32 = 4
 
-	RepErr         uint32 = 1 << 31 // set in each of the errors
-	RepErrUnsup           = RepErr + 1
-	RepErrPolicy          = RepErr + 2
-	RepErrInvalid         = RepErr + 3
-	RepErrUnknown         = RepErr + 6
-	RepErrShutdown        = RepErr + 7
-	RepErrTooBig          = RepErr + 9
+	RepErr            uint32 = 1 << 31 // set in each of the errors
+	RepErrUnsup              = RepErr + 1
+	RepErrPolicy             = RepErr + 2
+	RepErrInvalid            = RepErr + 3
+	RepErrTLSRequired        = RepErr + 5
+	RepErrUnknown            = RepErr + 6
+	RepErrShutdown           = RepErr + 7
+	RepErrTooBig             = RepErr + 9
+	RepErrExtended           = RepErr + 10 // NBD_REP_ERR_EXT_HEADER_REQD
 )
 
 // Information types of OptInfo and OptGo.
@@ -88,24 +96,26 @@ const (
 
 // Command flags.
 const (
-	FlagFUA      uint16 = 1 << 0
-	FlagNoHole   uint16 = 1 << 1
-	FlagDF       uint16 = 1 << 2
-	FlagReqOne   uint16 = 1 << 3
-	FlagFastZero uint16 = 1 << 4
+	FlagFUA        uint16 = 1 << 0
+	FlagNoHole     uint16 = 1 << 1
+	FlagDF         uint16 = 1 << 2
+	FlagReqOne     uint16 = 1 << 3
+	FlagFastZero   uint16 = 1 << 4
+	FlagPayloadLen uint16 = 1 << 5
 )
 
 // Structured reply chunks.
 const (
 	ChunkDone uint16 = 1 << 0 // flag of a reply's last chunk
 
-	ChunkNone        uint16 = 0
-	ChunkData        uint16 = 1
-	ChunkHole        uint16 = 2
-	ChunkBlockStatus uint16 = 5
-	ChunkErr         uint16 = 1 << 15 // set in each of the errors
-	ChunkError              = ChunkErr + 1
-	ChunkErrorOffset        = ChunkErr + 2
+	ChunkNone           uint16 = 0
+	ChunkData           uint16 = 1       // offset 64, then the data
+	ChunkHole           uint16 = 2       // offset 64, length 32
+	ChunkBlockStatus    uint16 = 5       // context 32, then descriptors: length 32, flags 32
+	ChunkBlockStatusExt uint16 = 6       // context 32, count 32, then descriptors: length 64, flags 64
+	ChunkErr            uint16 = 1 << 15 // set in each of the errors
+	ChunkError                 = ChunkErr + 1
+	ChunkErrorOffset           = ChunkErr + 2
 )
 
 // Metadata contexts and their flags.
@@ -160,72 +170,29 @@ const (
 	SimpleSize    = 4 + 4 + 8             // magic, error, cookie
 	ChunkSize     = 4 + 2 + 2 + 8 + 4     // magic, flags, type, cookie, length of the payload that follows
 	DataChunkSize = ChunkSize + 8         // with the offset that opens a ChunkData
+	ExtendedSize  = 4 + 2 + 2 + 8 + 8 + 8 // magic, flags, command or type, cookie, offset, length: of a request or a chunk
 )
 
 // MaxStringBytes is the protocol's limit for names and messages.
 const MaxStringBytes = 4096
 
-// Request is the header of a command. A CmdWrite is followed by Length bytes.
+// Request is the header of a command, of whatever form.
 type Request struct {
 	Flags   uint16
 	Command uint16
 	Cookie  uint64
 	Offset  uint64
-	Length  uint32
+	Length  uint64 // bytes, of the range or of the payload: Form.PayloadBytes
 }
 
-// DecodeRequest reads a request from b[:RequestSize]; ok is false when its
-// magic is wrong.
-func DecodeRequest(b []byte) (r Request, ok bool) {
-	_ = b[RequestSize-1]
-	return Request{
-		Flags:   binary.BigEndian.Uint16(b[4:]),
-		Command: binary.BigEndian.Uint16(b[6:]),
-		Cookie:  binary.BigEndian.Uint64(b[8:]),
-		Offset:  binary.BigEndian.Uint64(b[16:]),
-		Length:  binary.BigEndian.Uint32(b[24:]),
-	}, binary.BigEndian.Uint32(b) == MagicRequest
-}
-
-// Append appends the request's header to b.
-func (r Request) Append(b []byte) []byte {
-	b = binary.BigEndian.AppendUint32(b, MagicRequest)
-	b = binary.BigEndian.AppendUint16(b, r.Flags)
-	b = binary.BigEndian.AppendUint16(b, r.Command)
-	b = binary.BigEndian.AppendUint64(b, r.Cookie)
-	b = binary.BigEndian.AppendUint64(b, r.Offset)
-	return binary.BigEndian.AppendUint32(b, r.Length)
-}
+// Append appends the compact header of r.
+func (r Request) Append(b []byte) []byte { return Simple.AppendRequest(b, &r) }
 
 // AppendSimple appends a simple reply without data.
 func AppendSimple(b []byte, cookie uint64, e Errno) []byte {
 	b = binary.BigEndian.AppendUint32(b, MagicSimple)
 	b = binary.BigEndian.AppendUint32(b, uint32(e))
 	return binary.BigEndian.AppendUint64(b, cookie)
-}
-
-// AppendChunk appends the header of a structured reply's chunk.
-func AppendChunk(b []byte, flags, kind uint16, cookie uint64, payloadBytes uint32) []byte {
-	b = binary.BigEndian.AppendUint32(b, MagicStructured)
-	b = binary.BigEndian.AppendUint16(b, flags)
-	b = binary.BigEndian.AppendUint16(b, kind)
-	b = binary.BigEndian.AppendUint64(b, cookie)
-	return binary.BigEndian.AppendUint32(b, payloadBytes)
-}
-
-// AppendDataChunk appends the header of a ChunkData that is a read's whole
-// reply; lengthBytes of data follow.
-func AppendDataChunk(b []byte, cookie, offset uint64, lengthBytes uint32) []byte {
-	b = AppendChunk(b, ChunkDone, ChunkData, cookie, 8+lengthBytes)
-	return binary.BigEndian.AppendUint64(b, offset)
-}
-
-// AppendErrorChunk appends a ChunkError that ends a reply.
-func AppendErrorChunk(b []byte, cookie uint64, e Errno, message string) []byte {
-	b = AppendChunk(b, ChunkDone, ChunkError, cookie, uint32(6+len(message)))
-	b = binary.BigEndian.AppendUint32(b, uint32(e))
-	b = binary.BigEndian.AppendUint16(b, uint16(len(message)))
-	return append(b, message...)
 }
 
 // AppendOption appends an option's header and data.

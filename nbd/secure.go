@@ -1,0 +1,198 @@
+package nbd
+
+import (
+	"crypto/tls"
+	"net"
+	"sync"
+)
+
+// A secureConn is the server's side of TLS over a socket, with as few system
+// calls as without: crypto/tls writes each record by itself and returns one
+// record a Read, of at most 16 KiB.
+//
+//  1. A Write is one write of the socket for each passBytes of records.
+//  2. A Read takes every record that one read of the socket brought, as far as
+//     its p has room: requests that came together are answered together.
+//  3. It waits for the socket only while it has nothing to return.
+//  4. A connection that is silent holds waitBytes beside what crypto/tls does.
+//
+// One goroutine reads and one at a time writes, as with every connection of
+// this package; crypto/tls may write from within a Read.
+type secureConn struct {
+	*tls.Conn
+	socket *passage
+}
+
+// newSecureConn does the handshake of TLS; the deadlines of nc hold for it. On
+// an error the connection is of no more use.
+func newSecureConn(nc net.Conn, config *tls.Config) (*secureConn, error) {
+	p := &passage{Conn: nc}
+	p.in = p.lobby[:]
+	c := &secureConn{Conn: tls.Server(p, config), socket: p}
+	return c, c.Handshake()
+}
+
+// secured is config as this server uses it.
+func secured(config *tls.Config) *tls.Config {
+	if config == nil {
+		config = &tls.Config{} // without a certificate every handshake fails
+	}
+	config = config.Clone()
+	config.MinVersion = max(config.MinVersion, tls.VersionTLS12)
+	// A connection lasts, so that to begin one may cost; a ticket would carry
+	// over what a certificate was good for.
+	config.SessionTicketsDisabled = true
+	// Requests and replies come in batches: short first records are of no use.
+	config.DynamicRecordSizingDisabled = true
+	return config
+}
+
+// namesOf lists what a client's certificate was verified for: its common name,
+// and its DNS names.
+func namesOf(state tls.ConnectionState) []string {
+	if len(state.VerifiedChains) == 0 {
+		return nil
+	}
+	leaf := state.VerifiedChains[0][0]
+	var names []string
+	if leaf.Subject.CommonName != "" {
+		names = append(names, leaf.Subject.CommonName)
+	}
+	return append(names, leaf.DNSNames...)
+}
+
+// Read implements net.Conn by 2 and 3.
+func (c *secureConn) Read(p []byte) (n int, err error) {
+	n, err = c.Conn.Read(p)
+	c.socket.dry = true
+	for err == nil && n < len(p) {
+		var more int
+		more, err = c.Conn.Read(p[n:])
+		n += more
+	}
+	c.socket.dry = false
+	if n > 0 {
+		err = nil // errDry, or one that the next Read returns again
+	}
+	return n, err
+}
+
+// Write implements net.Conn by 1.
+func (c *secureConn) Write(p []byte) (n int, err error) {
+	c.socket.hold()
+	n, err = c.Conn.Write(p)
+	if letErr := c.socket.let(); err == nil && letErr != nil {
+		return 0, letErr
+	}
+	return n, err
+}
+
+const (
+	passBytes = 128 << 10
+	waitBytes = 2 << 10
+)
+
+var passes = sync.Pool{New: func() any { return new([passBytes]byte) }}
+
+// A passage is the socket as crypto/tls sees it.
+type passage struct {
+	net.Conn
+
+	// Of the goroutine that reads.
+	lobby [waitBytes]byte
+	wide  *[passBytes]byte // in place of lobby while the client is busy
+	in    []byte           // lobby or wide
+	r, w  int              // in[r:w] is received and not yet read
+	full  bool             // the last read of the socket filled in: more is to come
+	dry   bool             // what is not received counts as not there
+
+	mu   sync.Mutex
+	held *[passBytes]byte // nil: writes go through
+	n    int              // held[:n] is to be written
+	err  error            // the first of a write; TLS can't go on after it
+}
+
+// errDry: no more is received. To crypto/tls it is a time-out, after which a
+// read may be tried again.
+var errDry net.Error = dryError{}
+
+type dryError struct{}
+
+func (dryError) Error() string   { return "nbd: no more TLS records at hand" }
+func (dryError) Timeout() bool   { return true }
+func (dryError) Temporary() bool { return true }
+
+// Read implements net.Conn.
+func (p *passage) Read(b []byte) (int, error) {
+	if p.r == p.w {
+		if p.dry {
+			return 0, errDry
+		}
+		p.choose()
+		n, err := p.Conn.Read(p.in)
+		p.r, p.w, p.full = 0, n, n == len(p.in)
+		if n == 0 {
+			return 0, err
+		}
+	}
+	n := copy(b, p.in[p.r:p.w])
+	p.r += n
+	return n, nil
+}
+
+// choose makes in wide for a busy client, and gives it back otherwise.
+func (p *passage) choose() {
+	switch {
+	case p.full && p.wide == nil:
+		p.wide = passes.Get().(*[passBytes]byte)
+		p.in = p.wide[:]
+	case !p.full && p.wide != nil:
+		p.in = p.lobby[:]
+		passes.Put(p.wide)
+		p.wide = nil
+	}
+}
+
+// hold gathers what is written until let.
+func (p *passage) hold() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.held, p.n = passes.Get().(*[passBytes]byte), 0
+}
+
+// let writes what hold gathered.
+func (p *passage) let() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	err := p.flush()
+	passes.Put(p.held)
+	p.held = nil
+	return err
+}
+
+// Write implements net.Conn.
+func (p *passage) Write(b []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.held == nil {
+		return p.Conn.Write(b)
+	}
+	if p.n+len(b) > len(p.held) {
+		if err := p.flush(); err != nil {
+			return 0, err
+		}
+	}
+	if len(b) > len(p.held) {
+		return p.Conn.Write(b)
+	}
+	p.n += copy(p.held[p.n:], b)
+	return len(b), nil
+}
+
+func (p *passage) flush() error {
+	if p.err == nil && p.n > 0 {
+		_, p.err = p.Conn.Write(p.held[:p.n])
+		p.n = 0
+	}
+	return p.err
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -97,14 +98,31 @@ func (a Addr) Reachable() (Addr, error) {
 	return Addr{"tcp", net.JoinHostPort(host, port)}, nil
 }
 
-// NBDURI returns the NBD URI of an export served at the address (the uri
-// specification of the NBD project: nbd:// and nbd+unix://).
-func (a Addr) NBDURI(export string) string {
-	u := url.URL{Scheme: "nbd", Host: a.address, Path: "/" + export}
+// Loopback tells whether only this machine reaches the address: a unix socket,
+// a loopback IP, or localhost. Any other name may be anywhere.
+func (a Addr) Loopback() bool {
 	if a.network == "unix" {
-		u.Scheme, u.Host = "nbd+unix", ""
-		u.RawQuery = "socket=" + strings.ReplaceAll(url.QueryEscape(a.address), "%2F", "/")
-		return "nbd+unix:///" + strings.TrimPrefix(u.EscapedPath(), "/") + "?" + u.RawQuery
+		return true
+	}
+	host, _, err := net.SplitHostPort(a.address)
+	ip, e := netip.ParseAddr(host)
+	return err == nil && (host == "localhost" || e == nil && ip.IsLoopback())
+}
+
+// TCP tells whether the address is a TCP port.
+func (a Addr) TCP() bool { return a.network == "tcp" }
+
+// NBDURI returns the NBD URI of an export served at the address, with TLS or
+// without (the uri specification of the NBD project: nbd://, nbds://,
+// nbd+unix:// and nbds+unix://).
+func (a Addr) NBDURI(export string, tls bool) string {
+	u := url.URL{Scheme: "nbd", Host: a.address, Path: "/" + export}
+	if tls {
+		u.Scheme = "nbds"
+	}
+	if a.network == "unix" {
+		query := "socket=" + strings.ReplaceAll(url.QueryEscape(a.address), "%2F", "/")
+		return u.Scheme + "+unix://" + u.EscapedPath() + "?" + query
 	}
 	return u.String()
 }

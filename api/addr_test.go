@@ -47,15 +47,33 @@ func FuzzAddr(f *testing.F) {
 }
 
 func TestNBDURIsNameTheExport(t *testing.T) {
-	for _, test := range []struct{ addr, export, want string }{
-		{"127.0.0.1:10809", "db:process:a.b-c_1", "nbd://127.0.0.1:10809/db:process:a.b-c_1"},
-		{"[::1]:10809", "db", "nbd://[::1]:10809/db"},
-		{"unix:/run/nbd.sock", "db@a", "nbd+unix:///db@a?socket=/run/nbd.sock"},
-		{"unix:/a b/c&d.sock", "db", "nbd+unix:///db?socket=/a+b/c%26d.sock"},
+	for _, test := range []struct {
+		addr, export string
+		tls          bool
+		want         string
+	}{
+		{"127.0.0.1:10809", "db:process:a.b-c_1", false, "nbd://127.0.0.1:10809/db:process:a.b-c_1"},
+		{"[::1]:10809", "db", false, "nbd://[::1]:10809/db"},
+		{"a.example:10809", "db", true, "nbds://a.example:10809/db"},
+		{"unix:/run/nbd.sock", "db@a", false, "nbd+unix:///db@a?socket=/run/nbd.sock"},
+		{"unix:/run/nbd.sock", "db@a", true, "nbds+unix:///db@a?socket=/run/nbd.sock"},
+		{"unix:/a b/c&d.sock", "db", false, "nbd+unix:///db?socket=/a+b/c%26d.sock"},
 	} {
 		a, err := ParseAddr(test.addr)
-		if got := a.NBDURI(test.export); err != nil || got != test.want {
+		if got := a.NBDURI(test.export, test.tls); err != nil || got != test.want {
 			t.Errorf("%s at %s: %s (%v), want %s", test.export, test.addr, got, err, test.want)
+		}
+	}
+}
+
+func TestOnlyThisMachineReachesLoopback(t *testing.T) {
+	for text, want := range map[string]bool{
+		"127.0.0.1:1": true, "127.9.9.9:1": true, "[::1]:1": true, "localhost:1": true, "unix:a.sock": true, "[::ffff:127.0.0.1]:1": true,
+		":1": false, "0.0.0.0:1": false, "[::]:1": false, "10.0.0.1:1": false, "localhost.example:1": false, "[fe80::1]:1": false,
+	} {
+		a, err := ParseAddr(text)
+		if err != nil || a.Loopback() != want {
+			t.Errorf("%s: loopback %v (%v), want %v", text, a.Loopback(), err, want)
 		}
 	}
 }

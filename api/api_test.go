@@ -39,7 +39,7 @@ func serve(t *testing.T) (Client, *Server, *store.Store) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := NewServer(s, Info{Version: "test"}, nil)
+	server := NewServer(s, Options{Info: Info{Version: "test"}})
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
 	t.Cleanup(func() {
@@ -47,7 +47,7 @@ func serve(t *testing.T) (Client, *Server, *store.Store) {
 			t.Error(err)
 		}
 	})
-	return NewClient(addr), server, s
+	return NewClient(addr, Credentials{}), server, s
 }
 
 func TestEveryConditionCrossesTheWire(t *testing.T) {
@@ -209,7 +209,7 @@ func TestAnImportThatIsRefusedSaysWhy(t *testing.T) {
 
 func TestAServerThatIsNotThereIsTold(t *testing.T) {
 	addr, _ := UnixAddr(filepath.Join(t.TempDir(), "s"))
-	_, err := NewClient(addr).ListVolumes(t.Context(), &tidemarkv1.ListVolumesRequest{})
+	_, err := NewClient(addr, Credentials{}).ListVolumes(t.Context(), &tidemarkv1.ListVolumesRequest{})
 	if !errors.Is(err, ErrNoServer) || !errors.Is(err, unix.ENOENT) {
 		t.Errorf("%v", err)
 	}

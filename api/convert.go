@@ -56,6 +56,25 @@ func toSnapshot(s store.SnapshotInfo) *tidemarkv1.Snapshot {
 		WaitsFor:      s.WaitsFor,
 		DataBytes:     s.DataBytes,
 		Failed:        s.Failed,
+		Hash:          s.Hash,
+		Verification:  toVerification(s.Verify),
+	}
+}
+
+func toVerification(v store.VerifyState) *tidemarkv1.Verification {
+	if v == (store.VerifyState{}) {
+		return nil
+	}
+	return &tidemarkv1.Verification{
+		State: map[store.VerifyPhase]tidemarkv1.VerifyState{
+			store.VerifyRunning: tidemarkv1.VerifyState_VERIFY_STATE_RUNNING,
+			store.VerifyOK:      tidemarkv1.VerifyState_VERIFY_STATE_OK,
+			store.VerifyBad:     tidemarkv1.VerifyState_VERIFY_STATE_BAD,
+		}[v.State],
+		DoneBytes:  v.DoneBytes,
+		TotalBytes: v.TotalBytes,
+		BadBlocks:  v.BadBlocks,
+		LastTime:   toTime(v.LastTime),
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"connectrpc.com/connect"
 	"golang.org/x/sys/unix"
 
+	"github.com/tidemark/tidemark/access"
 	"github.com/tidemark/tidemark/api/tidemarkv1"
 	"github.com/tidemark/tidemark/store"
 	"github.com/tidemark/tidemark/volume"
@@ -33,6 +34,9 @@ var conditions = []struct {
 	{store.ErrLimit, tidemarkv1.Reason_REASON_LIMIT, connect.CodeResourceExhausted},
 	{unix.ENOSPC, tidemarkv1.Reason_REASON_NO_SPACE, connect.CodeResourceExhausted},
 	{store.ErrClosed, tidemarkv1.Reason_REASON_CLOSED, connect.CodeUnavailable},
+	{access.ErrDenied, tidemarkv1.Reason_REASON_DENIED, connect.CodePermissionDenied},
+	{errUnproved, tidemarkv1.Reason_REASON_DENIED, connect.CodeUnauthenticated},
+	{store.ErrCorrupt, tidemarkv1.Reason_REASON_CORRUPT, connect.CodeDataLoss},
 	{context.Canceled, tidemarkv1.Reason_REASON_UNSPECIFIED, connect.CodeCanceled},
 	{context.DeadlineExceeded, tidemarkv1.Reason_REASON_UNSPECIFIED, connect.CodeDeadlineExceeded},
 	{nil, tidemarkv1.Reason_REASON_UNSPECIFIED, connect.CodeInternal},
@@ -50,14 +54,16 @@ func wireError(err error, report *tidemarkv1.PreserveReport) error {
 			break
 		}
 	}
-	// Joined errors are lines; the API promises one.
-	wire := connect.NewError(c.code, errors.New(strings.ReplaceAll(err.Error(), "\n", "; ")))
+	wire := connect.NewError(c.code, errors.New(oneLine(err)))
 	detail, e := connect.NewErrorDetail(&tidemarkv1.ErrorDetail{Reason: c.reason, Report: report})
 	if e == nil {
 		wire.AddDetail(detail)
 	}
 	return wire
 }
+
+// oneLine is the text of an error; joined ones are lines, and the API promises one.
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
 // Detail returns the reason of an error that a call returned and what came
 // with it; an empty detail when the service did not say.

@@ -8,6 +8,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/tidemark/tidemark/api/tidemarkv1"
+	rpc "github.com/tidemark/tidemark/api/tidemarkv1/tidemarkv1connect"
 	"github.com/tidemark/tidemark/store"
 	"github.com/tidemark/tidemark/volume"
 )
@@ -20,12 +21,18 @@ type holds struct {
 	ended map[string]chan struct{} // by token; closed by EndProcess
 }
 
-func (s *service) BeginProcess(_ context.Context, r *tidemarkv1.BeginProcessRequest) (*tidemarkv1.BeginProcessResponse, error) {
+func (s *service) BeginProcess(ctx context.Context, r *tidemarkv1.BeginProcessRequest) (*tidemarkv1.BeginProcessResponse, error) {
+	if err := s.may(ctx, rpc.TidemarkServiceBeginProcessProcedure, r.GetVolumes()...); err != nil {
+		return nil, wireError(err, nil)
+	}
 	p, err := s.store.BeginProcess(r.GetVolumes(), r.GetToken())
 	return &tidemarkv1.BeginProcessResponse{Process: toProcess(p)}, wireError(err, nil)
 }
 
-func (s *service) EndProcess(_ context.Context, r *tidemarkv1.EndProcessRequest) (*tidemarkv1.EndProcessResponse, error) {
+func (s *service) EndProcess(ctx context.Context, r *tidemarkv1.EndProcessRequest) (*tidemarkv1.EndProcessResponse, error) {
+	if err := s.mayProcess(ctx, rpc.TidemarkServiceEndProcessProcedure, r.GetToken()); err != nil {
+		return nil, wireError(err, nil)
+	}
 	s.holds.mu.Lock()
 	defer s.holds.mu.Unlock()
 	p, err := s.store.EndProcess(r.GetToken(), r.GetTorn())
@@ -36,11 +43,33 @@ func (s *service) EndProcess(_ context.Context, r *tidemarkv1.EndProcessRequest)
 	return &tidemarkv1.EndProcessResponse{Process: toProcess(p)}, wireError(err, nil)
 }
 
-func (s *service) ListProcesses(context.Context, *tidemarkv1.ListProcessesRequest) (*tidemarkv1.ListProcessesResponse, error) {
-	return &tidemarkv1.ListProcessesResponse{Processes: each(s.store.Processes(), toProcess)}, nil
+func (s *service) ListProcesses(ctx context.Context, _ *tidemarkv1.ListProcessesRequest) (*tidemarkv1.ListProcessesResponse, error) {
+	if err := s.may(ctx, rpc.TidemarkServiceListProcessesProcedure); err != nil {
+		return nil, wireError(err, nil)
+	}
+	list := visible(ctx, s, rpc.TidemarkServiceListProcessesProcedure, s.store.Processes(), func(p store.ProcessInfo) []string { return p.Volumes })
+	return &tidemarkv1.ListProcessesResponse{Processes: each(list, toProcess)}, nil
+}
+
+// mayProcess is may for the volumes of a running process. Who may not use it
+// does not learn that it runs.
+func (s *service) mayProcess(ctx context.Context, procedure, token string) error {
+	for _, p := range s.store.Processes() {
+		if p.Token == token && s.may(ctx, procedure) == nil && s.may(ctx, procedure, p.Volumes...) != nil {
+			return fmt.Errorf("process %s %w: it is unknown, or has ended", token, store.ErrNotFound)
+		}
+	}
+	return s.may(ctx, procedure)
 }
 
 func (s *service) HoldProcess(ctx context.Context, r *tidemarkv1.HoldProcessRequest, stream *connect.ServerStream[tidemarkv1.HoldProcessResponse]) error {
+	err := s.may(ctx, rpc.TidemarkServiceHoldProcessProcedure, r.GetVolumes()...)
+	if err == nil && len(r.GetVolumes()) == 0 {
+		err = s.mayProcess(ctx, rpc.TidemarkServiceHoldProcessProcedure, r.GetToken())
+	}
+	if err != nil {
+		return wireError(err, nil)
+	}
 	p, ended, err := s.hold(r)
 	if err != nil {
 		return wireError(err, nil)

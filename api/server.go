@@ -11,6 +11,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/tidemark/tidemark/access"
 	"github.com/tidemark/tidemark/api/tidemarkv1"
 	"github.com/tidemark/tidemark/api/tidemarkv1/tidemarkv1connect"
 	"github.com/tidemark/tidemark/store"
@@ -25,46 +26,64 @@ type Info struct {
 	Version       string
 	DataDirectory string // absolute
 	NBD           []Addr // as a client on this machine reaches them
+	NBDTLS        bool   // its clients must use TLS
 }
 
-// Server serves the API on any number of listeners, over HTTP/1.1 and HTTP/2
-// without TLS.
+// Options of a Server.
+type Options struct {
+	Info Info
+	// Guard answers for callers over TCP, who must show a certificate or a token;
+	// with its certificate, TCP is served over TLS. Nil: callers over TCP are
+	// refused. Over a unix socket everybody may do everything.
+	Guard *access.Guard
+	// Logger is told, at debug level, of connections that failed. Nil discards.
+	Logger *slog.Logger
+}
+
+// Server serves the API on any number of listeners, over HTTP/1.1 and HTTP/2.
 type Server struct {
 	http *http.Server
 	end  context.CancelCauseFunc // of every call's context
 }
 
-// NewServer returns a server that controls s. Logger may be nil.
-func NewServer(s *store.Store, info Info, logger *slog.Logger) *Server {
+// NewServer returns a server that controls s.
+func NewServer(s *store.Store, o Options) *Server {
 	path, handler := tidemarkv1connect.NewTidemarkServiceHandler(
-		&service{store: s, info: &tidemarkv1.GetServerInfoResponse{
-			Version:       info.Version,
-			DataDirectory: info.DataDirectory,
-			NbdAddresses:  each(info.NBD, Addr.String),
+		&service{store: s, guard: o.Guard, info: &tidemarkv1.GetServerInfoResponse{
+			Version:       o.Info.Version,
+			DataDirectory: o.Info.DataDirectory,
+			NbdAddresses:  each(o.Info.NBD, Addr.String),
+			NbdTls:        o.Info.NBDTLS,
 		}},
 		connect.WithReadMaxBytes(maxImportBytes+1<<10),
 		connect.WithCompression("gzip", nil, nil), // blocks over a local socket gain nothing
 	)
 	mux := http.NewServeMux()
 	mux.Handle(path, handler)
-	if logger == nil {
-		logger = slog.New(slog.DiscardHandler)
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	ctx, end := context.WithCancelCause(context.Background())
 	return &Server{end: end, http: &http.Server{
 		// A web page that the user visits must not reach a local server.
-		Handler:           http.NewCrossOriginProtection().Handler(mux),
+		Handler:           http.NewCrossOriginProtection().Handler(identify(o.Guard, newLimits(mux))),
+		ConnContext:       markLocal,
+		TLSConfig:         o.Guard.TLS(o.Guard.HasTokens(), "h2", "http/1.1"),
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		Protocols:         protocols(true),
-		HTTP2:             &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingAfter},
-		ReadHeaderTimeout: 10 * time.Second,
-		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
+		HTTP2:             &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingAfter, MaxConcurrentStreams: maxStreams},
+		ConnState:         newDoor().pass,
+		ReadHeaderTimeout: headerTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(o.Logger.Handler(), slog.LevelDebug),
 	}}
 }
 
 func protocols(http1 bool) *http.Protocols {
 	p := new(http.Protocols)
 	p.SetHTTP1(http1)
+	p.SetHTTP2(true)
 	p.SetUnencryptedHTTP2(true)
 	return p
 }
@@ -72,7 +91,11 @@ func protocols(http1 bool) *http.Protocols {
 // Serve accepts connections until Shutdown (then it returns nil) or until l
 // fails, and closes l.
 func (s *Server) Serve(l net.Listener) error {
-	if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	serve := s.http.Serve
+	if s.http.TLSConfig != nil && l.Addr().Network() != "unix" {
+		serve = func(l net.Listener) error { return s.http.ServeTLS(l, "", "") }
+	}
+	if err := serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve the API on %v: %w", l.Addr(), err)
 	}
 	return nil

@@ -3,16 +3,21 @@
 //
 // The command line, user interfaces and scripts all use it. A handler turns a
 // message into a call of the store and the answer back into a message; it
-// decides nothing itself.
+// decides nothing itself. Who may call what is asked first (see rights).
 package api
 
 import (
 	"context"
 	"fmt"
+	"runtime"
+	"runtime/metrics"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
+	"github.com/tidemark/tidemark/access"
 	"github.com/tidemark/tidemark/api/tidemarkv1"
-	"github.com/tidemark/tidemark/api/tidemarkv1/tidemarkv1connect"
+	rpc "github.com/tidemark/tidemark/api/tidemarkv1/tidemarkv1connect"
 	"github.com/tidemark/tidemark/store"
 	"github.com/tidemark/tidemark/volume"
 )
@@ -25,17 +30,28 @@ const DefaultWait = 60 * time.Second
 // process.
 type service struct {
 	store *store.Store
+	guard *access.Guard
 	info  *tidemarkv1.GetServerInfoResponse
 	holds holds
 }
 
-var _ tidemarkv1connect.TidemarkServiceHandler = (*service)(nil)
+var _ rpc.TidemarkServiceHandler = (*service)(nil)
 
-func (s *service) GetServerInfo(context.Context, *tidemarkv1.GetServerInfoRequest) (*tidemarkv1.GetServerInfoResponse, error) {
-	return s.info, nil
+func (s *service) GetServerInfo(ctx context.Context, _ *tidemarkv1.GetServerInfoRequest) (*tidemarkv1.GetServerInfoResponse, error) {
+	if err := s.may(ctx, rpc.TidemarkServiceGetServerInfoProcedure); err != nil {
+		return nil, wireError(err, nil)
+	}
+	info := proto.CloneOf(s.info)
+	heap := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
+	metrics.Read(heap)
+	info.HeapBytes, info.Goroutines = int64(heap[0].Value.Uint64()), int64(runtime.NumGoroutine())
+	return info, nil
 }
 
-func (s *service) CreateVolume(_ context.Context, r *tidemarkv1.CreateVolumeRequest) (*tidemarkv1.CreateVolumeResponse, error) {
+func (s *service) CreateVolume(ctx context.Context, r *tidemarkv1.CreateVolumeRequest) (*tidemarkv1.CreateVolumeResponse, error) {
+	if err := s.may(ctx, rpc.TidemarkServiceCreateVolumeProcedure, r.GetName()); err != nil {
+		return nil, wireError(err, nil)
+	}
 	scope, err := fromEnum("scope", r.GetScope(), volume.ScopeRequest, volume.ScopeSession)
 	if err != nil {
 		return nil, wireError(err, nil)
@@ -44,26 +60,42 @@ func (s *service) CreateVolume(_ context.Context, r *tidemarkv1.CreateVolumeRequ
 	return &tidemarkv1.CreateVolumeResponse{Volume: toVolume(v)}, wireError(err, nil)
 }
 
-func (s *service) ListVolumes(context.Context, *tidemarkv1.ListVolumesRequest) (*tidemarkv1.ListVolumesResponse, error) {
-	return &tidemarkv1.ListVolumesResponse{Volumes: each(s.store.Volumes(), toVolume)}, nil
+func (s *service) ListVolumes(ctx context.Context, _ *tidemarkv1.ListVolumesRequest) (*tidemarkv1.ListVolumesResponse, error) {
+	if err := s.may(ctx, rpc.TidemarkServiceListVolumesProcedure); err != nil {
+		return nil, wireError(err, nil)
+	}
+	list := visible(ctx, s, rpc.TidemarkServiceListVolumesProcedure, s.store.Volumes(), func(v store.VolumeInfo) []string { return []string{v.Name} })
+	return &tidemarkv1.ListVolumesResponse{Volumes: each(list, toVolume)}, nil
 }
 
-func (s *service) GetVolume(_ context.Context, r *tidemarkv1.GetVolumeRequest) (*tidemarkv1.GetVolumeResponse, error) {
+func (s *service) GetVolume(ctx context.Context, r *tidemarkv1.GetVolumeRequest) (*tidemarkv1.GetVolumeResponse, error) {
+	if err := s.may(ctx, rpc.TidemarkServiceGetVolumeProcedure, r.GetName()); err != nil {
+		return nil, wireError(err, nil)
+	}
 	v, err := s.store.Volume(r.GetName())
 	return &tidemarkv1.GetVolumeResponse{Volume: toVolume(v)}, wireError(err, nil)
 }
 
-func (s *service) ResizeVolume(_ context.Context, r *tidemarkv1.ResizeVolumeRequest) (*tidemarkv1.ResizeVolumeResponse, error) {
+func (s *service) ResizeVolume(ctx context.Context, r *tidemarkv1.ResizeVolumeRequest) (*tidemarkv1.ResizeVolumeResponse, error) {
+	if err := s.may(ctx, rpc.TidemarkServiceResizeVolumeProcedure, r.GetName()); err != nil {
+		return nil, wireError(err, nil)
+	}
 	v, err := s.store.ResizeVolume(r.GetName(), r.GetSizeBytes())
 	return &tidemarkv1.ResizeVolumeResponse{Volume: toVolume(v)}, wireError(err, nil)
 }
 
-func (s *service) DeleteVolume(_ context.Context, r *tidemarkv1.DeleteVolumeRequest) (*tidemarkv1.DeleteVolumeResponse, error) {
+func (s *service) DeleteVolume(ctx context.Context, r *tidemarkv1.DeleteVolumeRequest) (*tidemarkv1.DeleteVolumeResponse, error) {
+	if err := s.may(ctx, rpc.TidemarkServiceDeleteVolumeProcedure, r.GetName()); err != nil {
+		return nil, wireError(err, nil)
+	}
 	err := s.store.DeleteVolume(r.GetName(), r.GetWithSnapshots())
 	return &tidemarkv1.DeleteVolumeResponse{}, wireError(err, nil)
 }
 
 func (s *service) Preserve(ctx context.Context, r *tidemarkv1.PreserveRequest) (*tidemarkv1.PreserveResponse, error) {
+	if err := s.may(ctx, rpc.TidemarkServicePreserveProcedure, r.GetVolumes()...); err != nil {
+		return nil, wireError(err, nil)
+	}
 	request, err := fromPreserve(r)
 	if err != nil {
 		return nil, wireError(err, nil)
@@ -100,12 +132,22 @@ func fromPreserve(r *tidemarkv1.PreserveRequest) (store.PreserveRequest, error) 
 	}, err
 }
 
-func (s *service) ListSnapshots(_ context.Context, r *tidemarkv1.ListSnapshotsRequest) (*tidemarkv1.ListSnapshotsResponse, error) {
+func (s *service) ListSnapshots(ctx context.Context, r *tidemarkv1.ListSnapshotsRequest) (*tidemarkv1.ListSnapshotsResponse, error) {
+	if err := s.may(ctx, rpc.TidemarkServiceListSnapshotsProcedure); err != nil {
+		return nil, wireError(err, nil)
+	}
 	list, err := s.store.Snapshots(r.GetVolume())
-	return &tidemarkv1.ListSnapshotsResponse{Snapshots: each(list, toSnapshot)}, wireError(err, nil)
+	if err != nil && s.may(ctx, rpc.TidemarkServiceListSnapshotsProcedure, r.GetVolume()) == nil {
+		return nil, wireError(err, nil)
+	} // who may not read the volume does not learn that there is none
+	list = visible(ctx, s, rpc.TidemarkServiceListSnapshotsProcedure, list, func(v store.SnapshotInfo) []string { return []string{v.Volume + "@" + v.Name} })
+	return &tidemarkv1.ListSnapshotsResponse{Snapshots: each(list, toSnapshot)}, nil
 }
 
-func (s *service) GetSnapshot(_ context.Context, r *tidemarkv1.GetSnapshotRequest) (*tidemarkv1.GetSnapshotResponse, error) {
+func (s *service) GetSnapshot(ctx context.Context, r *tidemarkv1.GetSnapshotRequest) (*tidemarkv1.GetSnapshotResponse, error) {
+	if err := s.may(ctx, rpc.TidemarkServiceGetSnapshotProcedure, r.GetName()); err != nil {
+		return nil, wireError(err, nil)
+	}
 	snapshot, err := s.store.Snapshot(r.GetName())
 	return &tidemarkv1.GetSnapshotResponse{Snapshot: toSnapshot(snapshot)}, wireError(err, nil)
 }

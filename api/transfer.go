@@ -3,10 +3,12 @@ package api
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"connectrpc.com/connect"
 
 	"github.com/tidemark/tidemark/api/tidemarkv1"
+	rpc "github.com/tidemark/tidemark/api/tidemarkv1/tidemarkv1connect"
 	"github.com/tidemark/tidemark/lookup"
 	"github.com/tidemark/tidemark/store"
 	"github.com/tidemark/tidemark/volume"
@@ -22,6 +24,9 @@ const (
 func (s *service) Import(ctx context.Context, stream *connect.ClientStream[tidemarkv1.ImportRequest]) (*tidemarkv1.ImportResponse, error) {
 	if !stream.Receive() {
 		return nil, wireError(fmt.Errorf("%w: import without a message", store.ErrInvalid), nil)
+	}
+	if err := s.may(ctx, rpc.TidemarkServiceImportProcedure, stream.Msg().GetVolume()); err != nil {
+		return nil, wireError(err, nil)
 	}
 	view, err := s.store.OpenView(stream.Msg().GetVolume() + ":request")
 	if err != nil {
@@ -81,6 +86,9 @@ func makeHole(view *volume.View, off, lengthBytes int64) error {
 }
 
 func (s *service) Export(ctx context.Context, r *tidemarkv1.ExportRequest, stream *connect.ServerStream[tidemarkv1.ExportResponse]) error {
+	if err := s.may(ctx, rpc.TidemarkServiceExportProcedure, r.GetName()); err != nil {
+		return wireError(err, nil)
+	}
 	view, err := s.openExport(r.GetName())
 	if err != nil {
 		return wireError(err, nil)
@@ -102,15 +110,16 @@ func (s *service) Export(ctx context.Context, r *tidemarkv1.ExportRequest, strea
 	return nil
 }
 
-// openExport opens a snapshot, or a live volume at request scope.
+// openExport opens a snapshot, or a live volume at request scope: a caller who
+// only reads must not hold up a preserve as a session would.
 func (s *service) openExport(name string) (*volume.View, error) {
-	if _, err := s.store.Snapshot(name); err == nil {
-		return s.store.OpenView(name)
+	if strings.Contains(name, ":") {
+		return nil, fmt.Errorf("%w: export %q: give it as VOLUME or VOLUME@SNAPSHOT", store.ErrInvalid, name)
 	}
-	if _, err := s.store.Volume(name); err == nil {
-		return s.store.OpenView(name + ":request")
+	if !strings.Contains(name, "@") {
+		name += ":request"
 	}
-	return s.store.OpenView(name) // says what is wrong with the name
+	return s.store.OpenView(name)
 }
 
 // exportWindow sends one range. The extents are collected first: a range that

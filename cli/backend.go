@@ -2,31 +2,69 @@ package cli
 
 import (
 	"errors"
+	"fmt"
+	"slices"
+	"strings"
 
+	"github.com/tidemark/tidemark/access"
 	"github.com/tidemark/tidemark/lookup"
 	"github.com/tidemark/tidemark/nbd"
 	"github.com/tidemark/tidemark/store"
 	"github.com/tidemark/tidemark/volume"
 )
 
-// backend shows a store's volumes to the NBD server.
-type backend struct{ store *store.Store }
+// backend shows a store's volumes to the NBD server, to each client what the
+// guard gives it.
+type backend struct {
+	store *store.Store
+	guard *access.Guard
+}
 
 var _ nbd.Backend = backend{}
 
-func (b backend) List() []string { return b.store.Exports() }
+func (b backend) List(c nbd.Client) []string {
+	return slices.DeleteFunc(b.store.Exports(), func(name string) bool {
+		return !b.guard.Rights(proved(c), name).Has(access.Read)
+	})
+}
 
-func (b backend) Open(name string) (nbd.Device, nbd.Info, error) {
+func (b backend) Open(name string, c nbd.Client) (nbd.Device, nbd.Info, error) {
+	name, readOnly, err := b.admit(name, proved(c))
+	if err != nil {
+		return nil, nbd.Info{}, refuse(err)
+	}
 	view, err := b.store.OpenView(name)
 	if err != nil {
 		return nil, nbd.Info{}, refuse(err)
 	}
 	return device{view}, nbd.Info{
-		ReadOnly: view.ReadOnly(),
+		ReadOnly: readOnly || view.ReadOnly(),
 		// A flush covers the whole volume, whoever wrote; but a session is one
 		// connection, and a second one would be another process.
 		MultiConn: view.Scope() != volume.ScopeSession,
 	}, nil
+}
+
+// admit returns the export to open for a client, or access.ErrDenied, whether
+// there is such a one or not. A client that may only read gets request scope:
+// with a longer one it would hold up the preserves of others.
+func (b backend) admit(name string, who access.Client) (export string, readOnly bool, err error) {
+	base, scope, _ := strings.Cut(name, ":")
+	if err := b.guard.Check(who, access.Read, base); err != nil {
+		return "", false, err
+	}
+	if b.guard.Rights(who, base).Has(access.Write) || strings.Contains(base, "@") {
+		return name, false, nil
+	}
+	if scope != "" && scope != "request" {
+		return "", false, fmt.Errorf("%w, and the scope %q is for clients that write", b.guard.Check(who, access.Write, base), scope)
+	}
+	return base + ":request", true, nil
+}
+
+// proved is what the guard takes for a client of the NBD server.
+func proved(c nbd.Client) access.Client {
+	return access.Client{Certificate: c.Names, Local: c.Remote != nil && c.Remote.Network() == "unix"}
 }
 
 // refuse says to the NBD server which of its replies fits.

@@ -66,10 +66,11 @@ func (e *recipeError) Unwrap() error { return e.error }
 // app is what all commands share: the flags that stand before or after the
 // verb, and where the output goes.
 type app struct {
-	apiFlag string
-	json    bool
-	stdout  io.Writer
-	stderr  io.Writer
+	apiFlag     string
+	credentials credentialFlags
+	json        bool
+	stdout      io.Writer
+	stderr      io.Writer
 }
 
 func newRoot(stdout, stderr io.Writer) *cobra.Command {
@@ -81,9 +82,12 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 volumes as they are at one instant, without pausing, draining or copying
 anything on the I/O path.
 
-Every command but serve and check talks to a running server, by default over
-./tidemark-data/api.sock; name another with --api or TIDEMARK_API, as
-unix:PATH or HOST:PORT.`,
+Every command but serve, check and token talks to a running server, by default
+over ./tidemark-data/api.sock; name another with --api or TIDEMARK_API, as
+unix:PATH or HOST:PORT.
+
+Over TCP the server wants a client certificate (--api-ca, --api-cert, --api-key)
+or a token (--api-token-file; --api-ca too unless the server is on loopback).`,
 		Example: `  tidemark serve &
   tidemark volume create db --size 10GiB
   nbdinfo nbd://127.0.0.1/db
@@ -96,6 +100,7 @@ unix:PATH or HOST:PORT.`,
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.PersistentFlags().StringVar(&a.apiFlag, "api", "", "`ADDR` of the server's API: unix:PATH or HOST:PORT (default $TIDEMARK_API, else unix:./tidemark-data/api.sock)")
+	a.credentials.add(root)
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print JSON")
 	root.SetUsageTemplate(root.UsageTemplate() + "{{with .Annotations.exit}}\nExit codes:\n{{.}}{{end}}")
 	root.AddGroup(
@@ -115,7 +120,7 @@ unix:PATH or HOST:PORT.`,
 	add("volumes", a.volumeCommand(), a.preserveCommand(), a.snapshotCommand())
 	add("processes", a.processCommand(), a.runCommand())
 	add("data", a.importCommand(), a.exportCommand())
-	add("other", a.versionCommand())
+	add("other", a.tokenCommand(), a.versionCommand())
 	root.SetHelpCommandGroupID("other")
 	root.SetCompletionCommandGroupID("other")
 	root.InitDefaultHelpCmd()
@@ -175,9 +180,13 @@ func group(c *cobra.Command, subs ...*cobra.Command) *cobra.Command {
 	return c
 }
 
-// exits writes a command's exit codes into its help; 0, 1 and 2 stand for all.
+// exits writes a command's exit codes into its help; 0, 1 and 2 stand for all,
+// and a server that may be missing may also say no.
 func exits(c *cobra.Command, more ...int) *cobra.Command {
 	var text strings.Builder
+	if slices.Contains(more, exitNoServer) {
+		more = append(more, exitDenied)
+	}
 	for _, code := range slices.Concat([]int{exitDone, exitFailed, exitUsage}, more) {
 		fmt.Fprintf(&text, "  %d  %s\n", code, exitTexts[code])
 	}
@@ -194,7 +203,14 @@ func (a *app) server() (api.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return api.NewClient(addr), nil
+	if !addr.TCP() {
+		return api.NewClient(addr, api.Credentials{}), nil
+	}
+	show, err := a.credentials.load()
+	if err != nil {
+		return nil, err
+	}
+	return api.NewClient(addr, show), nil
 }
 
 func (a *app) serverAddr() (api.Addr, error) {

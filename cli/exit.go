@@ -25,6 +25,7 @@ const (
 	exitDraining = 5
 	exitAborted  = 6
 	exitNoServer = 7
+	exitDenied   = 8
 )
 
 // exitTexts stand in the help of the commands that can end so.
@@ -37,6 +38,7 @@ var exitTexts = map[int]string{
 	exitDraining: "still draining: the snapshot exists and waits for older processes",
 	exitAborted:  "aborted, by its deadline or by a conflict",
 	exitNoServer: "no server answers",
+	exitDenied:   "not allowed: the server does not know the caller, or gives it no right to this",
 }
 
 var exitCodes = map[tidemarkv1.Reason]int{
@@ -49,6 +51,8 @@ var exitCodes = map[tidemarkv1.Reason]int{
 	tidemarkv1.Reason_REASON_LIMIT:     exitFailed,
 	tidemarkv1.Reason_REASON_NO_SPACE:  exitFailed,
 	tidemarkv1.Reason_REASON_CLOSED:    exitNoServer,
+	tidemarkv1.Reason_REASON_DENIED:    exitDenied,
+	tidemarkv1.Reason_REASON_CORRUPT:   exitFailed,
 }
 
 // exitError ends the program with a code. An empty line prints nothing: the
@@ -90,12 +94,19 @@ func explain(err error) (line string, code int) {
 		return noServer(err), exitNoServer
 	case errors.Is(err, context.Canceled):
 		return "interrupted", exitFailed
+	case errors.Is(err, api.ErrExposed):
+		return lastCause(err).Error() + "; give --api-ca", exitUsage
+	case distrust(err) != "":
+		return oneLine(distrust(err)), exitDenied
 	case errors.Is(err, api.ErrBadAddr):
 		return err.Error(), exitUsage
 	case errors.Is(err, api.ErrAddrInUse), errors.Is(err, store.ErrInUse):
 		return err.Error(), exitTaken
 	case errors.Is(err, store.ErrNotFound):
 		return err.Error(), exitNotFound
+	case errors.As(err, &wire) && strings.Contains(wire.Message(), "client conn could not be established"):
+		// net/http forgets what the server said before it broke off.
+		return "lost the server: it broke off the connection at once; over TLS, show a certificate that its --tls-client-ca signed, with --api-cert and --api-key", exitNoServer
 	case errors.As(err, &wire) && isLost(err):
 		return "lost the server: " + oneLine(lastCause(err).Error()), exitNoServer
 	case errors.As(err, &wire):

@@ -47,6 +47,16 @@ func (p *progress) add(bytes int64) {
 	}
 }
 
+// reach shows that so much of so much is done, for work that says both.
+func (p *progress) reach(doneBytes, totalBytes int64) {
+	if p.bar == nil {
+		p.start(totalBytes)
+	}
+	if p.bar != nil {
+		p.bar.SetCurrent(doneBytes)
+	}
+}
+
 // stop leaves the bar as it is, and the cursor below it.
 func (p *progress) stop() {
 	if p.bar != nil {

@@ -24,7 +24,8 @@ func (a *app) runCommand() *cobra.Command {
 all that it writes, or nothing. CMD finds in its environment
 
   TIDEMARK_PROCESS  the token of the process
-  TIDEMARK_URI      the NBD URI of the first volume, under that token
+  TIDEMARK_URI      the NBD URI of the first volume, under that token (nbds://
+                    where the server wants TLS)
 
 The process ends when CMD exits, in whatever way; when 'tidemark run' itself or
 the server dies before that, it ends torn. SIGINT, SIGTERM, SIGHUP and SIGQUIT
@@ -57,7 +58,7 @@ func (a *app) run(c *cobra.Command, volumes, command []string) error {
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
 	defer signal.Stop(signals)
 
-	base, err := nbdAddr(ctx, server)
+	base, tls, err := nbdAddr(ctx, server)
 	if err != nil {
 		return err
 	}
@@ -68,7 +69,7 @@ func (a *app) run(c *cobra.Command, volumes, command []string) error {
 	token := held.Msg().GetProcess().GetToken()
 	code, failure := execute(command, []string{
 		"TIDEMARK_PROCESS=" + token,
-		"TIDEMARK_URI=" + base.NBDURI(volumes[0]+":process:"+token),
+		"TIDEMARK_URI=" + base.NBDURI(volumes[0]+":process:"+token, tls),
 	}, signals)
 	_, err = server.EndProcess(ctx, &tidemarkv1.EndProcessRequest{Token: token})
 	switch {
@@ -83,16 +84,17 @@ func (a *app) run(c *cobra.Command, volumes, command []string) error {
 	return nil
 }
 
-// nbdAddr asks the server where it serves volumes.
-func nbdAddr(ctx context.Context, server api.Client) (api.Addr, error) {
+// nbdAddr asks the server where it serves volumes, and whether with TLS.
+func nbdAddr(ctx context.Context, server api.Client) (addr api.Addr, tls bool, err error) {
 	info, err := server.GetServerInfo(ctx, &tidemarkv1.GetServerInfoRequest{})
 	if err != nil {
-		return api.Addr{}, err
+		return addr, false, err
 	}
 	if len(info.GetNbdAddresses()) == 0 {
-		return api.Addr{}, failed("the server serves no NBD; start it with --nbd ADDR")
+		return addr, false, failed("the server serves no NBD; start it with --nbd ADDR")
 	}
-	return api.ParseAddr(info.GetNbdAddresses()[0])
+	addr, err = api.ParseAddr(info.GetNbdAddresses()[0])
+	return addr, info.GetNbdTls(), err
 }
 
 // hold begins a process that lasts as long as the stream, and receives it.

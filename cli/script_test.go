@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/tidemark/tidemark/internal/certtest"
 	"github.com/tidemark/tidemark/nbd/client"
 )
 
@@ -31,7 +33,8 @@ func TestMain(m *testing.M) {
 // TestScripts runs testdata/script: the real program against real servers. The
 // scripts have these commands beside testscript's own:
 //
-//	start NAME CMD...        run a server until it says that it serves; NAME.pid has its id
+//	start NAME CMD...        run a server until it says that it serves; NAME.pid has its id,
+//	                         $NBD and $API what it serves on (NBD: the last)
 //	stop NAME                SIGTERM; its log is NAME.log then, and it must exit with 0
 //	kill NAME                SIGKILL
 //	ok LINE CMD...           exit code 0, and LINE is all that it prints
@@ -42,12 +45,16 @@ func TestMain(m *testing.M) {
 //	disconnect NAME          close it
 //	image FILE RANGE...      a sparse file; RANGE is data OFF LEN, or end LEN
 //	blocks FILE MAX          the file takes at most MAX KiB on the disk
+//	authority NAME           make NAME.pem, the certificate of an authority
+//	issue AUTHORITY NAME     make NAME.pem and NAME.key, a certificate that it signed
+//	hangup NAME LINE         SIGHUP, and wait until the server logs LINE
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(env *testscript.Env) error {
 			env.Values[servers{}] = map[string]*server{}
 			env.Values[clients{}] = map[string]*client.Client{}
+			env.Values[authorities{}] = map[string]*certtest.Authority{}
 			env.Setenv("HOME", env.WorkDir)
 			env.Setenv("TIDEMARK_API", "")
 			env.Setenv("TZ", "UTC")
@@ -65,6 +72,9 @@ func TestScripts(t *testing.T) {
 			"disconnect": disconnect,
 			"image":      makeImage,
 			"blocks":     blocks,
+			"authority":  makeAuthority(t),
+			"issue":      issue,
+			"hangup":     hangup,
 		},
 	})
 }
@@ -74,15 +84,16 @@ type servers struct{}
 
 // server is a running process and what it has said so far.
 type server struct {
-	cmd  *exec.Cmd
-	log  bytes.Buffer
-	read sync.WaitGroup
+	cmd   *exec.Cmd
+	log   bytes.Buffer
+	read  sync.WaitGroup
+	lines chan string // what it logs, from its start on; closed at its end
 }
 
 func startServer(ts *testscript.TestScript, _ bool, args []string) {
-	s := &server{cmd: exec.Command(args[1], args[2:]...)}
+	s := &server{cmd: exec.Command(args[1], args[2:]...), lines: make(chan string, 1000)}
 	s.cmd.Dir = ts.MkAbs(".")
-	s.cmd.Env = append(os.Environ(), "PATH="+ts.Getenv("PATH"), "TZ=UTC")
+	s.cmd.Env = append(os.Environ(), "PATH="+ts.Getenv("PATH"), "TZ=UTC", "NOTIFY_SOCKET="+ts.Getenv("NOTIFY_SOCKET"))
 	path, err := exec.LookPath(filepath.Join(strings.Split(ts.Getenv("PATH"), ":")[0], args[1]))
 	if err == nil {
 		s.cmd.Path, s.cmd.Err = path, nil
@@ -93,24 +104,42 @@ func startServer(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]+".pid"), fmt.Append(nil, s.cmd.Process.Pid), 0o600))
 	ts.Defer(func() { _ = s.end(syscall.SIGKILL) })
 	ts.Value(servers{}).(map[string]*server)[args[0]] = s
-	ready := make(chan bool)
 	s.read.Go(func() {
-		lines := bufio.NewScanner(stderr)
-		told := false
-		for lines.Scan() {
+		defer close(s.lines)
+		for lines := bufio.NewScanner(stderr); lines.Scan(); {
 			fmt.Fprintln(&s.log, lines.Text())
-			if !told && strings.Contains(lines.Text(), "serving") {
-				told = true
-				ready <- true
+			select {
+			case s.lines <- lines.Text():
+			default: // more than any script waits for
 			}
 		}
-		if !told {
-			ready <- false
-		}
 	})
-	if !<-ready {
+	ready := s.await("serving")
+	if ready == "" {
 		_ = s.end(syscall.SIGKILL)
 		ts.Fatalf("%s did not start: %s", args[0], s.log.String())
+	}
+	if at := regexp.MustCompile(`on NBD (?:.*, )?(\S+), API (\S+)$`).FindStringSubmatch(ready); at != nil {
+		ts.Setenv("NBD", at[1])
+		ts.Setenv("API", at[2])
+	}
+}
+
+// await returns the next line of the log that has the text, empty if none comes.
+func (s *server) await(text string) string {
+	for line := range s.lines {
+		if strings.Contains(line, text) {
+			return line
+		}
+	}
+	return ""
+}
+
+func hangup(ts *testscript.TestScript, _ bool, args []string) {
+	s := ts.Value(servers{}).(map[string]*server)[args[0]]
+	ts.Check(s.cmd.Process.Signal(syscall.SIGHUP))
+	if s.await(args[1]) == "" {
+		ts.Fatalf("%s does not say %q: %s", args[0], args[1], s.log.String())
 	}
 }
 
@@ -258,4 +287,22 @@ func blocks(ts *testscript.TestScript, _ bool, args []string) {
 	if got := info.Sys().(*syscall.Stat_t).Blocks / 2; got > limit {
 		ts.Fatalf("%s takes %d KiB, more than %d", args[0], got, limit)
 	}
+}
+
+// authorities is the key of the authorities of a script.
+type authorities struct{}
+
+// makeAuthority returns the command; t is of all scripts, and fails only if no key
+// can be made.
+func makeAuthority(t *testing.T) func(*testscript.TestScript, bool, []string) {
+	return func(ts *testscript.TestScript, _ bool, args []string) {
+		a := certtest.New(t)
+		a.WriteOwn(ts.MkAbs(args[0] + ".pem"))
+		ts.Value(authorities{}).(map[string]*certtest.Authority)[args[0]] = a
+	}
+}
+
+func issue(ts *testscript.TestScript, _ bool, args []string) {
+	a := ts.Value(authorities{}).(map[string]*certtest.Authority)[args[0]]
+	a.Write(a.Issue(nil, args[1], "localhost"), ts.MkAbs(args[1]+".pem"), ts.MkAbs(args[1]+".key"))
 }

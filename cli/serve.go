@@ -7,6 +7,8 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -14,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/tidemark/tidemark/access"
 	"github.com/tidemark/tidemark/api"
 	"github.com/tidemark/tidemark/nbd"
 	"github.com/tidemark/tidemark/store"
@@ -31,12 +34,25 @@ type serveOptions struct {
 	shutdownTimeout time.Duration
 	maxDraining     int
 	maxConnections  int
+	protect         protectOptions
+	clientBuffer    limitFlag
+	totalBuffer     limitFlag
+	stallTimeout    time.Duration
+	reserve         limitFlag
+	scrubEvery      time.Duration
+	scrubRate       limitFlag
 }
 
 func (a *app) serveCommand() *cobra.Command {
 	o := serveOptions{
 		logFormat: choice{"text", []string{"text", "json"}},
 		logLevel:  choice{"info", []string{"debug", "info", "warn", "error"}},
+
+		protect:      protectOptions{tls: choice{"off", []string{"off", "allow", "require"}}},
+		clientBuffer: 64 << 20,
+		totalBuffer:  1 << 30,
+		reserve:      store.DefaultReserveBytes,
+		scrubRate:    store.DefaultScrubBytesPerSecond,
 	}
 	c := &cobra.Command{
 		Use:   "serve",
@@ -44,17 +60,46 @@ func (a *app) serveCommand() *cobra.Command {
 		Long: `Serve the volumes of a data directory over NBD, and the API that every other
 command uses. The directory is made if it does not exist; one server has it.
 
-ADDR is unix:PATH, unix:///PATH or HOST:PORT. Neither NBD nor the API knows
-passwords: give them a unix socket or loopback unless the network is yours. The
-API's unix socket has mode 0600. --api is where this server listens; it does not
-follow TIDEMARK_API.
+ADDR is unix:PATH, unix:///PATH or HOST:PORT. --api is where this server
+listens; it does not follow TIDEMARK_API.
 
-A line on stderr says when it is ready. SIGTERM or SIGINT stops accepting,
-finishes what was accepted, flushes and exits; a second one ends at once, which
-loses nothing that was flushed.`,
+NBD beyond loopback is served only with --tls require and the authority of its
+clients' certificates, --tls-client-ca; or with --insecure. The API's unix
+socket has mode 0600. Over TCP its callers show a client certificate of the same
+authority, or a token whose hash stands in --api-token-file ('tidemark token
+new'); beyond loopback always over TLS.
+
+Without --access, everybody who has shown that may do everything. With it, a
+client may do what the list says, and nothing if it does not stand there:
+
+  certificates:                # CN or DNS name of the client's certificate
+    web1.example:
+      - exports: [web, "web-*"]
+        rights: [read, write]
+  tokens:                      # names of 'tidemark token new', on the API
+    nightly:
+      - exports: ["*"]
+        rights: [read, preserve]
+  local:                       # unix sockets of NBD, without a certificate
+    - exports: ["db@*"]
+      rights: [read]
+
+The rights are read, write (and read), preserve, and admin (create, resize and
+delete). A pattern of volumes covers their snapshots; one with an @ snapshots
+alone. Whoever may only read gets a read-only export. The API's unix socket may
+do everything.
+
+SIGHUP reads certificates, tokens and the access list again; open connections
+keep what they have. A line on stderr says when the server is ready; a service
+manager is told by NOTIFY_SOCKET. SIGTERM or SIGINT stops accepting, finishes
+what was accepted, flushes and exits; a second one ends at once, which loses
+nothing that was flushed.`,
 		Example: `  tidemark serve
   tidemark serve --data /srv/tidemark --nbd 127.0.0.1:10809 --nbd unix:/run/tidemark/nbd.sock
-  tidemark serve --data /srv/tidemark --api unix:/run/tidemark/api.sock --log-format json`,
+  tidemark serve --data /srv/tidemark --api unix:/run/tidemark/api.sock --log-format json
+  tidemark serve --nbd 10.0.0.1:10809 --api 10.0.0.1:10810 --tls require \
+    --tls-cert server.pem --tls-key server.key --tls-client-ca clients.pem \
+    --access access.yaml`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			o.api = a.apiFlag
@@ -68,28 +113,91 @@ loses nothing that was flushed.`,
 	f.Var(&o.logLevel, "log-level", "least level that is logged")
 	f.DurationVar(&o.shutdownTimeout, "shutdown-timeout", 10*time.Second, "`DURATION` that a shutdown may take")
 	f.IntVar(&o.maxDraining, "max-draining", 8, "`NUMBER` of snapshots of a volume that may drain at once; a preserve beyond it is refused")
-	f.IntVar(&o.maxConnections, "max-connections", 0, "`NUMBER` of NBD connections at once; 0 is no limit")
+	f.IntVar(&o.maxConnections, "max-connections", 0, "`NUMBER` of NBD connections at once; 0 is half of the file descriptors that the server may open, less 256")
+	f.Var(&o.clientBuffer, "client-buffer", "`SIZE` of the requests and replies that one NBD connection may have in work")
+	f.Var(&o.totalBuffer, "total-buffer", "`SIZE` of those of all NBD connections together")
+	f.DurationVar(&o.stallTimeout, "stall-timeout", 30*time.Second, "`DURATION` after which an NBD client that makes no progress is cut off while others wait for its memory")
+	f.Var(&o.reserve, "reserve", "`SIZE` of the room that is kept for the server's own records on a full disk; 0 keeps none")
+	f.DurationVar(&o.scrubEvery, "scrub-every", 7*24*time.Hour, "`DURATION` in which every sealed snapshot is read and compared with its checksums once; 0 is never")
+	f.Var(&o.scrubRate, "scrub-rate", "`SIZE` that this may read in a second")
+	f.Var(&o.protect.tls, "tls", "what NBD clients may do without TLS")
+	f.StringVar(&o.protect.certificate, "tls-cert", "", "`FILE` of the server's certificate and its chain, PEM")
+	f.StringVar(&o.protect.key, "tls-key", "", "`FILE` of its private key, PEM")
+	f.StringVar(&o.protect.clientCA, "tls-client-ca", "", "`FILE` of the authorities that sign the clients' certificates, PEM; then clients must show one")
+	f.StringVar(&o.protect.access, "access", "", "`FILE` of the access list, YAML")
+	f.StringVar(&o.protect.tokens, "api-token-file", "", "`FILE` of the hashes of the tokens that the API accepts over TCP")
+	f.BoolVar(&o.protect.insecure, "insecure", false, "serve NBD beyond loopback to whoever connects")
+	completeWords(c, "tls", o.protect.tls.allowed)
 	completeWords(c, "log-format", o.logFormat.allowed)
 	completeWords(c, "log-level", o.logLevel.allowed)
 	return exits(c, exitTaken)
 }
 
-// serve opens the directory, then listens, then says that it is ready: nobody
-// reaches a server that may yet fail to start.
+// serve says what is wrong with its flags and files, opens the directory, then
+// listens, then says that it is ready: nobody reaches a server that may yet fail
+// to start.
 func (a *app) serve(ctx context.Context, o serveOptions) error {
 	nbdAddrs, apiAddr, err := o.addresses()
 	if err != nil {
 		return err
 	}
+	if err := errors.Join(o.limits(), o.protect.check(nbdAddrs, apiAddr)); err != nil {
+		return err
+	}
+	guard, err := access.Open(o.protect.files())
+	if err != nil {
+		return failed("%v", err)
+	}
 	log := newServerLog(a.stderr, o)
-	s, err := store.Open(o.data, store.Options{Logger: log.logger, MaxDraining: o.maxDraining})
+	s, err := store.Open(o.data, store.Options{
+		Logger: log.logger, MaxDraining: o.maxDraining, ReserveBytes: int64(o.reserve),
+		ScrubEvery: o.scrubEvery, ScrubBytesPerSecond: int64(o.scrubRate),
+	})
 	if err != nil {
 		return cannotOpen(err)
 	}
 	for _, line := range s.Recovery() {
 		log.tell("recovery: "+line, "recovery", "found", line)
 	}
-	return serveStore(ctx, s, o, nbdAddrs, apiAddr, log)
+	warn(log.logger, o.data, guard)
+	if !o.protect.empty() {
+		defer reloadAtHangup(guard, log)()
+	}
+	return serveStore(ctx, s, o, guard, nbdAddrs, apiAddr, log)
+}
+
+// warn tells what is not wrong, but not right either.
+func warn(logger *slog.Logger, data string, guard *access.Guard) {
+	// Open makes it 0700; one that is wider was made by somebody with a reason.
+	if info, err := os.Stat(data); err == nil && info.Mode().Perm()&0o077 != 0 {
+		logger.Warn("others may look into the data directory; chmod 700 it", "data", data, "mode", fmt.Sprintf("%04o", info.Mode().Perm()))
+	}
+	if end := guard.Expires(); !end.IsZero() && time.Until(end) < 14*24*time.Hour {
+		logger.Warn("the server's certificate expires soon", "on", end.UTC().Format(time.RFC3339))
+	}
+}
+
+// reloadAtHangup reads the guard's files again at each SIGHUP, until the
+// function that it returns is called.
+func reloadAtHangup(guard *access.Guard, log serverLog) (stop func()) {
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	end := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case <-end:
+				return
+			case <-hangups:
+			}
+			if err := guard.Reload(); err != nil {
+				log.logger.Error("certificates, tokens and access list stay as they were", "err", err)
+				continue
+			}
+			log.tell("certificates, tokens and access list read again", "reloaded")
+		}
+	}()
+	return func() { signal.Stop(hangups); close(end) }
 }
 
 // cannotOpen says what to do about a directory that does not open.
@@ -107,12 +215,6 @@ func cannotOpen(err error) error {
 }
 
 func (o serveOptions) addresses() (nbdAddrs []api.Addr, apiAddr api.Addr, err error) {
-	if o.maxDraining < 1 {
-		return nil, apiAddr, usage("--max-draining %d: it must be 1 or more", o.maxDraining)
-	}
-	if o.maxConnections < 0 {
-		return nil, apiAddr, usage("--max-connections %d: it must be 0 (no limit) or more", o.maxConnections)
-	}
 	for _, text := range o.nbd {
 		addr, err := api.ParseAddr(text)
 		if err != nil {
@@ -131,21 +233,62 @@ func (o serveOptions) addresses() (nbdAddrs []api.Addr, apiAddr api.Addr, err er
 	return nbdAddrs, apiAddr, err
 }
 
+// limits refuses numbers that make no sense.
+func (o serveOptions) limits() error {
+	switch {
+	case o.maxDraining < 1:
+		return usage("--max-draining %d: it must be 1 or more", o.maxDraining)
+	case o.maxConnections < 0:
+		return usage("--max-connections %d: it must be 0 (half of the file descriptors) or more", o.maxConnections)
+	case o.clientBuffer == 0 || o.totalBuffer == 0 || o.scrubRate == 0:
+		return usage("--client-buffer, --total-buffer and --scrub-rate must be more than 0")
+	case o.stallTimeout <= 0:
+		return usage("--stall-timeout %v: it must be more than 0", o.stallTimeout)
+	case o.scrubEvery < 0:
+		return usage("--scrub-every %v: it must be 0 (never) or more", o.scrubEvery)
+	}
+	return nil
+}
+
 // serveStore serves an open store until ctx ends or a listener fails, and
 // closes it in order: first the frontends, whose requests must finish, then the
 // store, which flushes.
-func serveStore(ctx context.Context, s *store.Store, o serveOptions, nbdAddrs []api.Addr, apiAddr api.Addr, log serverLog) error {
-	f, err := listen(s, o, nbdAddrs, apiAddr, log)
+func serveStore(ctx context.Context, s *store.Store, o serveOptions, guard *access.Guard, nbdAddrs []api.Addr, apiAddr api.Addr, log serverLog) error {
+	f, err := listen(s, o, guard, nbdAddrs, apiAddr, log)
 	if err != nil {
 		// Nothing was served, so there is nothing to wait for.
 		return errors.Join(err, s.Close(ctx))
 	}
 	log.tell(f.ready(o.data), "serving", "data", o.data, "nbd", texts(f.nbdAddrs), "api", f.apiAddr.String())
+	log.report(notify("READY=1"))
 	served := f.serve(ctx)
 	log.tell("shutting down", "shutting down")
+	log.report(notify("STOPPING=1"))
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.shutdownTimeout)
 	defer cancel()
-	return errors.Join(served, f.shutdown(end), s.Close(end))
+	err = errors.Join(served, f.shutdown(end))
+	if errors.Is(err, nbd.ErrHangs) {
+		return errors.Join(err, closeHanging(end, s))
+	}
+	return errors.Join(err, s.Close(end))
+}
+
+// closeGrace is how long a store may take to close whose requests hang.
+const closeGrace = time.Second
+
+// closeHanging closes a store, or gives it up, for its flush would most likely
+// hang too.
+func closeHanging(ctx context.Context, s *store.Store) error {
+	closed := make(chan error, 1)
+	go func() { closed <- s.Close(ctx) }()
+	grace := time.NewTimer(closeGrace)
+	defer grace.Stop()
+	select {
+	case err := <-closed:
+		return err
+	case <-grace.C:
+		return errors.New("the server ends without closing the data directory; what was acknowledged is there unless the machine fails too")
+	}
 }
 
 // frontends are the listeners and the servers behind them.
@@ -157,8 +300,16 @@ type frontends struct {
 	api      *api.Server
 }
 
-func listen(s *store.Store, o serveOptions, nbdAddrs []api.Addr, apiAddr api.Addr, log serverLog) (_ *frontends, err error) {
-	f := &frontends{nbd: nbd.NewServer(backend{s}, nbd.Options{MaxConnections: o.maxConnections, Logger: log.logger})}
+func listen(s *store.Store, o serveOptions, guard *access.Guard, nbdAddrs []api.Addr, apiAddr api.Addr, log serverLog) (_ *frontends, err error) {
+	f := &frontends{nbd: nbd.NewServer(backend{s, guard}, nbd.Options{
+		MaxConnections:    o.maxConnections,
+		ClientBufferBytes: int64(o.clientBuffer),
+		TotalBufferBytes:  int64(o.totalBuffer),
+		StallTimeout:      o.stallTimeout,
+		TLS:               guard.TLS(false),
+		TLSMode:           o.protect.mode(),
+		Logger:            log.logger,
+	})}
 	var open []net.Listener
 	defer func() {
 		if err != nil {
@@ -167,7 +318,7 @@ func listen(s *store.Store, o serveOptions, nbdAddrs []api.Addr, apiAddr api.Add
 			}
 		}
 	}()
-	info := api.Info{Version: versionText()}
+	info := api.Info{Version: versionText(), NBDTLS: o.protect.mode() == nbd.TLSRequire}
 	for _, addr := range nbdAddrs {
 		l, bound, err := addr.Listen(false)
 		if err != nil {
@@ -194,7 +345,7 @@ func listen(s *store.Store, o serveOptions, nbdAddrs []api.Addr, apiAddr api.Add
 		return nil, err
 	}
 	f.apiAddr = bound
-	f.api = api.NewServer(s, info, log.logger)
+	f.api = api.NewServer(s, api.Options{Info: info, Guard: guard, Logger: log.logger})
 	f.accept = append(f.accept, func() error { return f.api.Serve(l) })
 	return f, nil
 }
@@ -231,6 +382,13 @@ func (f *frontends) shutdown(ctx context.Context) error {
 type serverLog struct {
 	logger *slog.Logger
 	tell   func(line, message string, attrs ...any)
+}
+
+// report logs an error that stops nothing.
+func (l serverLog) report(err error) {
+	if err != nil {
+		l.logger.Warn(err.Error())
+	}
 }
 
 func newServerLog(w io.Writer, o serveOptions) serverLog {

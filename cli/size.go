@@ -79,3 +79,19 @@ func (s *sizeFlag) String() string {
 	}
 	return formatSize(int64(*s))
 }
+
+// limitFlag is a flag that holds a size, or 0.
+type limitFlag int64
+
+func (l *limitFlag) Set(text string) error {
+	if text == "0" {
+		*l = 0
+		return nil
+	}
+	return (*sizeFlag)(l).Set(text)
+}
+
+func (l *limitFlag) Type() string { return "SIZE" }
+
+// String is what help shows as the default; it reads back.
+func (l *limitFlag) String() string { return strings.ReplaceAll(formatSize(int64(*l)), " ", "") }

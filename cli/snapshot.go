@@ -14,9 +14,9 @@ import (
 func (a *app) snapshotCommand() *cobra.Command {
 	return group(&cobra.Command{
 		Use:     "snapshot",
-		Short:   "List and show snapshots",
-		Example: "  tidemark snapshot ls db\n  tidemark snapshot show db@before-upgrade",
-	}, a.snapshotListCommand(), a.snapshotShowCommand())
+		Short:   "List, show and verify snapshots",
+		Example: "  tidemark snapshot ls db\n  tidemark snapshot verify db@before-upgrade",
+	}, a.snapshotListCommand(), a.snapshotShowCommand(), a.snapshotVerifyCommand())
 }
 
 func (a *app) snapshotListCommand() *cobra.Command {
@@ -33,7 +33,10 @@ HOLDS is process (every process begun before the cut is whole), request (every
 request is), mixed (some processes are whole, others died or crossed the cut)
 or interrupted (the server or the machine stopped: all that was flushed).
 
-WAITS FOR names the processes and older snapshots that keep it draining.`,
+VERIFIED is what came of the last comparison with its checksums: ok, bad,
+running, or - for none yet. HASH is the beginning of its content hash.
+
+WAITS-FOR names the processes and older snapshots that keep it draining.`,
 		Example:           "  tidemark snapshot list\n  tidemark snapshot ls db --json | jq -r '.snapshots[].snapshot'",
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: a.completeVolumes(1),
@@ -57,10 +60,10 @@ func (a *app) listSnapshots(c *cobra.Command, volume string) error {
 		return []string{
 			fullName(s), formatTime(s.GetCutTime()), formatAge(s.GetCutTime(), time.Now()), snapshotState(s), word(s.GetConsistency()),
 			formatSize(s.GetSizeBytes()), formatSize(s.GetDataBytes()), strconv.FormatUint(s.GetConflicts(), 10),
-			orDash(strings.Join(s.GetWaitsFor(), ",")),
+			verificationWord(s.GetVerification()), fmt.Sprintf("%.12s", orDash(s.GetHash())), orDash(strings.Join(s.GetWaitsFor(), ",")),
 		}
 	})
-	return a.printTable("SNAPSHOT CUT AGE STATE HOLDS SIZE DATA CONFLICTS WAITS-FOR", rows)
+	return a.printTable("SNAPSHOT CUT AGE STATE HOLDS SIZE DATA CONFLICTS VERIFIED HASH WAITS-FOR", rows)
 }
 
 func fullName(s *tidemarkv1.Snapshot) string { return s.GetVolume() + "@" + s.GetName() }
@@ -112,6 +115,8 @@ func (a *app) showSnapshot(c *cobra.Command, name string) error {
 		[2]string{"data", formatSize(s.GetDataBytes())},
 		[2]string{"torn", strings.Join(s.GetTornProcesses(), ", ")},
 		[2]string{"waits for", strings.Join(s.GetWaitsFor(), ", ")},
+		[2]string{"hash", s.GetHash()},
+		[2]string{"verified", verificationText(s.GetVerification())},
 		[2]string{"failed", s.GetFailed()},
 	)
 }
@@ -139,13 +144,16 @@ type snapshotJSON struct {
 	WaitsFor      []string   `json:"waitsFor"`
 	DataBytes     int64      `json:"dataBytes"`
 	Failed        string     `json:"failed,omitempty"`
+	Hash          string     `json:"hash,omitempty"`
+
+	Verification *verificationJSON `json:"verification"`
 }
 
 func asSnapshot(s *tidemarkv1.Snapshot) snapshotJSON {
 	return snapshotJSON{
 		s.GetVolume(), s.GetName(), s.GetSizeBytes(), word(s.GetState()), word(s.GetConsistency()), jsonTime(s.GetCutTime()),
 		s.GetDrainDuration().AsDuration().Seconds(), s.GetConflicts(), listed(s.GetTornProcesses()), listed(s.GetWaitsFor()),
-		s.GetDataBytes(), s.GetFailed(),
+		s.GetDataBytes(), s.GetFailed(), s.GetHash(), asVerification(s.GetVerification()),
 	}
 }
 

@@ -8,7 +8,7 @@
 //
 // One service serves the command line, user interfaces and scripts. It is
 // spoken over a unix socket (default DIR/api.sock) or TCP, as Connect, gRPC or
-// gRPC-Web, over HTTP/1.1 or HTTP/2 without TLS. Unary calls work with curl:
+// gRPC-Web, over HTTP/1.1 or HTTP/2. Unary calls work with curl:
 //
 //	curl --unix-socket tidemark-data/api.sock -H 'Content-Type: application/json' \
 //	  -d '{}' http://tidemark/tidemark.v1.TidemarkService/ListVolumes
@@ -16,6 +16,13 @@
 // Names of volumes and snapshots are [A-Za-z0-9][A-Za-z0-9._-]{0,62}; tokens of
 // processes are [A-Za-z0-9._-]{1,64}. A snapshot is addressed as
 // "VOLUME@SNAPSHOT".
+//
+// Over the unix socket, which only the server's own user may open, a caller may
+// do all. Over TCP it shows a client certificate (mutual TLS) or a token, as
+// "Authorization: Bearer TOKEN"; one that shows neither is unauthenticated. If
+// the server has an access list, the comment of each call says which right it
+// needs on which volumes; a caller that lacks it gets REASON_DENIED, whether the
+// volume exists or not, and lists hold only what the caller may read.
 //
 // Every error carries one line for people as its message and an ErrorDetail
 // with the reason for programs.
@@ -349,21 +356,28 @@ const (
 	Reason_REASON_NO_SPACE Reason = 8
 	// The server is shutting down (unavailable).
 	Reason_REASON_CLOSED Reason = 9
+	// The caller did not show who it is (unauthenticated), or the access list
+	// does not give it this right (permission_denied).
+	Reason_REASON_DENIED Reason = 10
+	// What a sealed snapshot has on the disk is not what was sealed (data_loss).
+	Reason_REASON_CORRUPT Reason = 11
 )
 
 // Enum value maps for Reason.
 var (
 	Reason_name = map[int32]string{
-		0: "REASON_UNSPECIFIED",
-		1: "REASON_INVALID",
-		2: "REASON_NOT_FOUND",
-		3: "REASON_EXISTS",
-		4: "REASON_IN_USE",
-		5: "REASON_DRAINING",
-		6: "REASON_ABORTED",
-		7: "REASON_LIMIT",
-		8: "REASON_NO_SPACE",
-		9: "REASON_CLOSED",
+		0:  "REASON_UNSPECIFIED",
+		1:  "REASON_INVALID",
+		2:  "REASON_NOT_FOUND",
+		3:  "REASON_EXISTS",
+		4:  "REASON_IN_USE",
+		5:  "REASON_DRAINING",
+		6:  "REASON_ABORTED",
+		7:  "REASON_LIMIT",
+		8:  "REASON_NO_SPACE",
+		9:  "REASON_CLOSED",
+		10: "REASON_DENIED",
+		11: "REASON_CORRUPT",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED": 0,
@@ -376,6 +390,8 @@ var (
 		"REASON_LIMIT":       7,
 		"REASON_NO_SPACE":    8,
 		"REASON_CLOSED":      9,
+		"REASON_DENIED":      10,
+		"REASON_CORRUPT":     11,
 	}
 )
 
@@ -404,6 +420,60 @@ func (x Reason) Number() protoreflect.EnumNumber {
 // Deprecated: Use Reason.Descriptor instead.
 func (Reason) EnumDescriptor() ([]byte, []int) {
 	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{5}
+}
+
+// VerifyState says where the verification of a snapshot stands.
+type VerifyState int32
+
+const (
+	// It was never verified.
+	VerifyState_VERIFY_STATE_UNSPECIFIED VerifyState = 0
+	VerifyState_VERIFY_STATE_RUNNING     VerifyState = 1
+	VerifyState_VERIFY_STATE_OK          VerifyState = 2
+	VerifyState_VERIFY_STATE_BAD         VerifyState = 3
+)
+
+// Enum value maps for VerifyState.
+var (
+	VerifyState_name = map[int32]string{
+		0: "VERIFY_STATE_UNSPECIFIED",
+		1: "VERIFY_STATE_RUNNING",
+		2: "VERIFY_STATE_OK",
+		3: "VERIFY_STATE_BAD",
+	}
+	VerifyState_value = map[string]int32{
+		"VERIFY_STATE_UNSPECIFIED": 0,
+		"VERIFY_STATE_RUNNING":     1,
+		"VERIFY_STATE_OK":          2,
+		"VERIFY_STATE_BAD":         3,
+	}
+)
+
+func (x VerifyState) Enum() *VerifyState {
+	p := new(VerifyState)
+	*p = x
+	return p
+}
+
+func (x VerifyState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (VerifyState) Descriptor() protoreflect.EnumDescriptor {
+	return file_tidemark_v1_tidemark_proto_enumTypes[6].Descriptor()
+}
+
+func (VerifyState) Type() protoreflect.EnumType {
+	return &file_tidemark_v1_tidemark_proto_enumTypes[6]
+}
+
+func (x VerifyState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use VerifyState.Descriptor instead.
+func (VerifyState) EnumDescriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{6}
 }
 
 // ErrorDetail comes with every error that the service itself returns.
@@ -503,7 +573,13 @@ type GetServerInfoResponse struct {
 	// Absolute path of the data directory on the server's machine.
 	DataDirectory string `protobuf:"bytes,2,opt,name=data_directory,json=dataDirectory,proto3" json:"data_directory,omitempty"`
 	// NBD addresses, each "HOST:PORT" or "unix:/ABSOLUTE/PATH".
-	NbdAddresses  []string `protobuf:"bytes,3,rep,name=nbd_addresses,json=nbdAddresses,proto3" json:"nbd_addresses,omitempty"`
+	NbdAddresses []string `protobuf:"bytes,3,rep,name=nbd_addresses,json=nbdAddresses,proto3" json:"nbd_addresses,omitempty"`
+	// Bytes of live objects on the server's heap, at the last collection or since.
+	HeapBytes int64 `protobuf:"varint,4,opt,name=heap_bytes,json=heapBytes,proto3" json:"heap_bytes,omitempty"`
+	// Goroutines that the server runs.
+	Goroutines int64 `protobuf:"varint,5,opt,name=goroutines,proto3" json:"goroutines,omitempty"`
+	// NBD clients must use TLS.
+	NbdTls        bool `protobuf:"varint,6,opt,name=nbd_tls,json=nbdTls,proto3" json:"nbd_tls,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -557,6 +633,27 @@ func (x *GetServerInfoResponse) GetNbdAddresses() []string {
 		return x.NbdAddresses
 	}
 	return nil
+}
+
+func (x *GetServerInfoResponse) GetHeapBytes() int64 {
+	if x != nil {
+		return x.HeapBytes
+	}
+	return 0
+}
+
+func (x *GetServerInfoResponse) GetGoroutines() int64 {
+	if x != nil {
+		return x.Goroutines
+	}
+	return 0
+}
+
+func (x *GetServerInfoResponse) GetNbdTls() bool {
+	if x != nil {
+		return x.NbdTls
+	}
+	return false
 }
 
 // Volume is a named virtual disk.
@@ -1173,7 +1270,13 @@ type Snapshot struct {
 	// Bytes that the snapshot's own image holds as data.
 	DataBytes int64 `protobuf:"varint,11,opt,name=data_bytes,json=dataBytes,proto3" json:"data_bytes,omitempty"`
 	// Why sealing failed; empty if it did not.
-	Failed        string `protobuf:"bytes,12,opt,name=failed,proto3" json:"failed,omitempty"`
+	Failed string `protobuf:"bytes,12,opt,name=failed,proto3" json:"failed,omitempty"`
+	// Content hash, in hex; empty until it is sealed. Equal hashes: equal
+	// contents, as far as the checksums of the blocks tell.
+	Hash string `protobuf:"bytes,13,opt,name=hash,proto3" json:"hash,omitempty"`
+	// What is known of its blocks on the disk, from VerifySnapshot and from the
+	// scrub in the background.
+	Verification  *Verification `protobuf:"bytes,14,opt,name=verification,proto3" json:"verification,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1292,6 +1395,100 @@ func (x *Snapshot) GetFailed() string {
 	return ""
 }
 
+func (x *Snapshot) GetHash() string {
+	if x != nil {
+		return x.Hash
+	}
+	return ""
+}
+
+func (x *Snapshot) GetVerification() *Verification {
+	if x != nil {
+		return x.Verification
+	}
+	return nil
+}
+
+// Verification of a snapshot: the present one, or the last.
+type Verification struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	State VerifyState            `protobuf:"varint,1,opt,name=state,proto3,enum=tidemark.v1.VerifyState" json:"state,omitempty"`
+	// How far it is, while it runs.
+	DoneBytes  int64 `protobuf:"varint,2,opt,name=done_bytes,json=doneBytes,proto3" json:"done_bytes,omitempty"`
+	TotalBytes int64 `protobuf:"varint,3,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	// Blocks that do not hold what was sealed.
+	BadBlocks int64 `protobuf:"varint,4,opt,name=bad_blocks,json=badBlocks,proto3" json:"bad_blocks,omitempty"`
+	// When the last one reached its end.
+	LastTime      *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=last_time,json=lastTime,proto3" json:"last_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Verification) Reset() {
+	*x = Verification{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Verification) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Verification) ProtoMessage() {}
+
+func (x *Verification) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Verification.ProtoReflect.Descriptor instead.
+func (*Verification) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Verification) GetState() VerifyState {
+	if x != nil {
+		return x.State
+	}
+	return VerifyState_VERIFY_STATE_UNSPECIFIED
+}
+
+func (x *Verification) GetDoneBytes() int64 {
+	if x != nil {
+		return x.DoneBytes
+	}
+	return 0
+}
+
+func (x *Verification) GetTotalBytes() int64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
+func (x *Verification) GetBadBlocks() int64 {
+	if x != nil {
+		return x.BadBlocks
+	}
+	return 0
+}
+
+func (x *Verification) GetLastTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastTime
+	}
+	return nil
+}
+
 type PreserveRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Volumes to cut at one instant; at least one.
@@ -1310,7 +1507,7 @@ type PreserveRequest struct {
 
 func (x *PreserveRequest) Reset() {
 	*x = PreserveRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[15]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1322,7 +1519,7 @@ func (x *PreserveRequest) String() string {
 func (*PreserveRequest) ProtoMessage() {}
 
 func (x *PreserveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[15]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1335,7 +1532,7 @@ func (x *PreserveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreserveRequest.ProtoReflect.Descriptor instead.
 func (*PreserveRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{15}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PreserveRequest) GetVolumes() []string {
@@ -1389,7 +1586,7 @@ type PreserveResponse struct {
 
 func (x *PreserveResponse) Reset() {
 	*x = PreserveResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[16]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1401,7 +1598,7 @@ func (x *PreserveResponse) String() string {
 func (*PreserveResponse) ProtoMessage() {}
 
 func (x *PreserveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[16]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1414,7 +1611,7 @@ func (x *PreserveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreserveResponse.ProtoReflect.Descriptor instead.
 func (*PreserveResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{16}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PreserveResponse) GetReport() *PreserveReport {
@@ -1445,7 +1642,7 @@ type PreserveReport struct {
 
 func (x *PreserveReport) Reset() {
 	*x = PreserveReport{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[17]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1457,7 +1654,7 @@ func (x *PreserveReport) String() string {
 func (*PreserveReport) ProtoMessage() {}
 
 func (x *PreserveReport) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[17]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1470,7 +1667,7 @@ func (x *PreserveReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreserveReport.ProtoReflect.Descriptor instead.
 func (*PreserveReport) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{17}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PreserveReport) GetCutTime() *timestamppb.Timestamp {
@@ -1532,7 +1729,7 @@ type ListSnapshotsRequest struct {
 
 func (x *ListSnapshotsRequest) Reset() {
 	*x = ListSnapshotsRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[18]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1544,7 +1741,7 @@ func (x *ListSnapshotsRequest) String() string {
 func (*ListSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[18]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1557,7 +1754,7 @@ func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{18}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListSnapshotsRequest) GetVolume() string {
@@ -1576,7 +1773,7 @@ type ListSnapshotsResponse struct {
 
 func (x *ListSnapshotsResponse) Reset() {
 	*x = ListSnapshotsResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[19]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1588,7 +1785,7 @@ func (x *ListSnapshotsResponse) String() string {
 func (*ListSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[19]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1601,7 +1798,7 @@ func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{19}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListSnapshotsResponse) GetSnapshots() []*Snapshot {
@@ -1621,7 +1818,7 @@ type GetSnapshotRequest struct {
 
 func (x *GetSnapshotRequest) Reset() {
 	*x = GetSnapshotRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[20]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1633,7 +1830,7 @@ func (x *GetSnapshotRequest) String() string {
 func (*GetSnapshotRequest) ProtoMessage() {}
 
 func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[20]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1646,7 +1843,7 @@ func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*GetSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{20}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GetSnapshotRequest) GetName() string {
@@ -1665,7 +1862,7 @@ type GetSnapshotResponse struct {
 
 func (x *GetSnapshotResponse) Reset() {
 	*x = GetSnapshotResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[21]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1677,7 +1874,7 @@ func (x *GetSnapshotResponse) String() string {
 func (*GetSnapshotResponse) ProtoMessage() {}
 
 func (x *GetSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[21]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1690,7 +1887,7 @@ func (x *GetSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*GetSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{21}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GetSnapshotResponse) GetSnapshot() *Snapshot {
@@ -1698,6 +1895,359 @@ func (x *GetSnapshotResponse) GetSnapshot() *Snapshot {
 		return x.Snapshot
 	}
 	return nil
+}
+
+type VerifySnapshotRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "VOLUME@SNAPSHOT".
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VerifySnapshotRequest) Reset() {
+	*x = VerifySnapshotRequest{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerifySnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerifySnapshotRequest) ProtoMessage() {}
+
+func (x *VerifySnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerifySnapshotRequest.ProtoReflect.Descriptor instead.
+func (*VerifySnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *VerifySnapshotRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type VerifySnapshotResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Content:
+	//
+	//	*VerifySnapshotResponse_Progress
+	//	*VerifySnapshotResponse_Report
+	Content       isVerifySnapshotResponse_Content `protobuf_oneof:"content"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VerifySnapshotResponse) Reset() {
+	*x = VerifySnapshotResponse{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerifySnapshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerifySnapshotResponse) ProtoMessage() {}
+
+func (x *VerifySnapshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerifySnapshotResponse.ProtoReflect.Descriptor instead.
+func (*VerifySnapshotResponse) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *VerifySnapshotResponse) GetContent() isVerifySnapshotResponse_Content {
+	if x != nil {
+		return x.Content
+	}
+	return nil
+}
+
+func (x *VerifySnapshotResponse) GetProgress() *VerifyProgress {
+	if x != nil {
+		if x, ok := x.Content.(*VerifySnapshotResponse_Progress); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
+func (x *VerifySnapshotResponse) GetReport() *VerifyReport {
+	if x != nil {
+		if x, ok := x.Content.(*VerifySnapshotResponse_Report); ok {
+			return x.Report
+		}
+	}
+	return nil
+}
+
+type isVerifySnapshotResponse_Content interface {
+	isVerifySnapshotResponse_Content()
+}
+
+type VerifySnapshotResponse_Progress struct {
+	Progress *VerifyProgress `protobuf:"bytes,1,opt,name=progress,proto3,oneof"`
+}
+
+type VerifySnapshotResponse_Report struct {
+	// The result; in the last message only.
+	Report *VerifyReport `protobuf:"bytes,2,opt,name=report,proto3,oneof"`
+}
+
+func (*VerifySnapshotResponse_Progress) isVerifySnapshotResponse_Content() {}
+
+func (*VerifySnapshotResponse_Report) isVerifySnapshotResponse_Content() {}
+
+// VerifyProgress says how far a verification is.
+type VerifyProgress struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	DoneBytes     int64                  `protobuf:"varint,1,opt,name=done_bytes,json=doneBytes,proto3" json:"done_bytes,omitempty"`
+	TotalBytes    int64                  `protobuf:"varint,2,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VerifyProgress) Reset() {
+	*x = VerifyProgress{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerifyProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerifyProgress) ProtoMessage() {}
+
+func (x *VerifyProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerifyProgress.ProtoReflect.Descriptor instead.
+func (*VerifyProgress) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *VerifyProgress) GetDoneBytes() int64 {
+	if x != nil {
+		return x.DoneBytes
+	}
+	return 0
+}
+
+func (x *VerifyProgress) GetTotalBytes() int64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
+// VerifyReport is the result of a verification.
+type VerifyReport struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "VOLUME@SNAPSHOT".
+	Snapshot string `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// Hash of what was read; the snapshot's own, if no block is bad.
+	Hash string `protobuf:"bytes,2,opt,name=hash,proto3" json:"hash,omitempty"`
+	// Bytes that were read from the disk.
+	ReadBytes int64 `protobuf:"varint,3,opt,name=read_bytes,json=readBytes,proto3" json:"read_bytes,omitempty"`
+	// They came past the page cache. If false, the file system can't do that, and
+	// some may have come from memory.
+	Direct bool `protobuf:"varint,4,opt,name=direct,proto3" json:"direct,omitempty"`
+	// Number of bad blocks, and the first of them in ascending order.
+	BadBlocks int64                `protobuf:"varint,5,opt,name=bad_blocks,json=badBlocks,proto3" json:"bad_blocks,omitempty"`
+	Bad       []*BadBlock          `protobuf:"bytes,6,rep,name=bad,proto3" json:"bad,omitempty"`
+	Took      *durationpb.Duration `protobuf:"bytes,7,opt,name=took,proto3" json:"took,omitempty"`
+	// What is wrong, in one line; empty if all is as it was sealed.
+	Corrupt       string `protobuf:"bytes,8,opt,name=corrupt,proto3" json:"corrupt,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VerifyReport) Reset() {
+	*x = VerifyReport{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerifyReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerifyReport) ProtoMessage() {}
+
+func (x *VerifyReport) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerifyReport.ProtoReflect.Descriptor instead.
+func (*VerifyReport) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *VerifyReport) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+func (x *VerifyReport) GetHash() string {
+	if x != nil {
+		return x.Hash
+	}
+	return ""
+}
+
+func (x *VerifyReport) GetReadBytes() int64 {
+	if x != nil {
+		return x.ReadBytes
+	}
+	return 0
+}
+
+func (x *VerifyReport) GetDirect() bool {
+	if x != nil {
+		return x.Direct
+	}
+	return false
+}
+
+func (x *VerifyReport) GetBadBlocks() int64 {
+	if x != nil {
+		return x.BadBlocks
+	}
+	return 0
+}
+
+func (x *VerifyReport) GetBad() []*BadBlock {
+	if x != nil {
+		return x.Bad
+	}
+	return nil
+}
+
+func (x *VerifyReport) GetTook() *durationpb.Duration {
+	if x != nil {
+		return x.Took
+	}
+	return nil
+}
+
+func (x *VerifyReport) GetCorrupt() string {
+	if x != nil {
+		return x.Corrupt
+	}
+	return ""
+}
+
+// BadBlock is a block of 4 KiB that does not hold what was sealed.
+type BadBlock struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Number of the image that holds it; more than one snapshot may show it.
+	Image uint64 `protobuf:"varint,1,opt,name=image,proto3" json:"image,omitempty"`
+	// Where it is in the volume.
+	OffsetBytes int64 `protobuf:"varint,2,opt,name=offset_bytes,json=offsetBytes,proto3" json:"offset_bytes,omitempty"`
+	// The checksum differs, or the disk's own error.
+	Why           string `protobuf:"bytes,3,opt,name=why,proto3" json:"why,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BadBlock) Reset() {
+	*x = BadBlock{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BadBlock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BadBlock) ProtoMessage() {}
+
+func (x *BadBlock) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BadBlock.ProtoReflect.Descriptor instead.
+func (*BadBlock) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *BadBlock) GetImage() uint64 {
+	if x != nil {
+		return x.Image
+	}
+	return 0
+}
+
+func (x *BadBlock) GetOffsetBytes() int64 {
+	if x != nil {
+		return x.OffsetBytes
+	}
+	return 0
+}
+
+func (x *BadBlock) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
 }
 
 // Process is a session or explicit I/O process that runs.
@@ -1724,7 +2274,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[22]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1736,7 +2286,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[22]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1749,7 +2299,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{22}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Process) GetToken() string {
@@ -1820,7 +2370,7 @@ type BeginProcessRequest struct {
 
 func (x *BeginProcessRequest) Reset() {
 	*x = BeginProcessRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[23]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1832,7 +2382,7 @@ func (x *BeginProcessRequest) String() string {
 func (*BeginProcessRequest) ProtoMessage() {}
 
 func (x *BeginProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[23]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1845,7 +2395,7 @@ func (x *BeginProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeginProcessRequest.ProtoReflect.Descriptor instead.
 func (*BeginProcessRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{23}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *BeginProcessRequest) GetVolumes() []string {
@@ -1871,7 +2421,7 @@ type BeginProcessResponse struct {
 
 func (x *BeginProcessResponse) Reset() {
 	*x = BeginProcessResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[24]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1883,7 +2433,7 @@ func (x *BeginProcessResponse) String() string {
 func (*BeginProcessResponse) ProtoMessage() {}
 
 func (x *BeginProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[24]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1896,7 +2446,7 @@ func (x *BeginProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeginProcessResponse.ProtoReflect.Descriptor instead.
 func (*BeginProcessResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{24}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *BeginProcessResponse) GetProcess() *Process {
@@ -1917,7 +2467,7 @@ type EndProcessRequest struct {
 
 func (x *EndProcessRequest) Reset() {
 	*x = EndProcessRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[25]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1929,7 +2479,7 @@ func (x *EndProcessRequest) String() string {
 func (*EndProcessRequest) ProtoMessage() {}
 
 func (x *EndProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[25]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1942,7 +2492,7 @@ func (x *EndProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndProcessRequest.ProtoReflect.Descriptor instead.
 func (*EndProcessRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{25}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *EndProcessRequest) GetToken() string {
@@ -1968,7 +2518,7 @@ type EndProcessResponse struct {
 
 func (x *EndProcessResponse) Reset() {
 	*x = EndProcessResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[26]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1980,7 +2530,7 @@ func (x *EndProcessResponse) String() string {
 func (*EndProcessResponse) ProtoMessage() {}
 
 func (x *EndProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[26]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1993,7 +2543,7 @@ func (x *EndProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndProcessResponse.ProtoReflect.Descriptor instead.
 func (*EndProcessResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{26}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *EndProcessResponse) GetProcess() *Process {
@@ -2011,7 +2561,7 @@ type ListProcessesRequest struct {
 
 func (x *ListProcessesRequest) Reset() {
 	*x = ListProcessesRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[27]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2023,7 +2573,7 @@ func (x *ListProcessesRequest) String() string {
 func (*ListProcessesRequest) ProtoMessage() {}
 
 func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[27]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2036,7 +2586,7 @@ func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ListProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{27}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{33}
 }
 
 type ListProcessesResponse struct {
@@ -2048,7 +2598,7 @@ type ListProcessesResponse struct {
 
 func (x *ListProcessesResponse) Reset() {
 	*x = ListProcessesResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[28]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2060,7 +2610,7 @@ func (x *ListProcessesResponse) String() string {
 func (*ListProcessesResponse) ProtoMessage() {}
 
 func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[28]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2073,7 +2623,7 @@ func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ListProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{28}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListProcessesResponse) GetProcesses() []*Process {
@@ -2095,7 +2645,7 @@ type HoldProcessRequest struct {
 
 func (x *HoldProcessRequest) Reset() {
 	*x = HoldProcessRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[29]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2107,7 +2657,7 @@ func (x *HoldProcessRequest) String() string {
 func (*HoldProcessRequest) ProtoMessage() {}
 
 func (x *HoldProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[29]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2120,7 +2670,7 @@ func (x *HoldProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldProcessRequest.ProtoReflect.Descriptor instead.
 func (*HoldProcessRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{29}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *HoldProcessRequest) GetVolumes() []string {
@@ -2146,7 +2696,7 @@ type HoldProcessResponse struct {
 
 func (x *HoldProcessResponse) Reset() {
 	*x = HoldProcessResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[30]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2158,7 +2708,7 @@ func (x *HoldProcessResponse) String() string {
 func (*HoldProcessResponse) ProtoMessage() {}
 
 func (x *HoldProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[30]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2171,7 +2721,7 @@ func (x *HoldProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldProcessResponse.ProtoReflect.Descriptor instead.
 func (*HoldProcessResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{30}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *HoldProcessResponse) GetProcess() *Process {
@@ -2198,7 +2748,7 @@ type ImportRequest struct {
 
 func (x *ImportRequest) Reset() {
 	*x = ImportRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[31]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2210,7 +2760,7 @@ func (x *ImportRequest) String() string {
 func (*ImportRequest) ProtoMessage() {}
 
 func (x *ImportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[31]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2223,7 +2773,7 @@ func (x *ImportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportRequest.ProtoReflect.Descriptor instead.
 func (*ImportRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{31}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ImportRequest) GetVolume() string {
@@ -2294,7 +2844,7 @@ type ImportResponse struct {
 
 func (x *ImportResponse) Reset() {
 	*x = ImportResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[32]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2306,7 +2856,7 @@ func (x *ImportResponse) String() string {
 func (*ImportResponse) ProtoMessage() {}
 
 func (x *ImportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[32]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2319,7 +2869,7 @@ func (x *ImportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportResponse.ProtoReflect.Descriptor instead.
 func (*ImportResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{32}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ImportResponse) GetDataBytes() int64 {
@@ -2346,7 +2896,7 @@ type ExportRequest struct {
 
 func (x *ExportRequest) Reset() {
 	*x = ExportRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[33]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2358,7 +2908,7 @@ func (x *ExportRequest) String() string {
 func (*ExportRequest) ProtoMessage() {}
 
 func (x *ExportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[33]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2371,7 +2921,7 @@ func (x *ExportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
 func (*ExportRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{33}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ExportRequest) GetName() string {
@@ -2398,7 +2948,7 @@ type ExportResponse struct {
 
 func (x *ExportResponse) Reset() {
 	*x = ExportResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[34]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2410,7 +2960,7 @@ func (x *ExportResponse) String() string {
 func (*ExportResponse) ProtoMessage() {}
 
 func (x *ExportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[34]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2423,7 +2973,7 @@ func (x *ExportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportResponse.ProtoReflect.Descriptor instead.
 func (*ExportResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{34}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ExportResponse) GetSizeBytes() int64 {
@@ -2491,11 +3041,17 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\vErrorDetail\x12+\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x13.tidemark.v1.ReasonR\x06reason\x123\n" +
 	"\x06report\x18\x02 \x01(\v2\x1b.tidemark.v1.PreserveReportR\x06report\"\x16\n" +
-	"\x14GetServerInfoRequest\"}\n" +
+	"\x14GetServerInfoRequest\"\xd5\x01\n" +
 	"\x15GetServerInfoResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12%\n" +
 	"\x0edata_directory\x18\x02 \x01(\tR\rdataDirectory\x12#\n" +
-	"\rnbd_addresses\x18\x03 \x03(\tR\fnbdAddresses\"\xf8\x02\n" +
+	"\rnbd_addresses\x18\x03 \x03(\tR\fnbdAddresses\x12\x1d\n" +
+	"\n" +
+	"heap_bytes\x18\x04 \x01(\x03R\theapBytes\x12\x1e\n" +
+	"\n" +
+	"goroutines\x18\x05 \x01(\x03R\n" +
+	"goroutines\x12\x17\n" +
+	"\anbd_tls\x18\x06 \x01(\bR\x06nbdTls\"\xf8\x02\n" +
 	"\x06Volume\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -2535,7 +3091,7 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\x13DeleteVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12%\n" +
 	"\x0ewith_snapshots\x18\x02 \x01(\bR\rwithSnapshots\"\x16\n" +
-	"\x14DeleteVolumeResponse\"\xcd\x03\n" +
+	"\x14DeleteVolumeResponse\"\xa0\x04\n" +
 	"\bSnapshot\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -2551,7 +3107,18 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	" \x03(\tR\bwaitsFor\x12\x1d\n" +
 	"\n" +
 	"data_bytes\x18\v \x01(\x03R\tdataBytes\x12\x16\n" +
-	"\x06failed\x18\f \x01(\tR\x06failed\"\x82\x02\n" +
+	"\x06failed\x18\f \x01(\tR\x06failed\x12\x12\n" +
+	"\x04hash\x18\r \x01(\tR\x04hash\x12=\n" +
+	"\fverification\x18\x0e \x01(\v2\x19.tidemark.v1.VerificationR\fverification\"\xd6\x01\n" +
+	"\fVerification\x12.\n" +
+	"\x05state\x18\x01 \x01(\x0e2\x18.tidemark.v1.VerifyStateR\x05state\x12\x1d\n" +
+	"\n" +
+	"done_bytes\x18\x02 \x01(\x03R\tdoneBytes\x12\x1f\n" +
+	"\vtotal_bytes\x18\x03 \x01(\x03R\n" +
+	"totalBytes\x12\x1d\n" +
+	"\n" +
+	"bad_blocks\x18\x04 \x01(\x03R\tbadBlocks\x127\n" +
+	"\tlast_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\blastTime\"\x82\x02\n" +
 	"\x0fPreserveRequest\x12\x18\n" +
 	"\avolumes\x18\x01 \x03(\tR\avolumes\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12-\n" +
@@ -2578,7 +3145,33 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\x12GetSnapshotRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"H\n" +
 	"\x13GetSnapshotResponse\x121\n" +
-	"\bsnapshot\x18\x01 \x01(\v2\x15.tidemark.v1.SnapshotR\bsnapshot\"\xb4\x02\n" +
+	"\bsnapshot\x18\x01 \x01(\v2\x15.tidemark.v1.SnapshotR\bsnapshot\"+\n" +
+	"\x15VerifySnapshotRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x93\x01\n" +
+	"\x16VerifySnapshotResponse\x129\n" +
+	"\bprogress\x18\x01 \x01(\v2\x1b.tidemark.v1.VerifyProgressH\x00R\bprogress\x123\n" +
+	"\x06report\x18\x02 \x01(\v2\x19.tidemark.v1.VerifyReportH\x00R\x06reportB\t\n" +
+	"\acontent\"P\n" +
+	"\x0eVerifyProgress\x12\x1d\n" +
+	"\n" +
+	"done_bytes\x18\x01 \x01(\x03R\tdoneBytes\x12\x1f\n" +
+	"\vtotal_bytes\x18\x02 \x01(\x03R\n" +
+	"totalBytes\"\x86\x02\n" +
+	"\fVerifyReport\x12\x1a\n" +
+	"\bsnapshot\x18\x01 \x01(\tR\bsnapshot\x12\x12\n" +
+	"\x04hash\x18\x02 \x01(\tR\x04hash\x12\x1d\n" +
+	"\n" +
+	"read_bytes\x18\x03 \x01(\x03R\treadBytes\x12\x16\n" +
+	"\x06direct\x18\x04 \x01(\bR\x06direct\x12\x1d\n" +
+	"\n" +
+	"bad_blocks\x18\x05 \x01(\x03R\tbadBlocks\x12'\n" +
+	"\x03bad\x18\x06 \x03(\v2\x15.tidemark.v1.BadBlockR\x03bad\x12-\n" +
+	"\x04took\x18\a \x01(\v2\x19.google.protobuf.DurationR\x04took\x12\x18\n" +
+	"\acorrupt\x18\b \x01(\tR\acorrupt\"U\n" +
+	"\bBadBlock\x12\x14\n" +
+	"\x05image\x18\x01 \x01(\x04R\x05image\x12!\n" +
+	"\foffset_bytes\x18\x02 \x01(\x03R\voffsetBytes\x12\x10\n" +
+	"\x03why\x18\x03 \x01(\tR\x03why\"\xb4\x02\n" +
 	"\aProcess\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12(\n" +
 	"\x05scope\x18\x02 \x01(\x0e2\x12.tidemark.v1.ScopeR\x05scope\x12\x18\n" +
@@ -2655,7 +3248,7 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"OnConflict\x12\x1b\n" +
 	"\x17ON_CONFLICT_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11ON_CONFLICT_COUNT\x10\x01\x12\x15\n" +
-	"\x11ON_CONFLICT_ABORT\x10\x02*\xd3\x01\n" +
+	"\x11ON_CONFLICT_ABORT\x10\x02*\xfa\x01\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eREASON_INVALID\x10\x01\x12\x14\n" +
@@ -2666,7 +3259,16 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\x0eREASON_ABORTED\x10\x06\x12\x10\n" +
 	"\fREASON_LIMIT\x10\a\x12\x13\n" +
 	"\x0fREASON_NO_SPACE\x10\b\x12\x11\n" +
-	"\rREASON_CLOSED\x10\t2\xf1\t\n" +
+	"\rREASON_CLOSED\x10\t\x12\x11\n" +
+	"\rREASON_DENIED\x10\n" +
+	"\x12\x12\n" +
+	"\x0eREASON_CORRUPT\x10\v*p\n" +
+	"\vVerifyState\x12\x1c\n" +
+	"\x18VERIFY_STATE_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14VERIFY_STATE_RUNNING\x10\x01\x12\x13\n" +
+	"\x0fVERIFY_STATE_OK\x10\x02\x12\x14\n" +
+	"\x10VERIFY_STATE_BAD\x10\x032\xce\n" +
+	"\n" +
 	"\x0fTidemarkService\x12[\n" +
 	"\rGetServerInfo\x12!.tidemark.v1.GetServerInfoRequest\x1a\".tidemark.v1.GetServerInfoResponse\"\x03\x90\x02\x01\x12S\n" +
 	"\fCreateVolume\x12 .tidemark.v1.CreateVolumeRequest\x1a!.tidemark.v1.CreateVolumeResponse\x12U\n" +
@@ -2676,7 +3278,8 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\fDeleteVolume\x12 .tidemark.v1.DeleteVolumeRequest\x1a!.tidemark.v1.DeleteVolumeResponse\x12G\n" +
 	"\bPreserve\x12\x1c.tidemark.v1.PreserveRequest\x1a\x1d.tidemark.v1.PreserveResponse\x12[\n" +
 	"\rListSnapshots\x12!.tidemark.v1.ListSnapshotsRequest\x1a\".tidemark.v1.ListSnapshotsResponse\"\x03\x90\x02\x01\x12U\n" +
-	"\vGetSnapshot\x12\x1f.tidemark.v1.GetSnapshotRequest\x1a .tidemark.v1.GetSnapshotResponse\"\x03\x90\x02\x01\x12S\n" +
+	"\vGetSnapshot\x12\x1f.tidemark.v1.GetSnapshotRequest\x1a .tidemark.v1.GetSnapshotResponse\"\x03\x90\x02\x01\x12[\n" +
+	"\x0eVerifySnapshot\x12\".tidemark.v1.VerifySnapshotRequest\x1a#.tidemark.v1.VerifySnapshotResponse0\x01\x12S\n" +
 	"\fBeginProcess\x12 .tidemark.v1.BeginProcessRequest\x1a!.tidemark.v1.BeginProcessResponse\x12M\n" +
 	"\n" +
 	"EndProcess\x12\x1e.tidemark.v1.EndProcessRequest\x1a\x1f.tidemark.v1.EndProcessResponse\x12[\n" +
@@ -2698,121 +3301,137 @@ func file_tidemark_v1_tidemark_proto_rawDescGZIP() []byte {
 	return file_tidemark_v1_tidemark_proto_rawDescData
 }
 
-var file_tidemark_v1_tidemark_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_tidemark_v1_tidemark_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_tidemark_v1_tidemark_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
+var file_tidemark_v1_tidemark_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_tidemark_v1_tidemark_proto_goTypes = []any{
-	(Scope)(0),                    // 0: tidemark.v1.Scope
-	(State)(0),                    // 1: tidemark.v1.State
-	(Consistency)(0),              // 2: tidemark.v1.Consistency
-	(OnTimeout)(0),                // 3: tidemark.v1.OnTimeout
-	(OnConflict)(0),               // 4: tidemark.v1.OnConflict
-	(Reason)(0),                   // 5: tidemark.v1.Reason
-	(*ErrorDetail)(nil),           // 6: tidemark.v1.ErrorDetail
-	(*GetServerInfoRequest)(nil),  // 7: tidemark.v1.GetServerInfoRequest
-	(*GetServerInfoResponse)(nil), // 8: tidemark.v1.GetServerInfoResponse
-	(*Volume)(nil),                // 9: tidemark.v1.Volume
-	(*CreateVolumeRequest)(nil),   // 10: tidemark.v1.CreateVolumeRequest
-	(*CreateVolumeResponse)(nil),  // 11: tidemark.v1.CreateVolumeResponse
-	(*ListVolumesRequest)(nil),    // 12: tidemark.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),   // 13: tidemark.v1.ListVolumesResponse
-	(*GetVolumeRequest)(nil),      // 14: tidemark.v1.GetVolumeRequest
-	(*GetVolumeResponse)(nil),     // 15: tidemark.v1.GetVolumeResponse
-	(*ResizeVolumeRequest)(nil),   // 16: tidemark.v1.ResizeVolumeRequest
-	(*ResizeVolumeResponse)(nil),  // 17: tidemark.v1.ResizeVolumeResponse
-	(*DeleteVolumeRequest)(nil),   // 18: tidemark.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),  // 19: tidemark.v1.DeleteVolumeResponse
-	(*Snapshot)(nil),              // 20: tidemark.v1.Snapshot
-	(*PreserveRequest)(nil),       // 21: tidemark.v1.PreserveRequest
-	(*PreserveResponse)(nil),      // 22: tidemark.v1.PreserveResponse
-	(*PreserveReport)(nil),        // 23: tidemark.v1.PreserveReport
-	(*ListSnapshotsRequest)(nil),  // 24: tidemark.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil), // 25: tidemark.v1.ListSnapshotsResponse
-	(*GetSnapshotRequest)(nil),    // 26: tidemark.v1.GetSnapshotRequest
-	(*GetSnapshotResponse)(nil),   // 27: tidemark.v1.GetSnapshotResponse
-	(*Process)(nil),               // 28: tidemark.v1.Process
-	(*BeginProcessRequest)(nil),   // 29: tidemark.v1.BeginProcessRequest
-	(*BeginProcessResponse)(nil),  // 30: tidemark.v1.BeginProcessResponse
-	(*EndProcessRequest)(nil),     // 31: tidemark.v1.EndProcessRequest
-	(*EndProcessResponse)(nil),    // 32: tidemark.v1.EndProcessResponse
-	(*ListProcessesRequest)(nil),  // 33: tidemark.v1.ListProcessesRequest
-	(*ListProcessesResponse)(nil), // 34: tidemark.v1.ListProcessesResponse
-	(*HoldProcessRequest)(nil),    // 35: tidemark.v1.HoldProcessRequest
-	(*HoldProcessResponse)(nil),   // 36: tidemark.v1.HoldProcessResponse
-	(*ImportRequest)(nil),         // 37: tidemark.v1.ImportRequest
-	(*ImportResponse)(nil),        // 38: tidemark.v1.ImportResponse
-	(*ExportRequest)(nil),         // 39: tidemark.v1.ExportRequest
-	(*ExportResponse)(nil),        // 40: tidemark.v1.ExportResponse
-	(*timestamppb.Timestamp)(nil), // 41: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 42: google.protobuf.Duration
+	(Scope)(0),                     // 0: tidemark.v1.Scope
+	(State)(0),                     // 1: tidemark.v1.State
+	(Consistency)(0),               // 2: tidemark.v1.Consistency
+	(OnTimeout)(0),                 // 3: tidemark.v1.OnTimeout
+	(OnConflict)(0),                // 4: tidemark.v1.OnConflict
+	(Reason)(0),                    // 5: tidemark.v1.Reason
+	(VerifyState)(0),               // 6: tidemark.v1.VerifyState
+	(*ErrorDetail)(nil),            // 7: tidemark.v1.ErrorDetail
+	(*GetServerInfoRequest)(nil),   // 8: tidemark.v1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil),  // 9: tidemark.v1.GetServerInfoResponse
+	(*Volume)(nil),                 // 10: tidemark.v1.Volume
+	(*CreateVolumeRequest)(nil),    // 11: tidemark.v1.CreateVolumeRequest
+	(*CreateVolumeResponse)(nil),   // 12: tidemark.v1.CreateVolumeResponse
+	(*ListVolumesRequest)(nil),     // 13: tidemark.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),    // 14: tidemark.v1.ListVolumesResponse
+	(*GetVolumeRequest)(nil),       // 15: tidemark.v1.GetVolumeRequest
+	(*GetVolumeResponse)(nil),      // 16: tidemark.v1.GetVolumeResponse
+	(*ResizeVolumeRequest)(nil),    // 17: tidemark.v1.ResizeVolumeRequest
+	(*ResizeVolumeResponse)(nil),   // 18: tidemark.v1.ResizeVolumeResponse
+	(*DeleteVolumeRequest)(nil),    // 19: tidemark.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),   // 20: tidemark.v1.DeleteVolumeResponse
+	(*Snapshot)(nil),               // 21: tidemark.v1.Snapshot
+	(*Verification)(nil),           // 22: tidemark.v1.Verification
+	(*PreserveRequest)(nil),        // 23: tidemark.v1.PreserveRequest
+	(*PreserveResponse)(nil),       // 24: tidemark.v1.PreserveResponse
+	(*PreserveReport)(nil),         // 25: tidemark.v1.PreserveReport
+	(*ListSnapshotsRequest)(nil),   // 26: tidemark.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),  // 27: tidemark.v1.ListSnapshotsResponse
+	(*GetSnapshotRequest)(nil),     // 28: tidemark.v1.GetSnapshotRequest
+	(*GetSnapshotResponse)(nil),    // 29: tidemark.v1.GetSnapshotResponse
+	(*VerifySnapshotRequest)(nil),  // 30: tidemark.v1.VerifySnapshotRequest
+	(*VerifySnapshotResponse)(nil), // 31: tidemark.v1.VerifySnapshotResponse
+	(*VerifyProgress)(nil),         // 32: tidemark.v1.VerifyProgress
+	(*VerifyReport)(nil),           // 33: tidemark.v1.VerifyReport
+	(*BadBlock)(nil),               // 34: tidemark.v1.BadBlock
+	(*Process)(nil),                // 35: tidemark.v1.Process
+	(*BeginProcessRequest)(nil),    // 36: tidemark.v1.BeginProcessRequest
+	(*BeginProcessResponse)(nil),   // 37: tidemark.v1.BeginProcessResponse
+	(*EndProcessRequest)(nil),      // 38: tidemark.v1.EndProcessRequest
+	(*EndProcessResponse)(nil),     // 39: tidemark.v1.EndProcessResponse
+	(*ListProcessesRequest)(nil),   // 40: tidemark.v1.ListProcessesRequest
+	(*ListProcessesResponse)(nil),  // 41: tidemark.v1.ListProcessesResponse
+	(*HoldProcessRequest)(nil),     // 42: tidemark.v1.HoldProcessRequest
+	(*HoldProcessResponse)(nil),    // 43: tidemark.v1.HoldProcessResponse
+	(*ImportRequest)(nil),          // 44: tidemark.v1.ImportRequest
+	(*ImportResponse)(nil),         // 45: tidemark.v1.ImportResponse
+	(*ExportRequest)(nil),          // 46: tidemark.v1.ExportRequest
+	(*ExportResponse)(nil),         // 47: tidemark.v1.ExportResponse
+	(*timestamppb.Timestamp)(nil),  // 48: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 49: google.protobuf.Duration
 }
 var file_tidemark_v1_tidemark_proto_depIdxs = []int32{
 	5,  // 0: tidemark.v1.ErrorDetail.reason:type_name -> tidemark.v1.Reason
-	23, // 1: tidemark.v1.ErrorDetail.report:type_name -> tidemark.v1.PreserveReport
+	25, // 1: tidemark.v1.ErrorDetail.report:type_name -> tidemark.v1.PreserveReport
 	0,  // 2: tidemark.v1.Volume.scope:type_name -> tidemark.v1.Scope
-	41, // 3: tidemark.v1.Volume.create_time:type_name -> google.protobuf.Timestamp
+	48, // 3: tidemark.v1.Volume.create_time:type_name -> google.protobuf.Timestamp
 	0,  // 4: tidemark.v1.CreateVolumeRequest.scope:type_name -> tidemark.v1.Scope
-	9,  // 5: tidemark.v1.CreateVolumeResponse.volume:type_name -> tidemark.v1.Volume
-	9,  // 6: tidemark.v1.ListVolumesResponse.volumes:type_name -> tidemark.v1.Volume
-	9,  // 7: tidemark.v1.GetVolumeResponse.volume:type_name -> tidemark.v1.Volume
-	9,  // 8: tidemark.v1.ResizeVolumeResponse.volume:type_name -> tidemark.v1.Volume
+	10, // 5: tidemark.v1.CreateVolumeResponse.volume:type_name -> tidemark.v1.Volume
+	10, // 6: tidemark.v1.ListVolumesResponse.volumes:type_name -> tidemark.v1.Volume
+	10, // 7: tidemark.v1.GetVolumeResponse.volume:type_name -> tidemark.v1.Volume
+	10, // 8: tidemark.v1.ResizeVolumeResponse.volume:type_name -> tidemark.v1.Volume
 	1,  // 9: tidemark.v1.Snapshot.state:type_name -> tidemark.v1.State
 	2,  // 10: tidemark.v1.Snapshot.consistency:type_name -> tidemark.v1.Consistency
-	41, // 11: tidemark.v1.Snapshot.cut_time:type_name -> google.protobuf.Timestamp
-	42, // 12: tidemark.v1.Snapshot.drain_duration:type_name -> google.protobuf.Duration
-	42, // 13: tidemark.v1.PreserveRequest.wait:type_name -> google.protobuf.Duration
-	3,  // 14: tidemark.v1.PreserveRequest.on_timeout:type_name -> tidemark.v1.OnTimeout
-	4,  // 15: tidemark.v1.PreserveRequest.on_conflict:type_name -> tidemark.v1.OnConflict
-	23, // 16: tidemark.v1.PreserveResponse.report:type_name -> tidemark.v1.PreserveReport
-	41, // 17: tidemark.v1.PreserveReport.cut_time:type_name -> google.protobuf.Timestamp
-	42, // 18: tidemark.v1.PreserveReport.drain_duration:type_name -> google.protobuf.Duration
-	42, // 19: tidemark.v1.PreserveReport.largest_stall:type_name -> google.protobuf.Duration
-	42, // 20: tidemark.v1.PreserveReport.largest_stall_before:type_name -> google.protobuf.Duration
-	42, // 21: tidemark.v1.PreserveReport.took:type_name -> google.protobuf.Duration
-	20, // 22: tidemark.v1.PreserveReport.snapshots:type_name -> tidemark.v1.Snapshot
-	20, // 23: tidemark.v1.ListSnapshotsResponse.snapshots:type_name -> tidemark.v1.Snapshot
-	20, // 24: tidemark.v1.GetSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
-	0,  // 25: tidemark.v1.Process.scope:type_name -> tidemark.v1.Scope
-	41, // 26: tidemark.v1.Process.begin_time:type_name -> google.protobuf.Timestamp
-	41, // 27: tidemark.v1.Process.waited_since:type_name -> google.protobuf.Timestamp
-	28, // 28: tidemark.v1.BeginProcessResponse.process:type_name -> tidemark.v1.Process
-	28, // 29: tidemark.v1.EndProcessResponse.process:type_name -> tidemark.v1.Process
-	28, // 30: tidemark.v1.ListProcessesResponse.processes:type_name -> tidemark.v1.Process
-	28, // 31: tidemark.v1.HoldProcessResponse.process:type_name -> tidemark.v1.Process
-	7,  // 32: tidemark.v1.TidemarkService.GetServerInfo:input_type -> tidemark.v1.GetServerInfoRequest
-	10, // 33: tidemark.v1.TidemarkService.CreateVolume:input_type -> tidemark.v1.CreateVolumeRequest
-	12, // 34: tidemark.v1.TidemarkService.ListVolumes:input_type -> tidemark.v1.ListVolumesRequest
-	14, // 35: tidemark.v1.TidemarkService.GetVolume:input_type -> tidemark.v1.GetVolumeRequest
-	16, // 36: tidemark.v1.TidemarkService.ResizeVolume:input_type -> tidemark.v1.ResizeVolumeRequest
-	18, // 37: tidemark.v1.TidemarkService.DeleteVolume:input_type -> tidemark.v1.DeleteVolumeRequest
-	21, // 38: tidemark.v1.TidemarkService.Preserve:input_type -> tidemark.v1.PreserveRequest
-	24, // 39: tidemark.v1.TidemarkService.ListSnapshots:input_type -> tidemark.v1.ListSnapshotsRequest
-	26, // 40: tidemark.v1.TidemarkService.GetSnapshot:input_type -> tidemark.v1.GetSnapshotRequest
-	29, // 41: tidemark.v1.TidemarkService.BeginProcess:input_type -> tidemark.v1.BeginProcessRequest
-	31, // 42: tidemark.v1.TidemarkService.EndProcess:input_type -> tidemark.v1.EndProcessRequest
-	33, // 43: tidemark.v1.TidemarkService.ListProcesses:input_type -> tidemark.v1.ListProcessesRequest
-	35, // 44: tidemark.v1.TidemarkService.HoldProcess:input_type -> tidemark.v1.HoldProcessRequest
-	37, // 45: tidemark.v1.TidemarkService.Import:input_type -> tidemark.v1.ImportRequest
-	39, // 46: tidemark.v1.TidemarkService.Export:input_type -> tidemark.v1.ExportRequest
-	8,  // 47: tidemark.v1.TidemarkService.GetServerInfo:output_type -> tidemark.v1.GetServerInfoResponse
-	11, // 48: tidemark.v1.TidemarkService.CreateVolume:output_type -> tidemark.v1.CreateVolumeResponse
-	13, // 49: tidemark.v1.TidemarkService.ListVolumes:output_type -> tidemark.v1.ListVolumesResponse
-	15, // 50: tidemark.v1.TidemarkService.GetVolume:output_type -> tidemark.v1.GetVolumeResponse
-	17, // 51: tidemark.v1.TidemarkService.ResizeVolume:output_type -> tidemark.v1.ResizeVolumeResponse
-	19, // 52: tidemark.v1.TidemarkService.DeleteVolume:output_type -> tidemark.v1.DeleteVolumeResponse
-	22, // 53: tidemark.v1.TidemarkService.Preserve:output_type -> tidemark.v1.PreserveResponse
-	25, // 54: tidemark.v1.TidemarkService.ListSnapshots:output_type -> tidemark.v1.ListSnapshotsResponse
-	27, // 55: tidemark.v1.TidemarkService.GetSnapshot:output_type -> tidemark.v1.GetSnapshotResponse
-	30, // 56: tidemark.v1.TidemarkService.BeginProcess:output_type -> tidemark.v1.BeginProcessResponse
-	32, // 57: tidemark.v1.TidemarkService.EndProcess:output_type -> tidemark.v1.EndProcessResponse
-	34, // 58: tidemark.v1.TidemarkService.ListProcesses:output_type -> tidemark.v1.ListProcessesResponse
-	36, // 59: tidemark.v1.TidemarkService.HoldProcess:output_type -> tidemark.v1.HoldProcessResponse
-	38, // 60: tidemark.v1.TidemarkService.Import:output_type -> tidemark.v1.ImportResponse
-	40, // 61: tidemark.v1.TidemarkService.Export:output_type -> tidemark.v1.ExportResponse
-	47, // [47:62] is the sub-list for method output_type
-	32, // [32:47] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	48, // 11: tidemark.v1.Snapshot.cut_time:type_name -> google.protobuf.Timestamp
+	49, // 12: tidemark.v1.Snapshot.drain_duration:type_name -> google.protobuf.Duration
+	22, // 13: tidemark.v1.Snapshot.verification:type_name -> tidemark.v1.Verification
+	6,  // 14: tidemark.v1.Verification.state:type_name -> tidemark.v1.VerifyState
+	48, // 15: tidemark.v1.Verification.last_time:type_name -> google.protobuf.Timestamp
+	49, // 16: tidemark.v1.PreserveRequest.wait:type_name -> google.protobuf.Duration
+	3,  // 17: tidemark.v1.PreserveRequest.on_timeout:type_name -> tidemark.v1.OnTimeout
+	4,  // 18: tidemark.v1.PreserveRequest.on_conflict:type_name -> tidemark.v1.OnConflict
+	25, // 19: tidemark.v1.PreserveResponse.report:type_name -> tidemark.v1.PreserveReport
+	48, // 20: tidemark.v1.PreserveReport.cut_time:type_name -> google.protobuf.Timestamp
+	49, // 21: tidemark.v1.PreserveReport.drain_duration:type_name -> google.protobuf.Duration
+	49, // 22: tidemark.v1.PreserveReport.largest_stall:type_name -> google.protobuf.Duration
+	49, // 23: tidemark.v1.PreserveReport.largest_stall_before:type_name -> google.protobuf.Duration
+	49, // 24: tidemark.v1.PreserveReport.took:type_name -> google.protobuf.Duration
+	21, // 25: tidemark.v1.PreserveReport.snapshots:type_name -> tidemark.v1.Snapshot
+	21, // 26: tidemark.v1.ListSnapshotsResponse.snapshots:type_name -> tidemark.v1.Snapshot
+	21, // 27: tidemark.v1.GetSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
+	32, // 28: tidemark.v1.VerifySnapshotResponse.progress:type_name -> tidemark.v1.VerifyProgress
+	33, // 29: tidemark.v1.VerifySnapshotResponse.report:type_name -> tidemark.v1.VerifyReport
+	34, // 30: tidemark.v1.VerifyReport.bad:type_name -> tidemark.v1.BadBlock
+	49, // 31: tidemark.v1.VerifyReport.took:type_name -> google.protobuf.Duration
+	0,  // 32: tidemark.v1.Process.scope:type_name -> tidemark.v1.Scope
+	48, // 33: tidemark.v1.Process.begin_time:type_name -> google.protobuf.Timestamp
+	48, // 34: tidemark.v1.Process.waited_since:type_name -> google.protobuf.Timestamp
+	35, // 35: tidemark.v1.BeginProcessResponse.process:type_name -> tidemark.v1.Process
+	35, // 36: tidemark.v1.EndProcessResponse.process:type_name -> tidemark.v1.Process
+	35, // 37: tidemark.v1.ListProcessesResponse.processes:type_name -> tidemark.v1.Process
+	35, // 38: tidemark.v1.HoldProcessResponse.process:type_name -> tidemark.v1.Process
+	8,  // 39: tidemark.v1.TidemarkService.GetServerInfo:input_type -> tidemark.v1.GetServerInfoRequest
+	11, // 40: tidemark.v1.TidemarkService.CreateVolume:input_type -> tidemark.v1.CreateVolumeRequest
+	13, // 41: tidemark.v1.TidemarkService.ListVolumes:input_type -> tidemark.v1.ListVolumesRequest
+	15, // 42: tidemark.v1.TidemarkService.GetVolume:input_type -> tidemark.v1.GetVolumeRequest
+	17, // 43: tidemark.v1.TidemarkService.ResizeVolume:input_type -> tidemark.v1.ResizeVolumeRequest
+	19, // 44: tidemark.v1.TidemarkService.DeleteVolume:input_type -> tidemark.v1.DeleteVolumeRequest
+	23, // 45: tidemark.v1.TidemarkService.Preserve:input_type -> tidemark.v1.PreserveRequest
+	26, // 46: tidemark.v1.TidemarkService.ListSnapshots:input_type -> tidemark.v1.ListSnapshotsRequest
+	28, // 47: tidemark.v1.TidemarkService.GetSnapshot:input_type -> tidemark.v1.GetSnapshotRequest
+	30, // 48: tidemark.v1.TidemarkService.VerifySnapshot:input_type -> tidemark.v1.VerifySnapshotRequest
+	36, // 49: tidemark.v1.TidemarkService.BeginProcess:input_type -> tidemark.v1.BeginProcessRequest
+	38, // 50: tidemark.v1.TidemarkService.EndProcess:input_type -> tidemark.v1.EndProcessRequest
+	40, // 51: tidemark.v1.TidemarkService.ListProcesses:input_type -> tidemark.v1.ListProcessesRequest
+	42, // 52: tidemark.v1.TidemarkService.HoldProcess:input_type -> tidemark.v1.HoldProcessRequest
+	44, // 53: tidemark.v1.TidemarkService.Import:input_type -> tidemark.v1.ImportRequest
+	46, // 54: tidemark.v1.TidemarkService.Export:input_type -> tidemark.v1.ExportRequest
+	9,  // 55: tidemark.v1.TidemarkService.GetServerInfo:output_type -> tidemark.v1.GetServerInfoResponse
+	12, // 56: tidemark.v1.TidemarkService.CreateVolume:output_type -> tidemark.v1.CreateVolumeResponse
+	14, // 57: tidemark.v1.TidemarkService.ListVolumes:output_type -> tidemark.v1.ListVolumesResponse
+	16, // 58: tidemark.v1.TidemarkService.GetVolume:output_type -> tidemark.v1.GetVolumeResponse
+	18, // 59: tidemark.v1.TidemarkService.ResizeVolume:output_type -> tidemark.v1.ResizeVolumeResponse
+	20, // 60: tidemark.v1.TidemarkService.DeleteVolume:output_type -> tidemark.v1.DeleteVolumeResponse
+	24, // 61: tidemark.v1.TidemarkService.Preserve:output_type -> tidemark.v1.PreserveResponse
+	27, // 62: tidemark.v1.TidemarkService.ListSnapshots:output_type -> tidemark.v1.ListSnapshotsResponse
+	29, // 63: tidemark.v1.TidemarkService.GetSnapshot:output_type -> tidemark.v1.GetSnapshotResponse
+	31, // 64: tidemark.v1.TidemarkService.VerifySnapshot:output_type -> tidemark.v1.VerifySnapshotResponse
+	37, // 65: tidemark.v1.TidemarkService.BeginProcess:output_type -> tidemark.v1.BeginProcessResponse
+	39, // 66: tidemark.v1.TidemarkService.EndProcess:output_type -> tidemark.v1.EndProcessResponse
+	41, // 67: tidemark.v1.TidemarkService.ListProcesses:output_type -> tidemark.v1.ListProcessesResponse
+	43, // 68: tidemark.v1.TidemarkService.HoldProcess:output_type -> tidemark.v1.HoldProcessResponse
+	45, // 69: tidemark.v1.TidemarkService.Import:output_type -> tidemark.v1.ImportResponse
+	47, // 70: tidemark.v1.TidemarkService.Export:output_type -> tidemark.v1.ExportResponse
+	55, // [55:71] is the sub-list for method output_type
+	39, // [39:55] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_tidemark_v1_tidemark_proto_init() }
@@ -2820,11 +3439,15 @@ func file_tidemark_v1_tidemark_proto_init() {
 	if File_tidemark_v1_tidemark_proto != nil {
 		return
 	}
-	file_tidemark_v1_tidemark_proto_msgTypes[31].OneofWrappers = []any{
+	file_tidemark_v1_tidemark_proto_msgTypes[24].OneofWrappers = []any{
+		(*VerifySnapshotResponse_Progress)(nil),
+		(*VerifySnapshotResponse_Report)(nil),
+	}
+	file_tidemark_v1_tidemark_proto_msgTypes[37].OneofWrappers = []any{
 		(*ImportRequest_Data)(nil),
 		(*ImportRequest_HoleBytes)(nil),
 	}
-	file_tidemark_v1_tidemark_proto_msgTypes[34].OneofWrappers = []any{
+	file_tidemark_v1_tidemark_proto_msgTypes[40].OneofWrappers = []any{
 		(*ExportResponse_Data)(nil),
 		(*ExportResponse_HoleBytes)(nil),
 	}
@@ -2833,8 +3456,8 @@ func file_tidemark_v1_tidemark_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_tidemark_v1_tidemark_proto_rawDesc), len(file_tidemark_v1_tidemark_proto_rawDesc)),
-			NumEnums:      6,
-			NumMessages:   35,
+			NumEnums:      7,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -6,7 +6,7 @@
 //
 // One service serves the command line, user interfaces and scripts. It is
 // spoken over a unix socket (default DIR/api.sock) or TCP, as Connect, gRPC or
-// gRPC-Web, over HTTP/1.1 or HTTP/2 without TLS. Unary calls work with curl:
+// gRPC-Web, over HTTP/1.1 or HTTP/2. Unary calls work with curl:
 //
 //	curl --unix-socket tidemark-data/api.sock -H 'Content-Type: application/json' \
 //	  -d '{}' http://tidemark/tidemark.v1.TidemarkService/ListVolumes
@@ -14,6 +14,13 @@
 // Names of volumes and snapshots are [A-Za-z0-9][A-Za-z0-9._-]{0,62}; tokens of
 // processes are [A-Za-z0-9._-]{1,64}. A snapshot is addressed as
 // "VOLUME@SNAPSHOT".
+//
+// Over the unix socket, which only the server's own user may open, a caller may
+// do all. Over TCP it shows a client certificate (mutual TLS) or a token, as
+// "Authorization: Bearer TOKEN"; one that shows neither is unauthenticated. If
+// the server has an access list, the comment of each call says which right it
+// needs on which volumes; a caller that lacks it gets REASON_DENIED, whether the
+// volume exists or not, and lists hold only what the caller may read.
 //
 // Every error carries one line for people as its message and an ErrorDetail
 // with the reason for programs.
@@ -75,6 +82,9 @@ const (
 	// TidemarkServiceGetSnapshotProcedure is the fully-qualified name of the TidemarkService's
 	// GetSnapshot RPC.
 	TidemarkServiceGetSnapshotProcedure = "/tidemark.v1.TidemarkService/GetSnapshot"
+	// TidemarkServiceVerifySnapshotProcedure is the fully-qualified name of the TidemarkService's
+	// VerifySnapshot RPC.
+	TidemarkServiceVerifySnapshotProcedure = "/tidemark.v1.TidemarkService/VerifySnapshot"
 	// TidemarkServiceBeginProcessProcedure is the fully-qualified name of the TidemarkService's
 	// BeginProcess RPC.
 	TidemarkServiceBeginProcessProcedure = "/tidemark.v1.TidemarkService/BeginProcess"
@@ -96,20 +106,26 @@ const (
 // TidemarkServiceClient is a client for the tidemark.v1.TidemarkService service.
 type TidemarkServiceClient interface {
 	// GetServerInfo tells the version and the addresses of the server.
+	// Needs: no right; any caller that is on the list.
 	GetServerInfo(context.Context, *tidemarkv1.GetServerInfoRequest) (*tidemarkv1.GetServerInfoResponse, error)
 	// CreateVolume makes an empty volume; it reads as zeros.
 	// Errors: REASON_INVALID, REASON_EXISTS, REASON_NO_SPACE.
+	// Needs: admin on the name.
 	CreateVolume(context.Context, *tidemarkv1.CreateVolumeRequest) (*tidemarkv1.CreateVolumeResponse, error)
 	// ListVolumes returns every volume, sorted by name.
+	// Needs: read; volumes without it are left out.
 	ListVolumes(context.Context, *tidemarkv1.ListVolumesRequest) (*tidemarkv1.ListVolumesResponse, error)
 	// GetVolume returns one volume. Errors: REASON_NOT_FOUND.
+	// Needs: read on the volume.
 	GetVolume(context.Context, *tidemarkv1.GetVolumeRequest) (*tidemarkv1.GetVolumeResponse, error)
 	// ResizeVolume grows a volume. A connected client keeps the size it has seen
 	// until it connects again; snapshots keep the size of their cut.
 	// Errors: REASON_NOT_FOUND, REASON_INVALID (also for shrinking).
+	// Needs: admin on the volume.
 	ResizeVolume(context.Context, *tidemarkv1.ResizeVolumeRequest) (*tidemarkv1.ResizeVolumeResponse, error)
 	// DeleteVolume deletes a volume that no client and no process uses.
 	// Errors: REASON_NOT_FOUND, REASON_IN_USE.
+	// Needs: admin on the volume.
 	DeleteVolume(context.Context, *tidemarkv1.DeleteVolumeRequest) (*tidemarkv1.DeleteVolumeResponse, error)
 	// Preserve keeps the volumes as they are at one instant, the cut, without
 	// holding up their clients. It answers when the cut is durable and every
@@ -118,18 +134,30 @@ type TidemarkServiceClient interface {
 	// Errors: REASON_NOT_FOUND, REASON_EXISTS (the name is taken on one of the
 	// volumes: none is changed), REASON_INVALID, REASON_LIMIT; REASON_ABORTED and
 	// REASON_DRAINING carry the report in their ErrorDetail.
+	// Needs: preserve on every volume named.
 	Preserve(context.Context, *tidemarkv1.PreserveRequest) (*tidemarkv1.PreserveResponse, error)
 	// ListSnapshots returns the snapshots of one volume or of all, oldest first.
+	// Needs: read; snapshots without it are left out.
 	ListSnapshots(context.Context, *tidemarkv1.ListSnapshotsRequest) (*tidemarkv1.ListSnapshotsResponse, error)
 	// GetSnapshot returns one snapshot. Errors: REASON_NOT_FOUND.
+	// Needs: read on the snapshot.
 	GetSnapshot(context.Context, *tidemarkv1.GetSnapshotRequest) (*tidemarkv1.GetSnapshotResponse, error)
+	// VerifySnapshot reads every block of a sealed snapshot from the disk and
+	// compares it with its checksum. It sends its progress from time to time and
+	// the result at the end; bad blocks are a result, not an error.
+	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_DRAINING (not sealed yet).
+	// Needs: read on the snapshot.
+	VerifySnapshot(context.Context, *tidemarkv1.VerifySnapshotRequest) (*connect.ServerStreamForClient[tidemarkv1.VerifySnapshotResponse], error)
 	// BeginProcess begins an explicit I/O process over the named volumes. It
 	// lasts until EndProcess or the end of the server.
 	// Errors: REASON_NOT_FOUND, REASON_EXISTS (the token), REASON_INVALID.
+	// Needs: write on every volume named.
 	BeginProcess(context.Context, *tidemarkv1.BeginProcessRequest) (*tidemarkv1.BeginProcessResponse, error)
 	// EndProcess ends an explicit I/O process. Errors: REASON_NOT_FOUND.
+	// Needs: write on every volume of the process.
 	EndProcess(context.Context, *tidemarkv1.EndProcessRequest) (*tidemarkv1.EndProcessResponse, error)
 	// ListProcesses returns the session and explicit processes that run now.
+	// Needs: read on every volume of a process; others are left out.
 	ListProcesses(context.Context, *tidemarkv1.ListProcessesRequest) (*tidemarkv1.ListProcessesResponse, error)
 	// HoldProcess ties an explicit process to the life of the call: it begins one
 	// (volumes set) or takes over a running one (volumes empty, token set), sends
@@ -137,17 +165,20 @@ type TidemarkServiceClient interface {
 	// EndProcess ended the process. When the stream breaks before that, because
 	// the caller or the server died, the process ends torn.
 	// Errors: as BeginProcess; REASON_NOT_FOUND for the token; REASON_CLOSED.
+	// Needs: write on every volume of the process.
 	HoldProcess(context.Context, *tidemarkv1.HoldProcessRequest) (*connect.ServerStreamForClient[tidemarkv1.HoldProcessResponse], error)
 	// Import writes a stream of ranges into a volume and flushes it. The first
 	// message names the volume; ranges need not be in order, and what no range
 	// covers stays as it is. Each range is a write of its own (request scope).
 	// Errors: REASON_NOT_FOUND, REASON_INVALID (a range outside the volume),
 	// REASON_NO_SPACE.
+	// Needs: write on the volume.
 	Import(context.Context) (*connect.ClientStreamForClientSimple[tidemarkv1.ImportRequest, tidemarkv1.ImportResponse], error)
 	// Export sends the contents of a snapshot or of a live volume, in ascending
 	// order, each byte of it exactly once, holes as lengths. A live volume is
 	// read while it changes: only a snapshot is one instant.
 	// Errors: REASON_NOT_FOUND.
+	// Needs: read on the volume or the snapshot.
 	Export(context.Context, *tidemarkv1.ExportRequest) (*connect.ServerStreamForClient[tidemarkv1.ExportResponse], error)
 }
 
@@ -221,6 +252,12 @@ func NewTidemarkServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
+		verifySnapshot: connect.NewClient[tidemarkv1.VerifySnapshotRequest, tidemarkv1.VerifySnapshotResponse](
+			httpClient,
+			baseURL+TidemarkServiceVerifySnapshotProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("VerifySnapshot")),
+			connect.WithClientOptions(opts...),
+		),
 		beginProcess: connect.NewClient[tidemarkv1.BeginProcessRequest, tidemarkv1.BeginProcessResponse](
 			httpClient,
 			baseURL+TidemarkServiceBeginProcessProcedure,
@@ -263,21 +300,22 @@ func NewTidemarkServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 
 // tidemarkServiceClient implements TidemarkServiceClient.
 type tidemarkServiceClient struct {
-	getServerInfo *connect.Client[tidemarkv1.GetServerInfoRequest, tidemarkv1.GetServerInfoResponse]
-	createVolume  *connect.Client[tidemarkv1.CreateVolumeRequest, tidemarkv1.CreateVolumeResponse]
-	listVolumes   *connect.Client[tidemarkv1.ListVolumesRequest, tidemarkv1.ListVolumesResponse]
-	getVolume     *connect.Client[tidemarkv1.GetVolumeRequest, tidemarkv1.GetVolumeResponse]
-	resizeVolume  *connect.Client[tidemarkv1.ResizeVolumeRequest, tidemarkv1.ResizeVolumeResponse]
-	deleteVolume  *connect.Client[tidemarkv1.DeleteVolumeRequest, tidemarkv1.DeleteVolumeResponse]
-	preserve      *connect.Client[tidemarkv1.PreserveRequest, tidemarkv1.PreserveResponse]
-	listSnapshots *connect.Client[tidemarkv1.ListSnapshotsRequest, tidemarkv1.ListSnapshotsResponse]
-	getSnapshot   *connect.Client[tidemarkv1.GetSnapshotRequest, tidemarkv1.GetSnapshotResponse]
-	beginProcess  *connect.Client[tidemarkv1.BeginProcessRequest, tidemarkv1.BeginProcessResponse]
-	endProcess    *connect.Client[tidemarkv1.EndProcessRequest, tidemarkv1.EndProcessResponse]
-	listProcesses *connect.Client[tidemarkv1.ListProcessesRequest, tidemarkv1.ListProcessesResponse]
-	holdProcess   *connect.Client[tidemarkv1.HoldProcessRequest, tidemarkv1.HoldProcessResponse]
-	_import       *connect.Client[tidemarkv1.ImportRequest, tidemarkv1.ImportResponse]
-	export        *connect.Client[tidemarkv1.ExportRequest, tidemarkv1.ExportResponse]
+	getServerInfo  *connect.Client[tidemarkv1.GetServerInfoRequest, tidemarkv1.GetServerInfoResponse]
+	createVolume   *connect.Client[tidemarkv1.CreateVolumeRequest, tidemarkv1.CreateVolumeResponse]
+	listVolumes    *connect.Client[tidemarkv1.ListVolumesRequest, tidemarkv1.ListVolumesResponse]
+	getVolume      *connect.Client[tidemarkv1.GetVolumeRequest, tidemarkv1.GetVolumeResponse]
+	resizeVolume   *connect.Client[tidemarkv1.ResizeVolumeRequest, tidemarkv1.ResizeVolumeResponse]
+	deleteVolume   *connect.Client[tidemarkv1.DeleteVolumeRequest, tidemarkv1.DeleteVolumeResponse]
+	preserve       *connect.Client[tidemarkv1.PreserveRequest, tidemarkv1.PreserveResponse]
+	listSnapshots  *connect.Client[tidemarkv1.ListSnapshotsRequest, tidemarkv1.ListSnapshotsResponse]
+	getSnapshot    *connect.Client[tidemarkv1.GetSnapshotRequest, tidemarkv1.GetSnapshotResponse]
+	verifySnapshot *connect.Client[tidemarkv1.VerifySnapshotRequest, tidemarkv1.VerifySnapshotResponse]
+	beginProcess   *connect.Client[tidemarkv1.BeginProcessRequest, tidemarkv1.BeginProcessResponse]
+	endProcess     *connect.Client[tidemarkv1.EndProcessRequest, tidemarkv1.EndProcessResponse]
+	listProcesses  *connect.Client[tidemarkv1.ListProcessesRequest, tidemarkv1.ListProcessesResponse]
+	holdProcess    *connect.Client[tidemarkv1.HoldProcessRequest, tidemarkv1.HoldProcessResponse]
+	_import        *connect.Client[tidemarkv1.ImportRequest, tidemarkv1.ImportResponse]
+	export         *connect.Client[tidemarkv1.ExportRequest, tidemarkv1.ExportResponse]
 }
 
 // GetServerInfo calls tidemark.v1.TidemarkService.GetServerInfo.
@@ -361,6 +399,11 @@ func (c *tidemarkServiceClient) GetSnapshot(ctx context.Context, req *tidemarkv1
 	return nil, err
 }
 
+// VerifySnapshot calls tidemark.v1.TidemarkService.VerifySnapshot.
+func (c *tidemarkServiceClient) VerifySnapshot(ctx context.Context, req *tidemarkv1.VerifySnapshotRequest) (*connect.ServerStreamForClient[tidemarkv1.VerifySnapshotResponse], error) {
+	return c.verifySnapshot.CallServerStream(ctx, connect.NewRequest(req))
+}
+
 // BeginProcess calls tidemark.v1.TidemarkService.BeginProcess.
 func (c *tidemarkServiceClient) BeginProcess(ctx context.Context, req *tidemarkv1.BeginProcessRequest) (*tidemarkv1.BeginProcessResponse, error) {
 	response, err := c.beginProcess.CallUnary(ctx, connect.NewRequest(req))
@@ -406,20 +449,26 @@ func (c *tidemarkServiceClient) Export(ctx context.Context, req *tidemarkv1.Expo
 // TidemarkServiceHandler is an implementation of the tidemark.v1.TidemarkService service.
 type TidemarkServiceHandler interface {
 	// GetServerInfo tells the version and the addresses of the server.
+	// Needs: no right; any caller that is on the list.
 	GetServerInfo(context.Context, *tidemarkv1.GetServerInfoRequest) (*tidemarkv1.GetServerInfoResponse, error)
 	// CreateVolume makes an empty volume; it reads as zeros.
 	// Errors: REASON_INVALID, REASON_EXISTS, REASON_NO_SPACE.
+	// Needs: admin on the name.
 	CreateVolume(context.Context, *tidemarkv1.CreateVolumeRequest) (*tidemarkv1.CreateVolumeResponse, error)
 	// ListVolumes returns every volume, sorted by name.
+	// Needs: read; volumes without it are left out.
 	ListVolumes(context.Context, *tidemarkv1.ListVolumesRequest) (*tidemarkv1.ListVolumesResponse, error)
 	// GetVolume returns one volume. Errors: REASON_NOT_FOUND.
+	// Needs: read on the volume.
 	GetVolume(context.Context, *tidemarkv1.GetVolumeRequest) (*tidemarkv1.GetVolumeResponse, error)
 	// ResizeVolume grows a volume. A connected client keeps the size it has seen
 	// until it connects again; snapshots keep the size of their cut.
 	// Errors: REASON_NOT_FOUND, REASON_INVALID (also for shrinking).
+	// Needs: admin on the volume.
 	ResizeVolume(context.Context, *tidemarkv1.ResizeVolumeRequest) (*tidemarkv1.ResizeVolumeResponse, error)
 	// DeleteVolume deletes a volume that no client and no process uses.
 	// Errors: REASON_NOT_FOUND, REASON_IN_USE.
+	// Needs: admin on the volume.
 	DeleteVolume(context.Context, *tidemarkv1.DeleteVolumeRequest) (*tidemarkv1.DeleteVolumeResponse, error)
 	// Preserve keeps the volumes as they are at one instant, the cut, without
 	// holding up their clients. It answers when the cut is durable and every
@@ -428,18 +477,30 @@ type TidemarkServiceHandler interface {
 	// Errors: REASON_NOT_FOUND, REASON_EXISTS (the name is taken on one of the
 	// volumes: none is changed), REASON_INVALID, REASON_LIMIT; REASON_ABORTED and
 	// REASON_DRAINING carry the report in their ErrorDetail.
+	// Needs: preserve on every volume named.
 	Preserve(context.Context, *tidemarkv1.PreserveRequest) (*tidemarkv1.PreserveResponse, error)
 	// ListSnapshots returns the snapshots of one volume or of all, oldest first.
+	// Needs: read; snapshots without it are left out.
 	ListSnapshots(context.Context, *tidemarkv1.ListSnapshotsRequest) (*tidemarkv1.ListSnapshotsResponse, error)
 	// GetSnapshot returns one snapshot. Errors: REASON_NOT_FOUND.
+	// Needs: read on the snapshot.
 	GetSnapshot(context.Context, *tidemarkv1.GetSnapshotRequest) (*tidemarkv1.GetSnapshotResponse, error)
+	// VerifySnapshot reads every block of a sealed snapshot from the disk and
+	// compares it with its checksum. It sends its progress from time to time and
+	// the result at the end; bad blocks are a result, not an error.
+	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_DRAINING (not sealed yet).
+	// Needs: read on the snapshot.
+	VerifySnapshot(context.Context, *tidemarkv1.VerifySnapshotRequest, *connect.ServerStream[tidemarkv1.VerifySnapshotResponse]) error
 	// BeginProcess begins an explicit I/O process over the named volumes. It
 	// lasts until EndProcess or the end of the server.
 	// Errors: REASON_NOT_FOUND, REASON_EXISTS (the token), REASON_INVALID.
+	// Needs: write on every volume named.
 	BeginProcess(context.Context, *tidemarkv1.BeginProcessRequest) (*tidemarkv1.BeginProcessResponse, error)
 	// EndProcess ends an explicit I/O process. Errors: REASON_NOT_FOUND.
+	// Needs: write on every volume of the process.
 	EndProcess(context.Context, *tidemarkv1.EndProcessRequest) (*tidemarkv1.EndProcessResponse, error)
 	// ListProcesses returns the session and explicit processes that run now.
+	// Needs: read on every volume of a process; others are left out.
 	ListProcesses(context.Context, *tidemarkv1.ListProcessesRequest) (*tidemarkv1.ListProcessesResponse, error)
 	// HoldProcess ties an explicit process to the life of the call: it begins one
 	// (volumes set) or takes over a running one (volumes empty, token set), sends
@@ -447,17 +508,20 @@ type TidemarkServiceHandler interface {
 	// EndProcess ended the process. When the stream breaks before that, because
 	// the caller or the server died, the process ends torn.
 	// Errors: as BeginProcess; REASON_NOT_FOUND for the token; REASON_CLOSED.
+	// Needs: write on every volume of the process.
 	HoldProcess(context.Context, *tidemarkv1.HoldProcessRequest, *connect.ServerStream[tidemarkv1.HoldProcessResponse]) error
 	// Import writes a stream of ranges into a volume and flushes it. The first
 	// message names the volume; ranges need not be in order, and what no range
 	// covers stays as it is. Each range is a write of its own (request scope).
 	// Errors: REASON_NOT_FOUND, REASON_INVALID (a range outside the volume),
 	// REASON_NO_SPACE.
+	// Needs: write on the volume.
 	Import(context.Context, *connect.ClientStream[tidemarkv1.ImportRequest]) (*tidemarkv1.ImportResponse, error)
 	// Export sends the contents of a snapshot or of a live volume, in ascending
 	// order, each byte of it exactly once, holes as lengths. A live volume is
 	// read while it changes: only a snapshot is one instant.
 	// Errors: REASON_NOT_FOUND.
+	// Needs: read on the volume or the snapshot.
 	Export(context.Context, *tidemarkv1.ExportRequest, *connect.ServerStream[tidemarkv1.ExportResponse]) error
 }
 
@@ -527,6 +591,12 @@ func NewTidemarkServiceHandler(svc TidemarkServiceHandler, opts ...connect.Handl
 		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
+	tidemarkServiceVerifySnapshotHandler := connect.NewServerStreamHandlerSimple(
+		TidemarkServiceVerifySnapshotProcedure,
+		svc.VerifySnapshot,
+		connect.WithSchema(tidemarkServiceMethods.ByName("VerifySnapshot")),
+		connect.WithHandlerOptions(opts...),
+	)
 	tidemarkServiceBeginProcessHandler := connect.NewUnaryHandlerSimple(
 		TidemarkServiceBeginProcessProcedure,
 		svc.BeginProcess,
@@ -584,6 +654,8 @@ func NewTidemarkServiceHandler(svc TidemarkServiceHandler, opts ...connect.Handl
 			tidemarkServiceListSnapshotsHandler.ServeHTTP(w, r)
 		case TidemarkServiceGetSnapshotProcedure:
 			tidemarkServiceGetSnapshotHandler.ServeHTTP(w, r)
+		case TidemarkServiceVerifySnapshotProcedure:
+			tidemarkServiceVerifySnapshotHandler.ServeHTTP(w, r)
 		case TidemarkServiceBeginProcessProcedure:
 			tidemarkServiceBeginProcessHandler.ServeHTTP(w, r)
 		case TidemarkServiceEndProcessProcedure:
@@ -639,6 +711,10 @@ func (UnimplementedTidemarkServiceHandler) ListSnapshots(context.Context, *tidem
 
 func (UnimplementedTidemarkServiceHandler) GetSnapshot(context.Context, *tidemarkv1.GetSnapshotRequest) (*tidemarkv1.GetSnapshotResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.GetSnapshot is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) VerifySnapshot(context.Context, *tidemarkv1.VerifySnapshotRequest, *connect.ServerStream[tidemarkv1.VerifySnapshotResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.VerifySnapshot is not implemented"))
 }
 
 func (UnimplementedTidemarkServiceHandler) BeginProcess(context.Context, *tidemarkv1.BeginProcessRequest) (*tidemarkv1.BeginProcessResponse, error) {

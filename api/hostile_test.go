@@ -1,0 +1,336 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/tidemark/tidemark/api/tidemarkv1"
+	rpc "github.com/tidemark/tidemark/api/tidemarkv1/tidemarkv1connect"
+	"github.com/tidemark/tidemark/internal/vfs"
+	"github.com/tidemark/tidemark/store"
+	"github.com/tidemark/tidemark/volume"
+)
+
+// procedures are those of the service, and how their requests travel.
+var procedures = []struct {
+	path   string
+	stream bool // each message, and the end, is led by a flag and a length
+}{
+	{rpc.TidemarkServiceGetServerInfoProcedure, false},
+	{rpc.TidemarkServiceCreateVolumeProcedure, false},
+	{rpc.TidemarkServiceListVolumesProcedure, false},
+	{rpc.TidemarkServiceGetVolumeProcedure, false},
+	{rpc.TidemarkServiceResizeVolumeProcedure, false},
+	{rpc.TidemarkServiceDeleteVolumeProcedure, false},
+	{rpc.TidemarkServicePreserveProcedure, false},
+	{rpc.TidemarkServiceListSnapshotsProcedure, false},
+	{rpc.TidemarkServiceGetSnapshotProcedure, false},
+	{rpc.TidemarkServiceVerifySnapshotProcedure, true},
+	{rpc.TidemarkServiceBeginProcessProcedure, false},
+	{rpc.TidemarkServiceEndProcessProcedure, false},
+	{rpc.TidemarkServiceListProcessesProcedure, false},
+	{rpc.TidemarkServiceHoldProcessProcedure, true},
+	{rpc.TidemarkServiceImportProcedure, true},
+	{rpc.TidemarkServiceExportProcedure, true},
+}
+
+// inMemory is a store in memory with a volume v, its snapshot v@s and a process t.
+func inMemory(t *testing.T) *store.Store {
+	t.Helper()
+	s, err := store.Open("d", store.Options{FS: vfs.NewSim(t.TempDir())})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(context.Background()); err != nil {
+			t.Errorf("close the store: %v", err)
+		}
+	})
+	if _, err := s.CreateVolume("v", 1<<20, volume.ScopeRequest); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Preserve(t.Context(), store.PreserveRequest{Volumes: []string{"v"}, Name: "s", Wait: time.Minute}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.BeginProcess([]string{"v"}, "t"); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// FuzzRequest sends any bytes as a request of any method: the server must not
+// panic, must not call it its own fault, and must say so in one line.
+func FuzzRequest(f *testing.F) {
+	index := func(path string) uint8 {
+		for i, p := range procedures {
+			if p.path == path {
+				return uint8(i)
+			}
+		}
+		f.Fatalf("no procedure %s", path)
+		return 0
+	}
+	add := func(path string, m proto.Message) {
+		b, err := proto.Marshal(m)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(index(path), false, b)
+	}
+	for i := range procedures {
+		f.Add(uint8(i), false, []byte{})
+		f.Add(uint8(i), true, []byte(`{"name":"v"}`))
+	}
+	add(rpc.TidemarkServiceCreateVolumeProcedure, &tidemarkv1.CreateVolumeRequest{Name: "w", SizeBytes: 1 << 48, Scope: 2})
+	add(rpc.TidemarkServiceCreateVolumeProcedure, &tidemarkv1.CreateVolumeRequest{Name: "../w", SizeBytes: -1, Scope: 99})
+	add(rpc.TidemarkServiceResizeVolumeProcedure, &tidemarkv1.ResizeVolumeRequest{Name: "v", SizeBytes: 1<<63 - 1})
+	add(rpc.TidemarkServiceDeleteVolumeProcedure, &tidemarkv1.DeleteVolumeRequest{Name: "v", WithSnapshots: true})
+	add(rpc.TidemarkServicePreserveProcedure, &tidemarkv1.PreserveRequest{Volumes: []string{"v", "v"}, Name: "s"})
+	add(rpc.TidemarkServicePreserveProcedure, &tidemarkv1.PreserveRequest{Volumes: []string{"v"}, Wait: &durationpb.Duration{Seconds: 1 << 62, Nanos: -1}, OnTimeout: 99})
+	add(rpc.TidemarkServicePreserveProcedure, &tidemarkv1.PreserveRequest{Volumes: []string{"v"}, Wait: durationpb.New(0), OnTimeout: 2, OnConflict: 1, UntilSealed: true})
+	add(rpc.TidemarkServiceGetSnapshotProcedure, &tidemarkv1.GetSnapshotRequest{Name: "v@s"})
+	add(rpc.TidemarkServiceVerifySnapshotProcedure, &tidemarkv1.VerifySnapshotRequest{Name: "v@s"})
+	add(rpc.TidemarkServiceBeginProcessProcedure, &tidemarkv1.BeginProcessRequest{Volumes: []string{"v"}, Token: "t"})
+	add(rpc.TidemarkServiceEndProcessProcedure, &tidemarkv1.EndProcessRequest{Token: "t", Torn: true})
+	add(rpc.TidemarkServiceHoldProcessProcedure, &tidemarkv1.HoldProcessRequest{Token: "t"})
+	add(rpc.TidemarkServiceImportProcedure, &tidemarkv1.ImportRequest{Volume: "v", OffsetBytes: 100, Content: &tidemarkv1.ImportRequest_Data{Data: []byte("x")}})
+	add(rpc.TidemarkServiceImportProcedure, &tidemarkv1.ImportRequest{Volume: "v", OffsetBytes: 1<<63 - 1, Content: &tidemarkv1.ImportRequest_HoleBytes{HoleBytes: 1<<63 - 1}})
+	add(rpc.TidemarkServiceExportProcedure, &tidemarkv1.ExportRequest{Name: "v@s"})
+	f.Fuzz(func(t *testing.T, which uint8, asJSON bool, body []byte) {
+		p := procedures[int(which)%len(procedures)]
+		kind := map[bool]string{false: "proto", true: "json"}[asJSON]
+		if p.stream {
+			kind = "connect+" + kind
+			body = append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(body))), body...)
+		}
+		synctest.Test(t, func(t *testing.T) {
+			server := NewServer(inMemory(t), Options{})
+			ctx, cancel := context.WithTimeout(context.WithValue(t.Context(), localKey{}, true), time.Minute) // of the bubble's clock
+			defer cancel()
+			r := httptest.NewRequestWithContext(ctx, http.MethodPost, p.path, bytes.NewReader(body))
+			r.Header.Set("Content-Type", "application/"+kind)
+			r.Header.Set("Connect-Protocol-Version", "1")
+			w := httptest.NewRecorder()
+			server.http.Handler.ServeHTTP(w, r)
+			if e := failureOf(t, w, p.stream); e.Code == "internal" || e.Code == "unknown" || strings.Contains(e.Message, "\n") {
+				t.Errorf("%s answers %s: %q", p.path, e.Code, e.Message)
+			}
+		})
+	})
+}
+
+type failure struct{ Code, Message string }
+
+// failureOf is the error in a response, if there is one.
+func failureOf(t *testing.T, w *httptest.ResponseRecorder, stream bool) (f failure) {
+	t.Helper()
+	if !stream {
+		if w.Code != http.StatusOK {
+			if err := json.Unmarshal(w.Body.Bytes(), &f); err != nil {
+				t.Fatalf("status %d: %q", w.Code, w.Body)
+			}
+		}
+		return f
+	}
+	for b := w.Body.Bytes(); len(b) >= 5; {
+		n := int(binary.BigEndian.Uint32(b[1:]))
+		if b[0]&2 != 0 {
+			var end struct{ Error failure }
+			if err := json.Unmarshal(b[5:5+n], &end); err != nil {
+				t.Fatalf("the end of the stream is %q", b[5:5+n])
+			}
+			return end.Error
+		}
+		b = b[5+n:]
+	}
+	return f
+}
+
+func TestRequestThatIsTooLongIsRefused(t *testing.T) {
+	c, _, _ := serve(t)
+	_, err := c.GetVolume(t.Context(), &tidemarkv1.GetVolumeRequest{Name: strings.Repeat("v", maxRequestBytes)})
+	if Detail(err).GetReason() != tidemarkv1.Reason_REASON_INVALID {
+		t.Errorf("a request of a megabyte: %v", err)
+	}
+	if _, err := c.GetVolume(t.Context(), &tidemarkv1.GetVolumeRequest{Name: "v"}); err != nil {
+		t.Errorf("the next one: %v", err)
+	}
+}
+
+func TestRequestThatDripsEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := pipes{make(chan net.Conn), make(chan struct{})}
+		server := NewServer(inMemory(t), Options{})
+		served := make(chan error, 1)
+		go func() { served <- server.Serve(l) }()
+		client, end := net.Pipe()
+		l.conns <- end
+		go func() {
+			_, _ = fmt.Fprintf(client, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/proto\r\nContent-Length: 10\r\n\r\n", rpc.TidemarkServiceGetVolumeProcedure)
+			for err := error(nil); err == nil; time.Sleep(20 * time.Second) {
+				_, err = client.Write([]byte{0})
+			}
+		}()
+		begin := time.Now()
+		_, _ = io.Copy(io.Discard, client)
+		if d := time.Since(begin); d > 3*bodyTimeout {
+			t.Errorf("it was heard for %v", d)
+		}
+		_ = client.Close()
+		if err := errors.Join(server.Shutdown(t.Context()), <-served); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(time.Minute) // the client's last nap
+	})
+}
+
+// pipes is a listener of what a test puts into it.
+type pipes struct {
+	conns  chan net.Conn
+	closed chan struct{}
+}
+
+func (l pipes) Accept() (net.Conn, error) {
+	select {
+	case nc := <-l.conns:
+		return local{nc}, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l pipes) Close() error {
+	select {
+	case <-l.closed:
+	default:
+		close(l.closed)
+	}
+	return nil
+}
+
+func (pipes) Addr() net.Addr { return &net.UnixAddr{Net: "unix"} }
+
+// local is a connection that seems to come over a unix socket.
+type local struct{ net.Conn }
+
+func (local) LocalAddr() net.Addr { return &net.UnixAddr{Net: "unix"} }
+
+func TestCallsBeyondTheLimitAreRefused(t *testing.T) {
+	held := make(chan struct{})
+	l := newLimits(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-held }))
+	ask := func(path string) *httptest.ResponseRecorder {
+		w, r := httptest.NewRecorder(), httptest.NewRequest(http.MethodPost, path, strings.NewReader(""))
+		r.Header.Set("Content-Type", "application/proto")
+		l.ServeHTTP(w, r)
+		return w
+	}
+	done := make(chan struct{})
+	for range maxTransfers {
+		go func() {
+			ask(rpc.TidemarkServiceExportProcedure)
+			done <- struct{}{}
+		}()
+	}
+	for len(l.transfers) < maxTransfers {
+		time.Sleep(0)
+	}
+	if w := ask(rpc.TidemarkServiceExportProcedure); !strings.Contains(w.Body.String(), "resource_exhausted") {
+		t.Errorf("one more: %d %s", w.Code, w.Body)
+	}
+	close(held)
+	ask(rpc.TidemarkServiceGetVolumeProcedure)
+	for range maxTransfers {
+		<-done
+	}
+}
+
+func TestConnectionsOfEachNetworkAreLimitedApart(t *testing.T) {
+	d := newDoor()
+	enter := func(network string) (closed bool) {
+		nc := &noted{network: network}
+		d.pass(nc, http.StateNew)
+		d.pass(nc, http.StateActive)
+		return nc.closed
+	}
+	for n := range maxConnections {
+		if enter("tcp") {
+			t.Fatalf("connection %d is closed", n)
+		}
+	}
+	if !enter("tcp") {
+		t.Errorf("one more over TCP is let in")
+	}
+	nc := &noted{network: "unix"}
+	d.pass(nc, http.StateNew)
+	if nc.closed {
+		t.Errorf("a flood over TCP shuts the unix socket")
+	}
+	for old := range d.inside {
+		d.pass(old, http.StateClosed)
+	}
+	if enter("tcp") || d.count["unix"] != 0 {
+		t.Errorf("who has left still counts: %v", d.count)
+	}
+}
+
+// noted is a connection that notes its end.
+type noted struct {
+	net.Conn
+	network string
+	closed  bool
+}
+
+func (n *noted) LocalAddr() net.Addr { return &net.UnixAddr{Net: n.network} }
+func (n *noted) Close() error        { n.closed = true; return nil }
+
+func TestFloodOfCallsHarmsNoOther(t *testing.T) {
+	c, _, s := serve(t)
+	done := make(chan struct{})
+	for range 50 {
+		go func() {
+			for range 20 {
+				stream, err := c.Export(t.Context(), &tidemarkv1.ExportRequest{Name: "v"})
+				if err == nil {
+					_ = stream.Close() // without a look at it
+				}
+				_, _ = c.CreateVolume(t.Context(), &tidemarkv1.CreateVolumeRequest{Name: "??", SizeBytes: 1})
+			}
+			done <- struct{}{}
+		}()
+	}
+	for range 50 {
+		if _, err := c.GetVolume(t.Context(), &tidemarkv1.GetVolumeRequest{Name: "v"}); err != nil {
+			t.Fatalf("beside a flood: %v", err)
+		}
+		<-done
+	}
+	if got := s.Volumes(); len(got) != 1 {
+		t.Errorf("%d volumes", len(got))
+	}
+}
+
+func TestListOf10000VolumesIsBounded(t *testing.T) {
+	list := make([]store.VolumeInfo, 10_000)
+	for i := range list {
+		list[i].Name = fmt.Sprintf("%063d", i)
+	}
+	b, err := proto.Marshal(&tidemarkv1.ListVolumesResponse{Volumes: each(list, toVolume)})
+	if err != nil || len(b) > 4<<20 {
+		t.Errorf("%d bytes, %v", len(b), err)
+	}
+}

@@ -1,0 +1,311 @@
+package api
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/tidemark/tidemark/access"
+	"github.com/tidemark/tidemark/api/tidemarkv1"
+	"github.com/tidemark/tidemark/internal/certtest"
+	"github.com/tidemark/tidemark/store"
+	"github.com/tidemark/tidemark/volume"
+)
+
+// guarded is a server on a TCP port of loopback, with volumes a and b, each with
+// a snapshot s.
+type guarded struct {
+	*testing.T
+	addr  Addr
+	store *store.Store
+	dir   string
+}
+
+// guard runs a server with tokens of the names given, whose files are in dir, and an
+// access list (empty: none).
+func guard(t *testing.T, list string, withTLS bool, tokens ...string) *guarded {
+	t.Helper()
+	dir := t.TempDir()
+	s, err := store.Open(filepath.Join(dir, "d"), store.Options{})
+	must(t, err)
+	for _, name := range []string{"a", "b"} {
+		_, err := s.CreateVolume(name, 1<<20, volume.ScopeRequest)
+		must(t, err)
+	}
+	_, err = s.Preserve(t.Context(), store.PreserveRequest{Volumes: []string{"a", "b"}, Name: "s", UntilSealed: true, Wait: time.Minute})
+	must(t, err)
+	write := func(name, text string) string {
+		must(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
+		return filepath.Join(dir, name)
+	}
+	var files access.Files
+	var lines strings.Builder
+	for _, name := range tokens {
+		token, line, err := access.NewToken(name)
+		must(t, err)
+		lines.WriteString(line + "\n")
+		write(name+".token", token)
+	}
+	if len(tokens) > 0 {
+		files.Tokens = write("tokens", lines.String())
+	}
+	if list != "" {
+		files.List = write("access.yaml", list)
+	}
+	if withTLS {
+		authority := certtest.New(t)
+		in := func(name string) string { return filepath.Join(dir, name) }
+		authority.WriteOwn(in("ca.pem"))
+		authority.Write(authority.Issue(nil, "server"), in("server.pem"), in("server.key"))
+		authority.Write(authority.Issue(nil, "client"), in("client.pem"), in("client.key"))
+		files.Certificate, files.Key, files.ClientCA = in("server.pem"), in("server.key"), in("ca.pem")
+	}
+	g, err := access.Open(files)
+	must(t, err)
+	addr, err := ParseAddr("127.0.0.1:0")
+	must(t, err)
+	l, bound, err := addr.Listen(true)
+	must(t, err)
+	server := NewServer(s, Options{Guard: g})
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(l) }()
+	t.Cleanup(func() {
+		if err := errors.Join(server.Shutdown(context.Background()), <-served, s.Close(context.Background())); err != nil {
+			t.Error(err)
+		}
+	})
+	return &guarded{t, bound, s, dir}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// as returns a client that shows the token of a name.
+func (g *guarded) as(name string) Client {
+	text, err := os.ReadFile(filepath.Join(g.dir, name+".token"))
+	must(g.T, err)
+	return NewClient(g.addr, Credentials{Token: string(text)})
+}
+
+// calls has one call of each kind, over volume v, snapshot v@s and process p.
+func calls(ctx context.Context, c Client, v, p string) map[string]func() error {
+	snapshot := v + "@s"
+	unary := func(_ any, err error) error { return err }
+	return map[string]func() error{
+		"GetServerInfo": func() error { return unary(c.GetServerInfo(ctx, &tidemarkv1.GetServerInfoRequest{})) },
+		"CreateVolume": func() error {
+			return unary(c.CreateVolume(ctx, &tidemarkv1.CreateVolumeRequest{Name: v + "new", SizeBytes: 1 << 20}))
+		},
+		"ListVolumes": func() error {
+			r, err := c.ListVolumes(ctx, &tidemarkv1.ListVolumesRequest{})
+			return found(err, slices.ContainsFunc(r.GetVolumes(), func(x *tidemarkv1.Volume) bool { return x.GetName() == v }))
+		},
+		"GetVolume": func() error { return unary(c.GetVolume(ctx, &tidemarkv1.GetVolumeRequest{Name: v})) },
+		"ResizeVolume": func() error {
+			return unary(c.ResizeVolume(ctx, &tidemarkv1.ResizeVolumeRequest{Name: v, SizeBytes: 2 << 20}))
+		},
+		"DeleteVolume": func() error { return unary(c.DeleteVolume(ctx, &tidemarkv1.DeleteVolumeRequest{Name: v})) },
+		"Preserve": func() error {
+			return unary(c.Preserve(ctx, &tidemarkv1.PreserveRequest{Volumes: []string{v}, Wait: durationpb.New(0)}))
+		},
+		"ListSnapshots": func() error {
+			r, err := c.ListSnapshots(ctx, &tidemarkv1.ListSnapshotsRequest{})
+			return found(err, slices.ContainsFunc(r.GetSnapshots(), func(x *tidemarkv1.Snapshot) bool { return x.GetVolume() == v }))
+		},
+		"GetSnapshot": func() error { return unary(c.GetSnapshot(ctx, &tidemarkv1.GetSnapshotRequest{Name: snapshot})) },
+		"VerifySnapshot": func() error {
+			return unary(Verify(ctx, c, snapshot, func(int64, int64) {}))
+		},
+		"BeginProcess": func() error {
+			return unary(c.BeginProcess(ctx, &tidemarkv1.BeginProcessRequest{Volumes: []string{v}}))
+		},
+		"EndProcess": func() error { return unary(c.EndProcess(ctx, &tidemarkv1.EndProcessRequest{Token: p})) },
+		"ListProcesses": func() error {
+			r, err := c.ListProcesses(ctx, &tidemarkv1.ListProcessesRequest{})
+			return found(err, slices.ContainsFunc(r.GetProcesses(), func(x *tidemarkv1.Process) bool { return x.GetToken() == p }))
+		},
+		"HoldProcess": func() error {
+			ctx, cancel := context.WithCancel(ctx)
+			defer cancel()
+			stream, err := c.HoldProcess(ctx, &tidemarkv1.HoldProcessRequest{Volumes: []string{v}})
+			if err == nil && !stream.Receive() {
+				err = stream.Err()
+			}
+			return err
+		},
+		"Import": func() error {
+			stream, err := c.Import(ctx)
+			if err != nil {
+				return err
+			}
+			// A server that refuses says why in its answer, not here.
+			_ = stream.Send(&tidemarkv1.ImportRequest{Volume: v})
+			return unary(stream.CloseAndReceive())
+		},
+		"Export": func() error {
+			stream, err := c.Export(ctx, &tidemarkv1.ExportRequest{Name: snapshot})
+			if err == nil && !stream.Receive() {
+				err = stream.Err()
+			}
+			if err == nil {
+				err = stream.Close()
+			}
+			return err
+		},
+	}
+}
+
+// found is ErrDenied for a list that does not show what it was asked for.
+func found(err error, there bool) error {
+	if err == nil && !there {
+		return access.ErrDenied
+	}
+	return err
+}
+
+// denied tells whether the server did not let a call do or see anything.
+func denied(err error) bool {
+	return errors.Is(err, access.ErrDenied) || Detail(err).GetReason() == tidemarkv1.Reason_REASON_DENIED
+}
+
+// Each call of the service has a right in the table, asks for that one, and is
+// content with it. A call that is added fails here until it does.
+func TestEveryCallNeedsItsRight(t *testing.T) {
+	methods := tidemarkv1.File_tidemark_v1_tidemark_proto.Services().Get(0).Methods()
+	const list = `
+tokens:
+  none: [{exports: [b], rights: [read, write, preserve, admin]}]
+  read: [{exports: [a], rights: [read]}]
+  write: [{exports: [a], rights: [write]}]
+  preserve: [{exports: [a], rights: [preserve]}]
+  admin: [{exports: ["a*"], rights: [admin]}]
+`
+	give := map[string]access.Rights{
+		"none": 0, "read": access.Read, "write": access.Read | access.Write, "preserve": access.Preserve, "admin": access.Admin,
+	}
+	g := guard(t, list, false, "none", "read", "write", "preserve", "admin", "unlisted")
+	for i := range methods.Len() {
+		method := methods.Get(i)
+		need, known := rights[procedure(method)]
+		if !known {
+			t.Errorf("%s has no right in the table", method.Name())
+			continue
+		}
+		for name, has := range give {
+			begun, err := g.store.BeginProcess([]string{"a"}, "")
+			must(t, err)
+			call := calls(t.Context(), g.as(name), "a", begun.Token)[string(method.Name())]
+			if call == nil {
+				t.Fatalf("%s is missing here", method.Name())
+			}
+			err = call()
+			// Who may not use a process is told that there is none.
+			gone := method.Name() == "EndProcess" && Detail(err).GetReason() == tidemarkv1.Reason_REASON_NOT_FOUND
+			if got := !denied(err) && !gone; got != has.Has(need) {
+				t.Errorf("%s with the right to %q: %v, and it needs %q", method.Name(), has, err, need)
+			}
+			_, _ = g.store.EndProcess(begun.Token, false) // if the call did not
+		}
+		if err := calls(t.Context(), g.as("unlisted"), "a", "p")[string(method.Name())](); !denied(err) {
+			t.Errorf("%s lets in who is not on the list: %v", method.Name(), err)
+		}
+		if err := calls(t.Context(), NewClient(g.addr, Credentials{}), "a", "p")[string(method.Name())](); connect.CodeOf(err) != connect.CodeUnauthenticated {
+			t.Errorf("%s lets in who has shown nothing: %v", method.Name(), err)
+		}
+	}
+	if methods.Len() != len(rights) {
+		t.Errorf("%d calls, %d in the table", methods.Len(), len(rights))
+	}
+}
+
+func procedure(m protoreflect.MethodDescriptor) string {
+	return "/" + string(m.Parent().FullName()) + "/" + string(m.Name())
+}
+
+// A caller without a right can't tell a volume that it may not see from none.
+func TestWhoMayNotReadLearnsNothingOfWhatThereIs(t *testing.T) {
+	g := guard(t, "tokens: {t: [{exports: [a], rights: [read]}]}", false, "t")
+	c := g.as("t")
+	for name, call := range calls(t.Context(), c, "b", "none") {
+		there, absent := call(), calls(t.Context(), c, "x", "none")[name]()
+		strip := func(err error) string {
+			if err == nil {
+				return ""
+			}
+			return strings.NewReplacer(`"b`, `"x`).Replace(err.Error())
+		}
+		if strip(there) != strip(absent) {
+			t.Errorf("%s: %v, but for a volume that there is not %v", name, there, absent)
+		}
+	}
+	for _, name := range []string{"b", "x"} {
+		r, err := c.ListSnapshots(t.Context(), &tidemarkv1.ListSnapshotsRequest{Volume: name})
+		if err != nil || len(r.GetSnapshots()) != 0 {
+			t.Errorf("snapshots of %s: %v, %v", name, r, err)
+		}
+	}
+}
+
+func TestTCPWantsACertificateOrAToken(t *testing.T) {
+	g := guard(t, "", true, "t")
+	trust := func(certificate, key string) *tls.Config {
+		in := func(name string) string {
+			if name == "" {
+				return ""
+			}
+			return filepath.Join(g.dir, name)
+		}
+		c, err := access.ClientTLS(in("ca.pem"), in(certificate), in(key), time.Now())
+		must(t, err)
+		return c
+	}
+	text, err := os.ReadFile(filepath.Join(g.dir, "t.token"))
+	must(t, err)
+	other, _, err := access.NewToken("t")
+	must(t, err)
+	for _, test := range []struct {
+		what string
+		show Credentials
+		want []connect.Code // none: it may
+	}{
+		{"a certificate", Credentials{TLS: trust("client.pem", "client.key")}, nil},
+		{"a token", Credentials{TLS: trust("", ""), Token: string(text)}, nil},
+		{"nothing", Credentials{TLS: trust("", "")}, []connect.Code{connect.CodeUnauthenticated}},
+		{"another token", Credentials{TLS: trust("", ""), Token: other}, []connect.Code{connect.CodeUnauthenticated}},
+		{"a certificate and another token", Credentials{TLS: trust("client.pem", "client.key"), Token: other}, []connect.Code{connect.CodeUnauthenticated}},
+		// The server hangs up, which the client may meet while it still sends.
+		{"no TLS", Credentials{Token: string(text)}, []connect.Code{connect.CodeUnavailable, connect.CodeCanceled}},
+	} {
+		for name, call := range calls(t.Context(), NewClient(g.addr, test.show), "a", "p") {
+			if name != "ListVolumes" && name != "Export" && name != "Import" { // one of each kind
+				continue
+			}
+			if err := call(); (err != nil) != (test.want != nil) || err != nil && !slices.Contains(test.want, connect.CodeOf(err)) {
+				t.Errorf("%s with %s: %v", name, test.what, err)
+			}
+		}
+	}
+}
+
+func TestATokenIsNotSentInTheClearBeyondThisMachine(t *testing.T) {
+	addr, err := ParseAddr("192.0.2.1:1") // for documentation (RFC 5737): nobody is there
+	must(t, err)
+	_, err = NewClient(addr, Credentials{Token: "x"}).ListVolumes(t.Context(), &tidemarkv1.ListVolumesRequest{})
+	if !errors.Is(err, ErrExposed) {
+		t.Errorf("%v", err)
+	}
+}

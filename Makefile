@@ -1,15 +1,21 @@
 # Tidemark. `make` prints what there is.
 
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+# How long and how often; each of the long targets says below what takes them.
 FUZZTIME ?= 30s
+DURATION ?= 1h
+MODELCHECKS ?= 2000
+HISTORIES ?= 2000
+CRASHSEEDS ?= 2000
 CRASHROUNDS ?= 20
 KILLROUNDS ?= 100
-MODELCHECKS ?= 2000
+GUESTROUNDS ?= 20
+VULNDB   ?= https://vuln.go.dev
 TIMEOUT  ?= 10m # of the tests of one package
 TOOL     := go tool -modfile=tools/go.mod
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint generate fuzz crash model bench docs cover clean
+.PHONY: help build demo test lint generate fuzz model crash faults guest soak mutants vuln bench docs cover clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +28,7 @@ demo: build ## preserve a volume under load and look at the result
 
 test: ## everything that must pass: vet, lint, all tests with the race detector, stock NBD clients
 	ci/install.sh
+	ci/clients.sh
 	go vet ./...
 	$(MAKE) lint
 	go test -race -timeout $(TIMEOUT) ./...
@@ -42,13 +49,35 @@ fuzz: ## each fuzz target for FUZZTIME
 		done; \
 	done
 
-crash: ## the tests of power cuts and deaths, many times over
-	go test -race -timeout 60m -run 'Crash|PowerCut|Kill|Death|Outlive' ./internal/vfs ./journal ./catalog
-	go test -race -timeout 60m -run TestAPowerCut ./store -crash.rounds $(CRASHROUNDS)
+model: ## against the model, and histories of concurrent clients, checked: MODELCHECKS, HISTORIES
+	go test -race -timeout 60m -run 'Model|Concurrent' ./volume ./store -rapid.checks $(MODELCHECKS)
+	go test -race -tags yield -timeout 60m -run 'Concurrent|History' ./volume ./store -history.rounds $(HISTORIES)
+
+crash: ## power cuts at every step of CRASHSEEDS random workloads, and KILLROUNDS deaths of a real server
+	go test -race -timeout 60m -run 'Crash|PowerCut|Kill|Death|Outlive' ./internal/vfs ./journal ./catalog ./image/sealed
+	go test -timeout 120m -run 'TestAPowerCut|TestACrash' ./store -crash.rounds $(CRASHROUNDS) -crash.seeds $(CRASHSEEDS)
 	go test -timeout 60m -run Kill ./e2e -e2e.rounds $(KILLROUNDS)
 
-model: ## the tests against the model and of concurrent histories, many times over
-	go test -race -timeout 60m -run 'Model|Concurrent' ./volume ./store -rapid.checks $(MODELCHECKS)
+faults: ## each file operation fails in turn, in every way; every bit on the disk is flipped
+	go test -race -timeout 60m -run Fault ./internal/vfs ./journal ./catalog ./image/file
+	go test -timeout 120m -run 'Fault|Flip' ./store -faults.all -rot.bits 0
+
+guest: build ## a Debian kernel, SQLite on ext4: GUESTROUNDS kills of the server, and power cuts of its disk
+	ci/install.sh guest
+	guest/run kill $(GUESTROUNDS)
+	guest/run cut $(GUESTROUNDS)
+
+soak: build ## everything at once for DURATION; memory, goroutines, descriptors and disk stay flat
+	go run ./soak -duration $(DURATION)
+
+mutants: ## break the code in one place at a time: does a test notice?
+	go run ./mutants
+
+vuln: ## known vulnerabilities of the code that the binary calls, where the database can be reached
+	@out=$$($(TOOL) govulncheck -db $(VULNDB) ./cmd/tidemark 2>&1); code=$$?; echo "$$out"; \
+	case "$$out" in *"fetching vulnerabilities"*|*"creating client"*) \
+		echo "make vuln: nothing was checked: no database at $(VULNDB); VULNDB=URL names another" >&2;; \
+	esac; exit $$code
 
 bench: build ## Tidemark beside nbdkit, and preserves beside a command that does nothing
 	ci/install.sh

@@ -12,16 +12,17 @@ const module = "github.com/tidemark/tidemark"
 // levels says which package may import which: only one of a lower line. A new
 // package fails the test until it has its place here. Tests are free.
 var levels = [][]string{
-	{"internal/vfs", "lookup", "nbd/internal/wire", "api/tidemarkv1"},
+	{"internal/yield", "internal/certtest"},
+	{"internal/vfs", "lookup", "nbd/internal/wire", "api/tidemarkv1", "access"},
 	{"image", "blocklock", "nbd/client", "api/tidemarkv1/tidemarkv1connect"},
-	{"image/file", "image/mem", "image/imagetest"},
+	{"image/file", "image/mem", "image/sealed", "image/imagetest"},
 	{"journal", "catalog"},
 	{"volume"},
 	{"volume/volumetest", "store"},
-	{"nbd"},
+	{"nbd", "volume/historytest"},
 	{"api"},
 	{"cli"}, // its serve command wires store, nbd and api; every other talks to api
-	{"cmd/tidemark", "demo", "e2e"},
+	{"cmd/tidemark", "demo", "soak", "e2e", "packaging", "guest/replay", "mutants"},
 	{""}, // the documentation of the whole
 }
 

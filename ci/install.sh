@@ -1,5 +1,6 @@
 #!/bin/bash
-# Installs the Debian packages that the tests need and the machine lacks.
+# Installs the Debian packages that the tests need and the machine lacks: those of
+# make test, or with "guest" those of make guest.
 set -euo pipefail
 
 packages=(
@@ -7,7 +8,11 @@ packages=(
   fio jq qemu-utils                       # stock clients: fio, qemu-io, qemu-img
   nbdkit libnbd-bin python3-libnbd fuse3  # nbdkit, nbdinfo, nbdcopy, nbdfuse, nbdsh
   e2fsprogs                               # a file system on a volume
+  systemd curl                            # the unit file; the API as scripts use it
 )
+if [[ ${1:-} == guest ]]; then
+  packages=(qemu-system-x86 cpio xz-utils python3-minimal) # what runs in the guest is not installed
+fi
 
 missing=()
 for package in "${packages[@]}"; do

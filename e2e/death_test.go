@@ -26,6 +26,41 @@ func TestAServerThatIsToldToStopUnderLoadLosesNothing(t *testing.T) {
 	endUnderLoad(t, 3, func(s *server) error { return s.end(syscall.SIGTERM) })
 }
 
+// TestFioFindsWhatItWroteBeforeTheServerWasKilled lets fio write one half of a
+// volume, ranges of many sizes at random, none flushed, while another fio keeps
+// the server busy on the other half, in a third of -e2e.rounds. When the first is done the server is killed;
+// after its start fio must find every block as it was written last.
+func TestFioFindsWhatItWroteBeforeTheServerWasKilled(t *testing.T) {
+	s := newServer(t)
+	s.create("16MiB", "v")
+	for round := range (*rounds + 2) / 3 {
+		busy := command(t, "fio", s.fioJob("--offset=8M", "--size=8M", "--rw=randwrite", "--bs=4k", "--time_based", "--runtime=1h")...)
+		if err := busy.Start(); err != nil {
+			t.Fatal(err)
+		}
+		job := func(number int) []string { // what it writes says where, and in which round
+			return s.fioJob("--size=8M", "--rw=randwrite", "--bsrange=512-32k", "--iodepth=1",
+				"--verify=pattern", fmt.Sprintf("--verify_pattern=0x%08x%%o", number))
+		}
+		run(t, "fio", append(job(round+1), "--do_verify=0")...)
+		s.kill()
+		if err := busy.Wait(); err == nil {
+			t.Fatal("fio did not miss its server")
+		}
+		s.check()
+		s.start()
+		run(t, "fio", append(job(round+1), "--verify_only")...)
+		if r := attempt(t, "fio", append(job(round), "--verify_only")...); r.code == 0 {
+			t.Fatal("fio finds what it did not write in this round")
+		}
+	}
+}
+
+// fioJob is fio's job on volume v.
+func (s *server) fioJob(options ...string) []string {
+	return append([]string{"--name=job", "--ioengine=nbd", "--uri=" + s.uri("v"), "--allrandrepeat=1"}, options...)
+}
+
 // endUnderLoad ends the server round after round, at some number of acknowledged
 // writes and beside preserves that follow each other at once, and looks at what
 // is there at the next start.

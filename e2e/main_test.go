@@ -93,6 +93,17 @@ func command(t *testing.T, name string, args ...string) *exec.Cmd {
 	return exec.Command(name, args...)
 }
 
+// newer is a client of a newer distribution, which ci/clients.sh has put beside
+// that of the machine.
+func newer(t *testing.T, name string) string {
+	t.Helper()
+	path := filepath.Join("/opt/tidemark-clients/bin", name)
+	if _, err := os.Stat(path); err != nil {
+		t.Fatalf("%s is not installed: run ci/clients.sh (%v)", name, err)
+	}
+	return path
+}
+
 func finish(t *testing.T, cmd *exec.Cmd) result {
 	t.Helper()
 	var stdout, stderr bytes.Buffer

@@ -83,7 +83,7 @@ def options_are_answered_one_by_one():
     assert h.is_read_only() and h.get_size() == SIZE and not h.can_trim()
     h.set_export_name("db")
     h.opt_info()
-    assert not h.is_read_only() and h.can_fua() and h.can_fast_zero() and not h.can_cache()
+    assert not h.is_read_only() and h.can_fua() and h.can_fast_zero() and h.can_cache()
     assert h.get_block_size(nbd.SIZE_MINIMUM) == 1 and h.get_block_size(nbd.SIZE_PREFERRED) == 4096
     h.opt_go()
     assert h.can_meta_context("base:allocation") and not h.can_meta_context("qemu:allocation-depth")
@@ -108,11 +108,11 @@ def an_unknown_or_malformed_option_gets_its_error_and_the_connection_lives_on():
     for number, data, want in [
         (99, b"", unsupported),
         (4, b"", unsupported),  # NBD_OPT_PEEK_EXPORT, withdrawn
-        (11, b"", unsupported),  # NBD_OPT_EXTENDED_HEADERS
         (0xFFFFFFFF, b"data", unsupported),
         (99, bytes(1 << 20), too_big),
         (3, b"x", invalid),
         (8, b"x", invalid),
+        (11, b"x", invalid),
         (6, b"", invalid),
         (6, struct.pack(">I", 0xFFFFFFFF), invalid),
         (7, struct.pack(">I2sH", 2, b"db", 3), invalid),
@@ -136,7 +136,8 @@ def unknown_commands_and_flags_get_einval_and_the_connection_lives_on():
     for command, flags, offset, length, payload, want in [
         (77, 0, 0, 0, b"", einval),
         (0xFFFF, 0xFFFF, 0, 0, b"", einval),
-        (5, 0, 0, BLOCK, b"", einval),  # NBD_CMD_CACHE
+        (5, 4, 0, BLOCK, b"", einval),  # DF on a cache
+        (5, 0, SIZE, BLOCK, b"", einval),
         (8, 0, 0, 0, b"", einval),  # NBD_CMD_RESIZE
         (3, 0, 1, 0, b"", einval),  # a flush of a range
         (1, 1 << 15, 0, 3, b"abc", einval),
@@ -160,7 +161,7 @@ def libnbd_that_is_not_strict_gets_errors_and_lives_on():
     h = connect("db")
     h.set_strict_mode(0)
     h.pwrite(block("k"), 0)
-    refused("EINVAL", h.cache, BLOCK, 0)
+    refused("EINVAL", h.cache, BLOCK, SIZE)
     refused("EINVAL", h.pread, BLOCK, SIZE - 1)
     refused("ENOSPC", h.pwrite, block("x"), SIZE - 1)
     refused("ENOSPC", h.zero, BLOCK, SIZE)
@@ -204,6 +205,20 @@ def block_status_of_one_extent_ends_where_it_ends_or_was_asked_to():
     whole = _extents(h, SIZE, 0)
     assert whole["base:allocation"] == [(4 * BLOCK, HOLE), (4 * BLOCK, DATA), (SIZE - 8 * BLOCK, HOLE)], whole
     assert whole["qemu:allocation-depth"] == [(4 * BLOCK, 0), (4 * BLOCK, 1), (SIZE - 8 * BLOCK, 0)], whole
+
+
+def cache_changes_nothing():
+    h = connect("db")
+    h.pwrite(block("c"), BLOCK)
+    tidemark("preserve", "db", "--name", "p")
+    h.cache(SIZE, 0)
+    h.cache(7, 5000)
+    assert h.pread(3 * BLOCK, 0) == ZERO + block("c") + ZERO
+    assert _extents(h, SIZE, 0)["base:allocation"] == [(BLOCK, HOLE), (BLOCK, DATA), (SIZE - 2 * BLOCK, HOLE)]
+    old = connect("db@p")
+    assert old.can_cache()
+    old.cache(SIZE, 0)
+    assert old.pread(BLOCK, BLOCK) == block("c")
 
 
 def zeroes_trims_and_their_flags():

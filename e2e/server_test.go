@@ -22,7 +22,8 @@ import (
 type server struct {
 	t       *testing.T
 	program string
-	dir     string // short: the path of a unix socket has little room
+	flags   []string // of serve, besides the addresses
+	dir     string   // short: the path of a unix socket has little room
 	cmd     *exec.Cmd
 	mu      sync.Mutex
 	log     bytes.Buffer
@@ -35,6 +36,12 @@ func newServer(t *testing.T) *server {
 	return newServerOf(t, filepath.Join(built, "tidemark"))
 }
 
+// newServerWith is newServer with more flags.
+func newServerWith(t *testing.T, flags ...string) *server {
+	t.Helper()
+	return newServerOf(t, filepath.Join(built, "tidemark"), flags...)
+}
+
 // newRaceServer is newServer with the race detector in the server.
 func newRaceServer(t *testing.T) *server {
 	t.Helper()
@@ -45,13 +52,13 @@ func newRaceServer(t *testing.T) *server {
 	return newServerOf(t, program)
 }
 
-func newServerOf(t *testing.T, program string) *server {
+func newServerOf(t *testing.T, program string, flags ...string) *server {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "tm")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &server{t: t, program: program, dir: dir}
+	s := &server{t: t, program: program, flags: flags, dir: dir}
 	t.Cleanup(func() {
 		_ = s.end(syscall.SIGKILL) // what matters was asserted by stop
 		if t.Failed() {
@@ -68,7 +75,8 @@ func newServerOf(t *testing.T, program string) *server {
 // start starts the server and waits until it says that it serves.
 func (s *server) start() {
 	s.t.Helper()
-	s.cmd = exec.Command(s.program, "serve", "--data", s.path("data"), "--nbd", "unix:"+s.path("nbd.sock"), "--nbd", "127.0.0.1:0", "--api", s.api())
+	args := []string{"serve", "--data", s.path("data"), "--nbd", "unix:" + s.path("nbd.sock"), "--nbd", "127.0.0.1:0", "--api", s.api()}
+	s.cmd = exec.Command(s.program, append(args, s.flags...)...)
 	stderr, err := s.cmd.StderrPipe()
 	if err != nil {
 		s.t.Fatal(err)
@@ -157,7 +165,7 @@ func (s *server) client() api.Client {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	return api.NewClient(addr)
+	return api.NewClient(addr, api.Credentials{})
 }
 
 // tidemark runs a command against the server; it must succeed.

@@ -1,0 +1,215 @@
+package main
+
+// all are the mutants, by what they break: lock, order, journal, seal, epoch,
+// and what was built on them.
+var all = []mutant{
+	// The lock (R5).
+	{
+		name: "a read takes no lock", file: "volume/read.go",
+		old: "if !v.lock(rq, first, count, blocklock.Shared, wait) {",
+		new: "if rq.held = (blocklock.Held{}); false {",
+		and: []edit{{"	defer v.locks.Unlock(&rq.held)\n	if w.givesUp", "	if w.givesUp"}},
+	},
+	{
+		name: "a write takes a shared lock", file: "volume/write.go",
+		old: "v.lock(rq, first, count, blocklock.Exclusive, wait)",
+		new: "v.lock(rq, first, count, blocklock.Shared, wait)",
+	},
+	{
+		name: "a write lets its lock go before the transfer", file: "volume/write.go",
+		old: "	defer v.locks.Unlock(&rq.held)\n	if err := v.Failed()",
+		new: "	v.locks.Unlock(&rq.held)\n	if err := v.Failed()",
+	},
+	{
+		name: "the list of newer images is read before the lock is held", file: "volume/write.go",
+		old: "	if beforeLock != nil {",
+		new: "	early := (*v.chain.Load()).newer(k)\n	if beforeLock != nil {",
+		and: []edit{{"	newer := (*v.chain.Load()).newer(k) // read after the lock is held, not at begin (R1)", "	newer := early"},
+			{"	return false, v.writeLocked(rq, k, ch, wait)", "	return false, v.writeLocked(rq, k, ch, wait, early)"},
+			{"wait bool) error {\n	newer := early", "wait bool, early chain) error {\n	newer := early"}},
+	},
+	// What a write does to the newer images (R1, R3, R4).
+	{
+		name: "entries of newer tables stay (R1)", file: "volume/write.go",
+		old: "		if !j.all(body, lookup.Absent) {", new: "		if false {",
+	},
+	{
+		name: "only the newest entry is deleted (R1)", file: "volume/write.go",
+		old: "	for _, j := range newer {\n		if !j.all", new: "	for _, j := range newer[max(0, len(newer)-1):] {\n		if !j.all",
+	},
+	{
+		name: "part of a block is not applied to newer images (R3)", file: "volume/write.go",
+		old: "	for _, j := range newer {\n		bytes, at :=", new: "	for _, j := range newer[:0] {\n		bytes, at :=",
+	},
+	{
+		name: "a trim leaves the block absent, not zero (R4)", file: "volume/write.go",
+		old: "		rq.add(k, body.first, body.count, s)", new: "		rq.add(k, body.first, body.count, lookup.Data&s)",
+	},
+	{
+		name: "the index does not follow the tables", file: "volume/write.go",
+		old: "		v.reindex(body, parts, k, newer, ch.state)\n", new: "		_ = v.reindex\n",
+	},
+	{
+		name: "a read through an older VLUN sees a newer image (R2)", file: "volume/read.go",
+		old: "if e.Slot() <= k.slot {", new: "if true {",
+	},
+	// The epoch and what is bound to it (R6, R7).
+	{
+		name: "no second look at the epoch after the count", file: "volume/bind.go",
+		old: "if Epoch(e.epoch.Load()) != epoch {", new: "if false {",
+	},
+	{
+		name: "no second look at the bound of a process", file: "volume/bind.go",
+		old: "if Epoch(w.bound.epoch.Load()) != bound {", new: "if false {",
+	},
+	{
+		name: "no second look at the end of a process", file: "volume/bind.go",
+		old: "if w.process.ended.Load() {\n				w.leave(k)", new: "if false {\n				w.leave(k)",
+	},
+	{
+		name: "the epoch is raised before the next VLUNs are published", file: "volume/preserve.go",
+		old: "	epoch := Epoch(e.epoch.Load()) + 1\n", new: "	epoch := Epoch(e.epoch.Add(1))\n",
+	},
+	{
+		name: "the drain does not wait for requests in flight", file: "volume/bind.go",
+		old: "	for i := range k.inflight {\n		k.awaitRequests(i)\n	}\n", new: "	_ = k.awaitRequests\n",
+	},
+	{
+		name: "the drain does not wait for processes", file: "volume/bind.go",
+		old: "	for k.bound() > 0 {\n", new: "	for k.bound() < 0 {\n",
+	},
+	{
+		name: "a VLUN drains before the older ones (R8)", file: "volume/bind.go",
+		old: "	if older != nil {", new: "	if older != nil && older.slot == 0 {",
+	},
+	{
+		name: "abort moves processes to the live VLUN, not to the next", file: "volume/preserve.go",
+		old: "	next := k.next()\n	for", new: "	next := k.volume.tip()\n	for",
+	},
+	{
+		name: "a VLUN's size is not fixed at its cut", file: "volume/preserve.go",
+		old: "epoch, old.SizeBytes())", new: "epoch, 4096)",
+	},
+	// The order in which things become durable (R9).
+	{
+		name: "the table changes before the data is stored", file: "volume/write.go",
+		old: "	if err := k.store(ch, body); err != nil {\n		return err\n	}\n", new: "	defer func() { _ = k.store(ch, body) }()\n",
+	},
+	{
+		name: "a commit syncs no image", file: "volume/flush.go",
+		old: "	err := k.Image().Sync()\n", new: "	err := error(nil)\n",
+	},
+	{
+		name: "a commit syncs the tip only", file: "volume/flush.go",
+		old: "		k := c[i]\n", new: "		k := c[i]\n		if i < len(c)-1 {\n			break\n		}\n",
+	},
+	{
+		name: "the log is committed before the images are synced", file: "volume/flush.go",
+		old: "	end := v.log.End()\n", new: "	end := v.log.End()\n	_ = v.log.Commit(end)\n",
+	},
+	{
+		name: "a flush is covered by a commit that began before it", file: "volume/flush.go",
+		old: "	covers := c.arrived.Load()\n	if err := v.commit(); err != nil {\n		return err\n	}\n",
+		new: "	if err := v.commit(); err != nil {\n		return err\n	}\n	covers := c.arrived.Load()\n",
+	},
+	{
+		name: "a failed sync is not final: the volume goes on", file: "volume/flush.go",
+		old: "	return k.syncFailed(err)\n}\n\n// SyncFailed", new: "	return err\n}\n\n// SyncFailed",
+	},
+	{
+		name: "after a failed sync what it was to write is still served", file: "volume/unsynced.go",
+		old: "		u.before.Store(u.current.Load()) // first: no moment at which a mark is in neither\n", new: "",
+	},
+	{
+		name: "the log is not told of a failed sync", file: "volume/volume.go",
+		old: "if marked := v.log.MarkFailed(); marked", new: "if marked := error(nil); marked",
+		packages: "./volume ./store", tests: "Sync|Fault|Fail",
+	},
+	// The journal.
+	{
+		name: "a commit does not sync the journal", file: "journal/journal.go",
+		old: "	if err := s.file.Sync(); err != nil {\n		return j.fail(s, err)\n	}\n	// That", new: "	// That",
+	},
+	{
+		name: "the frames of the journal are not chained", file: "journal/segment.go",
+		old: "f.prev != r.prev {", new: "f.prev != r.prev && false {",
+	},
+	{
+		name: "the CRC of a frame is not compared", file: "journal/segment.go",
+		old: "	if crc != frameCRC(b) {", new: "	if crc != frameCRC(b) && false {",
+	},
+	{
+		name: "after a power cut changes count that no commit covers (J2)", file: "journal/recover.go",
+		old: "	if h.whole() {\n		return h.last().after", new: "	if true {\n		return h.last().after",
+	},
+	{
+		name: "after the server's death only committed changes count (J1)", file: "journal/recover.go",
+		old: "	if h.whole() {\n		return h.last().after", new: "	if false {\n		return h.last().after",
+	},
+	{
+		name: "recovery commits a tail without syncing its images", file: "journal/recover.go",
+		old: "		switch err := o.SyncImage(id); {", new: "		switch err := error(nil); {",
+		packages: "./journal ./store", tests: "Crash|PowerCut|Kill|Death|Fault|Fail|Sync",
+	},
+	{
+		name: "a life in which a sync failed is recovered as a whole one (J8)", file: "journal/recover.go",
+		old: "return h.sameBoot && !h.failed }", new: "return h.sameBoot }",
+	},
+	{
+		name: "the witness of the last sync is not looked at (J7)", file: "journal/journal.go",
+		old: "	_ = j.witness.saw(p)\n", new: "",
+	},
+	// Seal, sums, recovery of snapshots (I4, R8).
+	{
+		name: "a snapshot is sealed before the older one (R8)", file: "store/seal.go",
+		old: "	if !inOrder(k) {", new: "	if false {",
+	},
+	{
+		name: "a seal does not commit the table changes that it rests on", file: "store/seal.go",
+		old: "	if err := k.Volume().Flush(); err != nil {\n		return err\n	}\n", new: "",
+	},
+	{
+		name: "a read of a sealed block is not compared with its sum", file: "image/sealed/sealed.go",
+		old: "!= sums[index+i] {", new: "!= sums[index+i] && false {",
+		packages: "./image/sealed ./store", tests: "Rot|Flip|Sum|Bad|Read|Corrupt",
+	},
+	{
+		name: "a page of sums is not bound to its image and place", file: "image/sealed/sums.go",
+		old: "if pageCRC(from[:crcAt], id, number)", new: "if pageCRC(from[:crcAt], 0, 0)",
+		and: []edit{{"pageCRC(to[:crcAt], id, number)", "pageCRC(to[:crcAt], 0, 0)"}},
+	},
+	{
+		name: "the hash of a snapshot leaves out what its image replaces", file: "image/sealed/chain.go",
+		old: "			if err := older.each(first, n, &room, h.Remove); err != nil {", new: "			if err := older[:0].each(first, n, &room, h.Remove); err != nil {",
+		packages: "./image/sealed ./store", tests: "Hash|Verify|Check|Rot|Flip",
+	},
+	{
+		name: "the directory of new image files is not synced", file: "store/spares.go",
+		old: "		return s.fs.SyncDir(imagesDir(s.dir))\n", new: "		return nil\n",
+		packages: "./store", tests: "PowerCut|Crash",
+	},
+	{
+		name: "an unsealed snapshot is not marked interrupted after a crash", file: "store/recover.go",
+		old: "l.Snapshot.State == volume.Draining.String() && !drained[l.Image] {", new: "l.Snapshot.State == \"\" {",
+		packages: "./store", tests: "Interrupt|Crash|PowerCut|Model|Recover",
+	},
+	{
+		name: "a preserve that was given up keeps its name", file: "store/preserve.go",
+		old: "			d.forget(k)\n", new: "",
+		packages: "./store", tests: "Preserve|Abort|Model|Give|Crash",
+	},
+	{
+		name: "a preserve is made on a full disk", file: "store/reserve.go",
+		old: "	if r.bytes == 0 {\n		return nil\n	}\n	free, err", new: "	if r.bytes >= 0 {\n		return nil\n	}\n	free, err",
+		packages: "./store", tests: "Reserve|Full|Space|Fault",
+	},
+	// The frontends.
+	{
+		name: "an NBD client may choose an export before TLS though it is required", file: "nbd/handshake.go",
+		old: "return h.server.options.TLSMode == TLSRequire && !h.client.TLS", new: "return h.server.options.TLSMode > TLSRequire && !h.client.TLS",
+	},
+	{
+		name: "a token is compared with nothing", file: "access/tokens.go",
+		old: "if subtle.ConstantTimeCompare(hash[:], k.hash[:]) == 1 {", new: "if subtle.ConstantTimeCompare(hash[:], hash[:]) == 1 && k.name != \"\" {",
+	},
+}

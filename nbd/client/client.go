@@ -574,6 +574,18 @@ func (c *Client) noteInfo(kind uint32, data []byte) {
 	}
 }
 
+// lastWords returns why a server that has hung up did so, if TLS had it say that:
+// of a client's certificate it says so only when the client thinks that all is well.
+func (c *Client) lastWords() error {
+	if _, ok := c.nc.(*tls.Conn); !ok {
+		return nil
+	}
+	if _, err := c.nc.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		return err
+	}
+	return nil
+}
+
 // maxReplyBytes is the longest reply to an option that is believed.
 const maxReplyBytes = 64 << 10
 
@@ -581,6 +593,9 @@ const maxReplyBytes = 64 << 10
 // the server's reason, if it refused the option.
 func (c *Client) option(option uint32, data []byte, note func(kind uint32, data []byte)) (refusal string, err error) {
 	if _, err := c.nc.Write(wire.AppendOption(nil, option, data)); err != nil {
+		if why := c.lastWords(); why != nil {
+			err = why
+		}
 		return "", fmt.Errorf("option %d: %w", option, err)
 	}
 	for {

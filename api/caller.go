@@ -8,8 +8,6 @@ import (
 	"net/http"
 	"strings"
 
-	"connectrpc.com/connect"
-
 	"github.com/tidemark/tidemark/access"
 )
 
@@ -30,6 +28,11 @@ func markLocal(ctx context.Context, c net.Conn) context.Context {
 	return ctx
 }
 
+func isLocal(ctx context.Context) bool {
+	local, _ := ctx.Value(localKey{}).(bool)
+	return local
+}
+
 // caller returns who calls.
 func caller(ctx context.Context) access.Client {
 	c, _ := ctx.Value(callerKey{}).(access.Client)
@@ -40,12 +43,11 @@ func caller(ctx context.Context) access.Client {
 // verified certificate, or with a known token. One that shows a token which is
 // not known is refused whatever else it shows.
 func identify(guard *access.Guard, next http.Handler) http.Handler {
-	refusal := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c, err := prove(guard, r)
 		if err != nil {
-			// A client that is gone before it reads this learns nothing more.
-			_ = refusal.Write(w, r, wireError(err, nil))
+			w.Header().Set("Connection", "close") // over HTTP/2 too: all its calls are as bad
+			refuse(w, r, err)
 			return
 		}
 		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, c)))
@@ -53,7 +55,7 @@ func identify(guard *access.Guard, next http.Handler) http.Handler {
 }
 
 func prove(guard *access.Guard, r *http.Request) (c access.Client, err error) {
-	if c.Local, _ = r.Context().Value(localKey{}).(bool); c.Local {
+	if c.Local = isLocal(r.Context()); c.Local {
 		return c, nil
 	}
 	proved := r.TLS != nil && len(r.TLS.VerifiedChains) > 0

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"errors"
+	"os"
 	"strings"
 
 	"connectrpc.com/connect"
@@ -38,6 +39,7 @@ var conditions = []struct {
 	{errUnproved, tidemarkv1.Reason_REASON_DENIED, connect.CodeUnauthenticated},
 	{store.ErrCorrupt, tidemarkv1.Reason_REASON_CORRUPT, connect.CodeDataLoss},
 	{context.Canceled, tidemarkv1.Reason_REASON_UNSPECIFIED, connect.CodeCanceled},
+	{os.ErrDeadlineExceeded, tidemarkv1.Reason_REASON_UNSPECIFIED, connect.CodeDeadlineExceeded},
 	{context.DeadlineExceeded, tidemarkv1.Reason_REASON_UNSPECIFIED, connect.CodeDeadlineExceeded},
 	{nil, tidemarkv1.Reason_REASON_UNSPECIFIED, connect.CodeInternal},
 }

@@ -1,7 +1,9 @@
 package api
 
 import (
+	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -11,6 +13,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -19,6 +23,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/tidemark/tidemark/access"
 	"github.com/tidemark/tidemark/api/tidemarkv1"
 	rpc "github.com/tidemark/tidemark/api/tidemarkv1/tidemarkv1connect"
 	"github.com/tidemark/tidemark/internal/vfs"
@@ -174,12 +179,7 @@ func TestRequestThatIsTooLongIsRefused(t *testing.T) {
 
 func TestRequestThatDripsEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := pipes{make(chan net.Conn), make(chan struct{})}
-		server := NewServer(inMemory(t), Options{})
-		served := make(chan error, 1)
-		go func() { served <- server.Serve(l) }()
-		client, end := net.Pipe()
-		l.conns <- end
+		client := piped(t, nil)(true)
 		go func() {
 			_, _ = fmt.Fprintf(client, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/proto\r\nContent-Length: 10\r\n\r\n", rpc.TidemarkServiceGetVolumeProcedure)
 			for err := error(nil); err == nil; time.Sleep(20 * time.Second) {
@@ -192,11 +192,213 @@ func TestRequestThatDripsEnds(t *testing.T) {
 			t.Errorf("it was heard for %v", d)
 		}
 		_ = client.Close()
-		if err := errors.Join(server.Shutdown(t.Context()), <-served); err != nil {
-			t.Error(err)
-		}
 		time.Sleep(time.Minute) // the client's last nap
 	})
+}
+
+func TestWhoIsRefusedDoesNotKeepTheConnection(t *testing.T) {
+	const announced = "POST " + rpc.TidemarkServiceListVolumesProcedure + " HTTP/1.1\r\nHost: x\r\nContent-Type: application/proto\r\nContent-Length: 1000\r\n"
+	for what, request := range map[string]string{
+		"without a token":      announced + "\r\n",
+		"with an unknown one":  announced + "Authorization: Bearer x\r\n\r\n",
+		"from a page's script": announced + "Sec-Fetch-Site: cross-site\r\n\r\n",
+		// An HTTP/2 window of no bytes: the answer can't be sent. Then POST / of x.
+		"who takes no answer": "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" +
+			"\x00\x00\x06\x04\x00\x00\x00\x00\x00" + "\x00\x04\x00\x00\x00\x00" +
+			"\x00\x00\x06\x01\x05\x00\x00\x00\x01" + "\x83\x86\x84\x41\x01x",
+	} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				client := piped(t, nil)(false)
+				go func() { _, _ = io.WriteString(client, request) }()
+				if err := client.SetReadDeadline(time.Now().Add(10 * bodyTimeout)); err != nil {
+					t.Fatal(err)
+				}
+				if err := hear(client); !errors.Is(err, io.EOF) {
+					t.Errorf("it still has its connection: %v", err)
+				}
+			})
+		})
+	}
+}
+
+// hear reads to the end, and answers HTTP/2 pings: their peer lives.
+func hear(nc net.Conn) error {
+	r := bufio.NewReader(nc)
+	for {
+		head, err := r.Peek(9)
+		if err != nil || bytes.HasPrefix(head, []byte("HTTP/1.1")) {
+			_, e := io.Copy(io.Discard, r)
+			return cmp.Or(err, e, io.EOF)
+		}
+		frame := make([]byte, 9+int(head[0])<<16+int(head[1])<<8+int(head[2]))
+		if _, err := io.ReadFull(r, frame); err != nil {
+			return err
+		}
+		if frame[3] == 6 && frame[4] == 0 { // PING, to be sent back with ACK
+			frame[4] = 1
+			if _, err := nc.Write(frame); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func TestTransferThatStandsStillEndsUnlessItComesFromThisMachine(t *testing.T) {
+	http1, http2 := new(http.Protocols), new(http.Protocols)
+	http1.SetHTTP1(true)
+	http2.SetUnencryptedHTTP2(true)
+	for _, test := range []struct {
+		what  string
+		over  *http.Protocols
+		local bool
+	}{
+		{"HTTP/1.1", http1, false},
+		{"HTTP/2", http2, false},
+		{"HTTP/1.1, on this machine", http1, true},
+		{"HTTP/2, on this machine", http2, true},
+	} {
+		t.Run(test.what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				guard, token := tokenGuard(t)
+				dial := piped(t, guard)
+				ctx, cancel := context.WithTimeout(t.Context(), 10*stallTimeout) // of the bubble's clock
+				defer cancel()
+				ask := func(path string, body io.Reader) (*http.Response, error) {
+					transport := &http.Transport{
+						DialContext: func(context.Context, string, string) (net.Conn, error) { return dial(test.local), nil },
+						Protocols:   test.over,
+						HTTP2:       &http.HTTP2Config{MaxReceiveBufferPerStream: 64 << 10},
+					}
+					t.Cleanup(transport.CloseIdleConnections)
+					r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://x"+path, body)
+					if err != nil {
+						t.Fatal(err)
+					}
+					r.Header.Set("Content-Type", "application/connect+json")
+					r.Header.Set("Authorization", "Bearer "+token)
+					return transport.RoundTrip(r)
+				}
+				message := func(text string) []byte {
+					return append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(text))), text...)
+				}
+
+				// One that reads nothing for a while finds the end of its export missing.
+				export, err := ask(rpc.TidemarkServiceExportProcedure, bytes.NewReader(message(`{"name":"v"}`)))
+				if err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(2 * stallTimeout)
+				b, err := io.ReadAll(export.Body)
+				_ = export.Body.Close()
+				if (err == nil) != test.local {
+					t.Errorf("export: %d bytes, %v", len(b), err)
+				}
+
+				// One that sends nothing more has its answer before it has sent the end.
+				body, more := io.Pipe()
+				defer func() { _ = more.Close() }()
+				time.AfterFunc(2*stallTimeout, func() { _ = more.Close() })
+				go func() { _, _ = more.Write(message(`{"volume":"v"}`)) }()
+				begin := time.Now()
+				done, err := ask(rpc.TidemarkServiceImportProcedure, body)
+				if ended := time.Since(begin) < 2*stallTimeout; ended == test.local || test.local && err != nil {
+					t.Errorf("import: answered after %v, %v", time.Since(begin), err)
+				}
+				if err != nil {
+					return // over HTTP/1.1 the answer may be lost with the connection
+				}
+				if b, err := io.ReadAll(done.Body); err == nil && test.over == http2 && strings.Contains(string(b), "nothing arrived for") == test.local {
+					t.Errorf("import: answered %s", b)
+				}
+				_ = done.Body.Close()
+			})
+		})
+	}
+}
+
+func TestTransfersOverTheUnixSocketHavePlacesOfTheirOwn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		guard, token := tokenGuard(t)
+		dial := piped(t, guard)
+		begin := func(unix bool) *bufio.Reader {
+			client := dial(unix)
+			go func() {
+				_, _ = fmt.Fprintf(client, "POST %s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Type: application/connect+proto\r\nContent-Length: 1000\r\n\r\n",
+					rpc.TidemarkServiceImportProcedure, token)
+			}()
+			synctest.Wait()
+			return bufio.NewReader(client)
+		}
+		for range maxTransfers {
+			begin(false)
+		}
+		refused := begin(false)
+		unix := begin(true)
+		answer, err := http.ReadResponse(refused, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(answer.Body)
+		if err != nil || !answer.Close || !strings.Contains(string(b), "resource_exhausted") {
+			t.Errorf("one more: %v, %s", answer, b)
+		}
+		// Its connection ends, though it does not send the body.
+		if _, err := refused.ReadByte(); err != io.EOF {
+			t.Error(err)
+		}
+		synctest.Wait()
+		if unix.Buffered() != 0 {
+			t.Error("it shuts the unix socket")
+		}
+	})
+}
+
+// piped serves a store in memory, with a volume full of data, and returns how
+// to connect to it: as over a unix socket, or as over TCP.
+func piped(t *testing.T, guard *access.Guard) (dial func(unix bool) net.Conn) {
+	t.Helper()
+	l := pipes{make(chan net.Conn), make(chan struct{})}
+	s := inMemory(t)
+	view, err := s.OpenView("v")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := view.WriteAt(bytes.Repeat([]byte{1}, int(view.SizeBytes())), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := view.Close(); err != nil {
+		t.Fatal(err)
+	}
+	server := NewServer(s, Options{Guard: guard})
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(l) }()
+	t.Cleanup(func() {
+		if err := errors.Join(server.Shutdown(context.Background()), <-served); err != nil {
+			t.Error(err)
+		}
+	})
+	return func(unix bool) net.Conn {
+		client, end := net.Pipe()
+		t.Cleanup(func() { _ = client.Close() })
+		if unix {
+			end = local{end}
+		}
+		l.conns <- end
+		return client
+	}
+}
+
+// tokenGuard returns a guard who knows one token, and that.
+func tokenGuard(t *testing.T) (g *access.Guard, token string) {
+	t.Helper()
+	token, line, err := access.NewToken("t")
+	must(t, err)
+	file := filepath.Join(t.TempDir(), "tokens")
+	must(t, os.WriteFile(file, []byte(line+"\n"), 0o600))
+	g, err = access.Open(access.Files{Tokens: file})
+	must(t, err)
+	return g, token
 }
 
 // pipes is a listener of what a test puts into it.
@@ -208,7 +410,7 @@ type pipes struct {
 func (l pipes) Accept() (net.Conn, error) {
 	select {
 	case nc := <-l.conns:
-		return local{nc}, nil
+		return nc, nil
 	case <-l.closed:
 		return nil, net.ErrClosed
 	}
@@ -246,7 +448,7 @@ func TestCallsBeyondTheLimitAreRefused(t *testing.T) {
 			done <- struct{}{}
 		}()
 	}
-	for len(l.transfers) < maxTransfers {
+	for len(l.remote.transfers) < maxTransfers {
 		time.Sleep(0)
 	}
 	if w := ask(rpc.TidemarkServiceExportProcedure); !strings.Contains(w.Body.String(), "resource_exhausted") {

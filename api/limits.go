@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 	"time"
 
@@ -16,69 +17,147 @@ import (
 	"github.com/tidemark/tidemark/store"
 )
 
-// What callers may do to a server at once. A call beyond it is refused with
-// REASON_LIMIT, a connection closed.
+// What callers may do to a server at once, those over unix sockets and all the
+// others apart: a flood from the network shuts nobody on this machine out. A call
+// beyond it is refused with REASON_LIMIT, a connection closed.
 const (
 	maxCalls        = 1024
-	maxTransfers    = 16  // imports, exports and verifications: each has megabytes in memory
-	maxConnections  = 256 // over TCP, and as many over unix sockets
+	maxTransfers    = 16 // imports, exports and verifications: each has megabytes in memory
+	maxConnections  = 256
 	maxStreams      = 128 // calls of one HTTP/2 connection
 	maxRequestBytes = 1 << 20
 	maxHeaderBytes  = 64 << 10
 	// bodyTimeout is how long a request that is one message may take to arrive,
-	// and headerTimeout its header.
+	// or the rest of one that is refused, and headerTimeout its header.
 	bodyTimeout   = 30 * time.Second
 	headerTimeout = 10 * time.Second
 	// idleTimeout is how long a connection without a call is kept.
 	idleTimeout = 2 * time.Minute
+	// stallTimeout is how long a caller may leave a message of an answer
+	// unread, or send nothing of an import.
+	stallTimeout = time.Minute
 )
 
+// paced holds callers to their time: a call that nobody reads or feeds ends,
+// whatever becomes of it in next.
+func paced(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		p := &pace{ResponseWriter: w, control: http.NewResponseController(w), patience: stallTimeout}
+		if isLocal(r.Context()) {
+			p.patience = 0
+		}
+		// No deadline can be set for a connection that has failed, nor in a test
+		// that has none.
+		_ = p.control.SetReadDeadline(time.Now().Add(bodyTimeout))
+		next.ServeHTTP(p, r)
+		if r.ProtoMajor > 1 {
+			p.Flush() // all but the end, which waits for no window
+			return
+		}
+		// The server sends what is left of the answer, and reads what is left of
+		// the body; then it sets deadlines of its own.
+		_ = p.control.SetReadDeadline(time.Now().Add(bodyTimeout))
+		_ = p.control.SetWriteDeadline(p.deadline())
+	})
+}
+
+// pace is the ResponseWriter of a call whose caller must go on reading. Those on
+// this machine may pause, as a pipe does: it is theirs.
+type pace struct {
+	http.ResponseWriter
+	control  *http.ResponseController
+	patience time.Duration // 0: without end
+}
+
+func (p *pace) deadline() (t time.Time) {
+	if p.patience > 0 {
+		t = time.Now().Add(p.patience)
+	}
+	return t
+}
+
+// Write sets the deadline for itself alone: the next message may be long in the making.
+func (p *pace) Write(b []byte) (int, error) {
+	_ = p.control.SetWriteDeadline(p.deadline())
+	n, err := p.ResponseWriter.Write(b)
+	_ = p.control.SetWriteDeadline(time.Time{})
+	return n, err
+}
+
+// Flush implements http.Flusher. A caller that is gone shows at the next write.
+func (p *pace) Flush() {
+	_ = p.control.SetWriteDeadline(p.deadline())
+	_ = p.control.Flush()
+	_ = p.control.SetWriteDeadline(time.Time{})
+}
+
+// Unwrap is for http.ResponseController.
+func (p *pace) Unwrap() http.ResponseWriter { return p.ResponseWriter }
+
+// pacedBody is a body that must go on arriving.
+type pacedBody struct {
+	io.ReadCloser
+	pace *pace
+}
+
+func (b pacedBody) Read(p []byte) (int, error) {
+	_ = b.pace.control.SetReadDeadline(b.pace.deadline())
+	n, err := b.ReadCloser.Read(p)
+	_ = b.pace.control.SetReadDeadline(time.Time{}) // a message may be long in the writing
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = fmt.Errorf("nothing arrived for %v: %w", b.pace.patience, err)
+	}
+	return n, err
+}
+
 // limits bounds what calls take of the server: a request that is one message is
-// received, in its time, before the service sees it; calls are counted.
+// received, in its time, before the service sees it; calls are counted. It
+// stands within paced.
 type limits struct {
-	next      http.Handler
-	refuse    *connect.ErrorWriter
-	calls     chan struct{} // a place for each
-	transfers chan struct{}
+	next          http.Handler
+	local, remote places
+}
+
+type places struct{ calls, transfers chan struct{} }
+
+func newPlaces() places {
+	return places{make(chan struct{}, maxCalls), make(chan struct{}, maxTransfers)}
 }
 
 func newLimits(next http.Handler) *limits {
-	return &limits{
-		next:      next,
-		refuse:    connect.NewErrorWriter(),
-		calls:     make(chan struct{}, maxCalls),
-		transfers: make(chan struct{}, maxTransfers),
-	}
+	return &limits{next: next, local: newPlaces(), remote: newPlaces()}
 }
 
 func (l *limits) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	places, what := l.calls, "calls"
+	all := l.remote
+	if isLocal(r.Context()) {
+		all = l.local
+	}
+	places, what := all.calls, "calls"
 	switch r.URL.Path {
 	case rpc.TidemarkServiceImportProcedure, rpc.TidemarkServiceExportProcedure, rpc.TidemarkServiceVerifySnapshotProcedure:
-		places, what = l.transfers, "imports, exports and verifications"
+		places, what = all.transfers, "imports, exports and verifications"
 	}
 	select {
 	case places <- struct{}{}:
 		defer func() { <-places }()
 	default:
-		l.fail(w, r, fmt.Errorf("%w: %d %s at once are allowed; try again later", store.ErrLimit, cap(places), what))
+		refuse(w, r, fmt.Errorf("%w: %d %s at once are allowed; try again later", store.ErrLimit, cap(places), what))
 		return
 	}
 	if r.URL.Path != rpc.TidemarkServiceImportProcedure {
 		if err := receive(w, r); err != nil {
-			l.fail(w, r, err)
+			refuse(w, r, err)
 			return
 		}
+	} else if p, ok := w.(*pace); ok {
+		r.Body = pacedBody{r.Body, p}
 	}
 	l.next.ServeHTTP(w, r)
 }
 
-// receive replaces the body of a request by what it holds.
+// receive replaces the body of a request by what it holds, and lifts the deadline.
 func receive(w http.ResponseWriter, r *http.Request) error {
-	control := http.NewResponseController(w)
-	if err := control.SetReadDeadline(time.Now().Add(bodyTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
-		return err
-	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxRequestBytes))
 	var tooLong *http.MaxBytesError
 	switch {
@@ -88,19 +167,23 @@ func receive(w http.ResponseWriter, r *http.Request) error {
 		return fmt.Errorf("%w: the request did not arrive: %w", store.ErrInvalid, err)
 	}
 	r.Body = io.NopCloser(bytes.NewReader(body))
-	if err := control.SetReadDeadline(time.Time{}); err != nil && !errors.Is(err, http.ErrNotSupported) {
+	if err := http.NewResponseController(w).SetReadDeadline(time.Time{}); err != nil && !errors.Is(err, http.ErrNotSupported) {
 		return err
 	}
 	return nil
 }
 
-// fail refuses a call. What the caller does not read of it is lost.
-func (l *limits) fail(w http.ResponseWriter, r *http.Request, err error) {
-	_ = l.refuse.Write(w, r, wireError(err, nil))
+// refuse answers a call that goes no further. Over HTTP/1 the connection goes
+// with it, rather than the rest of the body being awaited; over HTTP/2 other
+// calls share it. What the caller does not read of the answer is lost.
+func refuse(w http.ResponseWriter, r *http.Request, err error) {
+	if r.ProtoMajor == 1 {
+		w.Header().Set("Connection", "close")
+	}
+	_ = connect.NewErrorWriter().Write(w, r, wireError(err, nil))
 }
 
-// A door closes connections beyond maxConnections, for TCP and for unix sockets
-// apart: a flood from the network shuts nobody on this machine out.
+// A door closes connections beyond maxConnections, of each network apart.
 type door struct {
 	mu     sync.Mutex
 	inside map[net.Conn]string // network

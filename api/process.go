@@ -15,13 +15,16 @@ import (
 
 // holds knows which processes a HoldProcess call holds. Its lock is held over
 // the begin and the end of an explicit process, so that an end never falls
-// between the begin of a process and its hold.
+// between the begin of a process and its hold; and over the check of the rights
+// to it, so that no process begins under its token between check and use.
 type holds struct {
 	mu    sync.Mutex
 	ended map[string]chan struct{} // by token; closed by EndProcess
 }
 
 func (s *service) BeginProcess(ctx context.Context, r *tidemarkv1.BeginProcessRequest) (*tidemarkv1.BeginProcessResponse, error) {
+	s.holds.mu.Lock()
+	defer s.holds.mu.Unlock()
 	if err := s.may(ctx, rpc.TidemarkServiceBeginProcessProcedure, r.GetVolumes()...); err != nil {
 		return nil, wireError(err, nil)
 	}
@@ -30,11 +33,11 @@ func (s *service) BeginProcess(ctx context.Context, r *tidemarkv1.BeginProcessRe
 }
 
 func (s *service) EndProcess(ctx context.Context, r *tidemarkv1.EndProcessRequest) (*tidemarkv1.EndProcessResponse, error) {
+	s.holds.mu.Lock()
+	defer s.holds.mu.Unlock()
 	if err := s.mayProcess(ctx, rpc.TidemarkServiceEndProcessProcedure, r.GetToken()); err != nil {
 		return nil, wireError(err, nil)
 	}
-	s.holds.mu.Lock()
-	defer s.holds.mu.Unlock()
 	p, err := s.store.EndProcess(r.GetToken(), r.GetTorn())
 	if held := s.holds.ended[r.GetToken()]; err == nil && held != nil {
 		close(held)
@@ -52,7 +55,7 @@ func (s *service) ListProcesses(ctx context.Context, _ *tidemarkv1.ListProcesses
 }
 
 // mayProcess is may for the volumes of a running process. Who may not use it
-// does not learn that it runs.
+// does not learn that it runs. The caller holds holds.mu.
 func (s *service) mayProcess(ctx context.Context, procedure, token string) error {
 	for _, p := range s.store.Processes() {
 		if p.Token == token && s.may(ctx, procedure) == nil && s.may(ctx, procedure, p.Volumes...) != nil {
@@ -63,14 +66,7 @@ func (s *service) mayProcess(ctx context.Context, procedure, token string) error
 }
 
 func (s *service) HoldProcess(ctx context.Context, r *tidemarkv1.HoldProcessRequest, stream *connect.ServerStream[tidemarkv1.HoldProcessResponse]) error {
-	err := s.may(ctx, rpc.TidemarkServiceHoldProcessProcedure, r.GetVolumes()...)
-	if err == nil && len(r.GetVolumes()) == 0 {
-		err = s.mayProcess(ctx, rpc.TidemarkServiceHoldProcessProcedure, r.GetToken())
-	}
-	if err != nil {
-		return wireError(err, nil)
-	}
-	p, ended, err := s.hold(r)
+	p, ended, err := s.hold(ctx, r)
 	if err != nil {
 		return wireError(err, nil)
 	}
@@ -88,12 +84,14 @@ func (s *service) HoldProcess(ctx context.Context, r *tidemarkv1.HoldProcessRequ
 }
 
 // hold begins the process, or finds it, and registers the hold.
-func (s *service) hold(r *tidemarkv1.HoldProcessRequest) (p store.ProcessInfo, ended chan struct{}, err error) {
+func (s *service) hold(ctx context.Context, r *tidemarkv1.HoldProcessRequest) (p store.ProcessInfo, ended chan struct{}, err error) {
 	s.holds.mu.Lock()
 	defer s.holds.mu.Unlock()
 	if len(r.GetVolumes()) > 0 {
-		p, err = s.store.BeginProcess(r.GetVolumes(), r.GetToken())
-	} else {
+		if err = s.may(ctx, rpc.TidemarkServiceHoldProcessProcedure, r.GetVolumes()...); err == nil {
+			p, err = s.store.BeginProcess(r.GetVolumes(), r.GetToken())
+		}
+	} else if err = s.mayProcess(ctx, rpc.TidemarkServiceHoldProcessProcedure, r.GetToken()); err == nil {
 		p, err = s.explicit(r.GetToken())
 	}
 	if err != nil {

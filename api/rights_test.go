@@ -3,12 +3,16 @@ package api
 import (
 	"context"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"connectrpc.com/connect"
@@ -17,6 +21,7 @@ import (
 
 	"github.com/tidemark/tidemark/access"
 	"github.com/tidemark/tidemark/api/tidemarkv1"
+	rpc "github.com/tidemark/tidemark/api/tidemarkv1/tidemarkv1connect"
 	"github.com/tidemark/tidemark/internal/certtest"
 	"github.com/tidemark/tidemark/store"
 	"github.com/tidemark/tidemark/volume"
@@ -257,6 +262,66 @@ func TestWhoMayNotReadLearnsNothingOfWhatThereIs(t *testing.T) {
 		if err != nil || len(r.GetSnapshots()) != 0 {
 			t.Errorf("snapshots of %s: %v, %v", name, r, err)
 		}
+	}
+}
+
+// probe is a call's context that runs a function whenever it is asked who calls.
+type probe struct {
+	context.Context
+	asked func()
+}
+
+func (p probe) Value(key any) any {
+	if key == (callerKey{}) {
+		p.asked()
+		return access.Client{Token: "t"}
+	}
+	return p.Context.Value(key)
+}
+
+// A token can be guessed before its process begins: a caller who was let pass
+// since there was no such process must not reach the one that begins then.
+func TestNoProcessBeginsBetweenTheCheckOfRightsAndTheCall(t *testing.T) {
+	dir := t.TempDir()
+	list := filepath.Join(dir, "access.yaml")
+	must(t, os.WriteFile(list, []byte("tokens: {t: [{exports: [mine], rights: [write]}]}"), 0o600))
+	guard, err := access.Open(access.Files{List: list})
+	must(t, err)
+	for path, body := range map[string]string{
+		rpc.TidemarkServiceBeginProcessProcedure: `{"token":"guessed","volumes":["mine"]}`,
+		rpc.TidemarkServiceEndProcessProcedure:   `{"token":"guessed","torn":true}`,
+		rpc.TidemarkServiceHoldProcessProcedure:  `{"token":"guessed"}`,
+	} {
+		t.Run(path, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := &service{store: inMemory(t), guard: guard}
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // of the bubble's clock
+				defer cancel()
+				begun := false
+				asked := func() {
+					if begun || !s.holds.mu.TryLock() {
+						return
+					}
+					defer s.holds.mu.Unlock()
+					_, err := s.store.BeginProcess([]string{"v"}, "guessed")
+					must(t, err)
+					begun = true
+				}
+				kind := "application/json"
+				if path == rpc.TidemarkServiceHoldProcessProcedure {
+					kind = "application/connect+json"
+					body = string(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(body)))) + body
+				}
+				r := httptest.NewRequestWithContext(probe{ctx, asked}, http.MethodPost, path, strings.NewReader(body))
+				r.Header.Set("Content-Type", kind)
+				w := httptest.NewRecorder()
+				_, handler := rpc.NewTidemarkServiceHandler(s)
+				handler.ServeHTTP(w, r)
+				if begun {
+					t.Errorf("one begins, and then the call says %s; now there are %+v", w.Body, s.store.Processes())
+				}
+			})
+		})
 	}
 }
 

@@ -66,12 +66,12 @@ func NewServer(s *store.Store, o Options) *Server {
 	ctx, end := context.WithCancelCause(context.Background())
 	return &Server{end: end, http: &http.Server{
 		// A web page that the user visits must not reach a local server.
-		Handler:           http.NewCrossOriginProtection().Handler(identify(o.Guard, newLimits(mux))),
+		Handler:           paced(http.NewCrossOriginProtection().Handler(identify(o.Guard, newLimits(mux)))),
 		ConnContext:       markLocal,
 		TLSConfig:         o.Guard.TLS(o.Guard.HasTokens(), "h2", "http/1.1"),
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		Protocols:         protocols(true),
-		HTTP2:             &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingAfter, MaxConcurrentStreams: maxStreams},
+		HTTP2:             &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingAfter, WriteByteTimeout: stallTimeout, MaxConcurrentStreams: maxStreams},
 		ConnState:         newDoor().pass,
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/tidemark/tidemark/api"
 	"github.com/tidemark/tidemark/api/tidemarkv1"
+	"github.com/tidemark/tidemark/nbd"
 	"github.com/tidemark/tidemark/nbd/client"
 )
 
@@ -142,7 +144,8 @@ func (s *server) open(ctx context.Context, export string) (*client.Client, error
 	for {
 		c, err := client.DialExport(ctx, "unix", s.path("nbd.sock"), export)
 		var refused *client.RefusedError
-		if err == nil || errors.As(err, &refused) || ctx.Err() != nil {
+		ending := strings.Contains(fmt.Sprint(err), nbd.ErrShutdown.Error())
+		if err == nil || errors.As(err, &refused) && !ending || ctx.Err() != nil {
 			return c, err
 		}
 		pause(ctx, 50*time.Millisecond)

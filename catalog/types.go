@@ -89,6 +89,9 @@ type Snapshot struct {
 	// Verified is when all that it shows was last read and held against its
 	// checksums by itself; zero if never.
 	Verified time.Time `json:"verified,omitzero"`
+	// WrongHash: it was found sound then, block by block, with another hash than
+	// that of its seal.
+	WrongHash bool `json:"wrongHash,omitempty"`
 }
 
 // State is everything that a catalog holds.

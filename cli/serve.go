@@ -244,6 +244,8 @@ func (o serveOptions) limits() error {
 		return usage("--client-buffer, --total-buffer and --scrub-rate must be more than 0")
 	case o.stallTimeout <= 0:
 		return usage("--stall-timeout %v: it must be more than 0", o.stallTimeout)
+	case o.stallTimeout < time.Second:
+		return usage("--stall-timeout %v: it must be 1s or more", o.stallTimeout)
 	case o.scrubEvery < 0:
 		return usage("--scrub-every %v: it must be 0 (never) or more", o.scrubEvery)
 	}

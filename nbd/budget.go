@@ -3,6 +3,7 @@ package nbd
 import (
 	"errors"
 	"net"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -24,6 +25,8 @@ const (
 	MinTotalBufferBytes = 4 * maxPayloadBytes
 	// minMovedBytes is the least that counts as progress.
 	minMovedBytes = 64 << 10
+	// passShare is the part of the desks' half that is for passes.
+	passShare = 8
 )
 
 // A budget bounds the memory that clients make a server hold, and says who may
@@ -34,19 +37,23 @@ const (
 //
 //	TotalBufferBytes + connections x (shareBytes + 2 x smallBytes)
 //
-// beside its goroutines and the handshakes (maxHandshakes, each less than
-// 64 KiB), and none keeps another one from being served.
+// beside its goroutines, the handshakes (maxHandshakes, each less than 64 KiB),
+// and for each connection over TLS waitBytes and the records that crypto/tls
+// holds, one each way; and none keeps another one from being served.
 //
 //  1. One half is for desks, the large buffers that a session with much to do
-//     works at. Nobody waits for a desk: a session without one works in pieces
-//     of smallBytes. It is given back before the session waits for its client,
-//     but for a payload that is half in it.
+//     works at, and for passes, which spare it system calls over TLS. Nobody
+//     waits for them: a session without a desk works in pieces of smallBytes,
+//     one without a pass record by record. A desk is given back before the
+//     session waits for its client to send, but for a payload that is half in it.
 //  2. The other half is for commands: what a payload, a read's data or a
 //     status reply takes, from before the payload is received or the data is
-//     read until the reply is in the socket. A command draws once, all that it
-//     will need, and holds nothing of this half while it waits to draw; so
+//     read until the reply is in the socket. A command draws all that it will
+//     need at once, and holds nothing of this half while it waits to draw; so
 //     those that hold can finish, and who waits gets its turn: first come,
-//     first served.
+//     first served. (What is left of a write with FUA once its payload is
+//     stored, the flush, is a command of its own: it draws when the payload
+//     was given back.)
 //  3. What a connection has in work up to shareBytes draws nothing and so
 //     waits for nobody else: requests of a block are served whoever holds the
 //     budget.
@@ -54,25 +61,30 @@ const (
 //     work; the next waits for its own to finish.
 //  5. Who holds and has its client to blame, that is waits for the rest of a
 //     payload or for the client to read replies, must move an eighth of what
-//     it holds, or minMovedBytes, within StallTimeout while others wait, or is
-//     cut off. While nobody waits a client may take for ever.
+//     it holds, and at least minMovedBytes, within StallTimeout while others
+//     wait, or is cut off. What is moved counts as it goes into the socket,
+//     also in the middle of a write, and comes out, over TLS a record at a
+//     time. While nobody waits a client may take for ever.
 //
 // Rejected: a deadline for each read and write, for it would cut an honest slow
 // client where nobody needs what it holds; a limit for each connection alone,
-// for times connections it is more than any machine has.
+// for times connections it is more than any machine has; to write in pieces
+// that are small enough to count, for they cost who is in nobody's way.
 type budget struct {
 	commandLimit int64 // bytes
 	clientLimit  int64 // bytes
 	deskLimit    int64 // desks
+	passLimit    int64 // passes
 	stallTimeout time.Duration
 
-	desks atomic.Int64 // taken
+	desks  atomic.Int64 // taken
+	passes atomic.Int64 // taken
 
 	mu       sync.Mutex
 	used     int64 // bytes of commands beyond each connection's share
 	accounts map[*account]struct{}
 	waiting  []*account // first come first; each has wants
-	pressed  bool       // a desk was refused since the watch looked last
+	pressed  bool       // a desk or a pass was refused since the watch looked last
 	watching bool       // watch runs
 }
 
@@ -81,8 +93,9 @@ func newBudget(totalBytes, clientBytes int64, stallTimeout time.Duration) *budge
 	return &budget{
 		commandLimit: half,
 		clientLimit:  clientBytes,
-		deskLimit:    half / deskBytes,
-		stallTimeout: stallTimeout,
+		deskLimit:    (half - half/passShare) / deskBytes,
+		passLimit:    half / passShare / passBytes,
+		stallTimeout: max(stallTimeout, minStallTimeout),
 		accounts:     map[*account]struct{}{},
 	}
 }
@@ -96,6 +109,7 @@ type account struct {
 	moved    atomic.Int64 // bytes that went through the socket
 	awaiting atomic.Int32 // reads and writes that wait for the client while something is held
 	atDesk   atomic.Bool
+	passes   atomic.Int32
 	stalled  atomic.Bool
 
 	count atomic.Int32  // commands in work; changes under budget.mu
@@ -106,7 +120,9 @@ type account struct {
 	wants       int64 // what enter waits for, with commandBytes; 0 it does not
 	queued      bool  // in budget.waiting
 	markedAt    time.Time
-	markedBytes int64 // moved then
+	markedBytes int64     // moved then
+	nudged      bool      // the socket's write deadline is in the past only to wake Write
+	writeBy     time.Time // what it is otherwise
 }
 
 // open adds a connection.
@@ -227,10 +243,7 @@ func (a *account) takeDesk() bool {
 		return true
 	}
 	b.desks.Add(-1)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.pressed = true
-	b.startWatch()
+	b.press()
 	return false
 }
 
@@ -239,8 +252,78 @@ func (a *account) leaveDesk() {
 	a.budget.desks.Add(-1)
 }
 
-// watchSteps is how often in a StallTimeout the watch looks.
-const watchSteps = 4
+// takePass tells whether there is a pass for the connection.
+func (a *account) takePass() bool {
+	b := a.budget
+	if b.passes.Add(1) <= b.passLimit {
+		a.passes.Add(1)
+		return true
+	}
+	b.passes.Add(-1)
+	b.press()
+	return false
+}
+
+func (a *account) leavePass() {
+	a.passes.Add(-1)
+	a.budget.passes.Add(-1)
+}
+
+// press notes that somebody goes without.
+func (b *budget) press() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.pressed = true
+	b.startWatch()
+}
+
+// Write implements io.Writer: it writes to the socket, and counts what went
+// through whenever it is nudged.
+func (a *account) Write(p []byte) (n int, err error) {
+	for {
+		var k int
+		k, err = a.nc.Write(p[n:])
+		n += k
+		a.moved.Add(int64(k))
+		if n == len(p) || !errors.Is(err, os.ErrDeadlineExceeded) || !a.wasNudged() {
+			return n, err
+		}
+	}
+}
+
+// nudge wakes Write; budget.mu is held.
+func (a *account) nudge() {
+	a.nudged = true
+	_ = a.nc.SetWriteDeadline(longAgo)
+}
+
+// wasNudged tells whether that is why a write of the socket ended, and lets the
+// next one wait again.
+func (a *account) wasNudged() bool {
+	a.budget.mu.Lock()
+	defer a.budget.mu.Unlock()
+	was := a.nudged
+	a.nudged = false
+	if was {
+		_ = a.nc.SetWriteDeadline(a.writeBy)
+	}
+	return was
+}
+
+// setWriteBy sets a deadline for Write.
+func (a *account) setWriteBy(deadline time.Time) {
+	a.budget.mu.Lock()
+	defer a.budget.mu.Unlock()
+	a.writeBy = deadline
+	_ = a.nc.SetWriteDeadline(deadline)
+}
+
+const (
+	// watchSteps is how often in a StallTimeout the watch looks.
+	watchSteps = 4
+	// minStallTimeout is what a shorter one counts as.
+	minStallTimeout = 10 * time.Millisecond
+)
 
 // startWatch has the holders watched as long as somebody waits.
 func (b *budget) startWatch() {
@@ -261,29 +344,36 @@ func (b *budget) watch() {
 	}
 }
 
-// look cuts off who stalls (5); false when nobody waits any more.
+// look cuts off who stalls (5); false when nobody waits any more. What a write
+// has moved is known at the look after the nudge, so that a StallTimeout takes
+// one step more.
 func (b *budget) look(now time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.watching = len(b.waiting) > 0 || b.pressed
 	b.pressed = false
 	for a := range b.accounts {
-		switch held := a.held(); {
-		case held == 0 || a.awaiting.Load() == 0,
-			a.moved.Load()-a.markedBytes >= max(held/8, minMovedBytes),
+		held := a.held()
+		if held == 0 || a.awaiting.Load() == 0 {
+			a.mark(now)
+			continue
+		}
+		switch {
+		case a.moved.Load()-a.markedBytes >= max(held/8, minMovedBytes),
 			a.markedAt.IsZero():
 			a.mark(now)
-		case now.Sub(a.markedAt) >= b.stallTimeout:
+		case now.Sub(a.markedAt) >= b.stallTimeout+b.stallTimeout/watchSteps:
 			a.stalled.Store(true)
 			_ = a.nc.Close()
 		}
+		a.nudge()
 	}
 	return b.watching
 }
 
 // held is what others could have if a gave it back.
 func (a *account) held() int64 {
-	held := a.excess(0)
+	held := a.excess(0) + int64(a.passes.Load())*passBytes
 	if a.atDesk.Load() {
 		held += deskBytes
 	}

@@ -5,6 +5,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -184,4 +185,51 @@ func TestWhoStallsIsCutOffWhileOthersWait(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestTheShortestStallTimeoutIsLongEnoughToWatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBudget(MinTotalBufferBytes, MinTotalBufferBytes, 1)
+		b.deskLimit = 0
+		if b.open(nil).takeDesk() {
+			t.Errorf("there was a desk")
+		}
+		time.Sleep(time.Second) // the watch ends
+	})
+}
+
+func TestAWriteThatIsNudgedGoesOnAndKeepsItsDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client, server := net.Pipe()
+		defer func() { _ = client.Close() }()
+		b := newBudget(MinTotalBufferBytes, MinTotalBufferBytes, time.Minute)
+		a := b.open(server)
+		nudge := func() {
+			b.mu.Lock()
+			a.nudge()
+			b.mu.Unlock()
+			synctest.Wait()
+		}
+		nudge() // before it begins
+		ended := make(chan error)
+		go func() {
+			_, err := a.Write(make([]byte, 1000))
+			ended <- err
+		}()
+		for n := range 10 {
+			if _, err := client.Read(make([]byte, 10)); err != nil {
+				t.Fatal(err)
+			}
+			nudge()
+			if moved := a.moved.Load(); moved != int64(10*n+10) {
+				t.Errorf("%d bytes have moved, not %d", moved, 10*n+10)
+			}
+		}
+		begin := time.Now()
+		a.setWriteBy(begin.Add(time.Second))
+		nudge()
+		if err := <-ended; !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(begin) != time.Second {
+			t.Errorf("after %v: %v", time.Since(begin), err)
+		}
+	})
 }

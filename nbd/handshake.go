@@ -262,7 +262,7 @@ func (h *handshake) startTLS(data []byte) error {
 // upgrade goes on over TLS. What was agreed on without it is forgotten, for it
 // may have been a middleman's.
 func (h *handshake) upgrade() error {
-	secure, err := newSecureConn(h.nc, h.server.options.TLS)
+	secure, err := newSecureConn(h.conn.account, h.server.options.TLS)
 	if err != nil {
 		return fmt.Errorf("TLS: %w", err)
 	}

@@ -36,7 +36,7 @@ type intake struct {
 	owner    owner        // nil: there is nothing but the small buffer
 
 	small    *buffer
-	large    *buffer // of a need that is larger than the owner's buffer
+	large    *buffer // buf's, of a need that was larger than the buffer before
 	buf      []byte
 	r, w     int           // buf[r:w] is received and not yet consumed
 	askBytes int           // at most so many bytes a read
@@ -87,6 +87,8 @@ func (in *intake) buffered() int { return in.w - in.r }
 func (in *intake) use(buf []byte) {
 	in.w = copy(buf, in.buf[in.r:in.w])
 	in.r, in.buf, in.askBytes = 0, buf, len(buf)
+	in.large.release()
+	in.large = nil
 }
 
 // shrink goes back to the small buffer, if what is held and waited for fits.
@@ -101,14 +103,12 @@ func (in *intake) shrink() bool {
 // need waits until n bytes are buffered and returns them, not consumed, valid
 // until the next call.
 func (in *intake) need(n int) ([]byte, error) {
-	if in.large != nil && in.shrink() {
-		in.large.release()
-		in.large = nil
+	if in.large != nil {
+		in.shrink()
 	}
 	if n > len(in.buf) {
 		larger := takeBuffer(n)
 		in.use(larger.bytes)
-		in.large.release()
 		in.large = larger
 	}
 	if in.r == in.w {
@@ -219,22 +219,28 @@ func (in *intake) try(fd uintptr) bool {
 		}
 		p = in.room()
 	}
+	var waits bool
+	if in.n, waits, in.err = readNow(fd, p); waits && in.owner != nil {
+		in.owner.rest()
+	}
+	return !waits
+}
+
+// readNow reads what a socket has; waits when that is nothing.
+func readNow(fd uintptr, p []byte) (n int, waits bool, err error) {
 	for {
-		in.n, in.err = unix.Read(int(fd), p)
+		n, err = unix.Read(int(fd), p)
 		switch {
-		case in.err == unix.EINTR:
+		case err == unix.EINTR:
 			continue
-		case in.err == unix.EAGAIN:
-			if in.owner != nil {
-				in.owner.rest()
-			}
-			return false
-		case in.err != nil:
-			in.n, in.err = 0, os.NewSyscallError("read", in.err)
-		case in.n == 0:
-			in.err = io.EOF
+		case err == unix.EAGAIN:
+			return 0, true, nil
+		case err != nil:
+			return 0, false, os.NewSyscallError("read", err)
+		case n == 0:
+			return 0, false, io.EOF
 		}
-		return true
+		return n, false, nil
 	}
 }
 

@@ -1,16 +1,12 @@
 package nbd
 
 import (
-	"net"
+	"io"
 	"sync"
 	"time"
 
 	"github.com/tidemark/tidemark/nbd/internal/wire"
 )
-
-// pieceBytes is how much is written at once: a batch, and how finely the budget
-// sees that a client reads.
-const pieceBytes = batchBytes + replyHeadroom
 
 // replies is the sending side of a connection. The batch belongs to the
 // goroutine that receives; workers post. Either writes to the socket under
@@ -20,7 +16,7 @@ const pieceBytes = batchBytes + replyHeadroom
 // receiving side goes on until it finds NBD_CMD_DISC or the end, for only that
 // tells whether the client meant to go.
 type replies struct {
-	nc      net.Conn
+	out     io.Writer // the account, or TLS over it
 	device  Device
 	account *account
 	form    wire.Form
@@ -38,8 +34,8 @@ type replies struct {
 	posting bool  // guarded by mu: a worker holds or waits for sending, and will look at queue again
 }
 
-func (o *replies) init(nc net.Conn, device Device, a *account, form wire.Form, sit func() []byte) {
-	o.nc, o.device, o.account, o.form, o.sit = nc, device, a, form, sit
+func (o *replies) init(out io.Writer, device Device, a *account, form wire.Form, sit func() []byte) {
+	o.out, o.device, o.account, o.form, o.sit = out, device, a, form, sit
 }
 
 // use makes memory the batch's and moves the batch there.
@@ -193,14 +189,13 @@ func (o *replies) takeQueue() (q queue, some bool) {
 
 // write writes b to the socket, unless that is broken; o.sending is held.
 func (o *replies) write(b []byte) {
-	for len(b) > 0 && !o.broken {
-		o.account.awaiting.Add(1)
-		n, err := o.nc.Write(b[:min(len(b), pieceBytes)])
-		o.account.awaiting.Add(-1)
-		o.account.moved.Add(int64(n))
-		o.broken = err != nil
-		b = b[n:]
+	if o.broken {
+		return
 	}
+	o.account.awaiting.Add(1)
+	_, err := o.out.Write(b)
+	o.account.awaiting.Add(-1)
+	o.broken = err != nil
 }
 
 // A queue is replies of workers that wait to be written, in any order.

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -254,7 +256,15 @@ func TestTransfersOfEverySizeKeepTheirBytesOverTLS(t *testing.T) {
 	for _, cold := range []bool{false, true} {
 		m := newMemory(size)
 		m.cold.Store(cold)
-		k := enterTLS(t, m, wire.Extended)
+		a := certtest.New(t)
+		p := newPool(t, m, Options{TLS: a.Server(), TLSMode: TLSRequire})
+		if cold {
+			p.server.budget.passLimit = 0 // without a pass everything still works
+		}
+		k := p.socket()
+		k.hello(wire.ClientFixedNewstyle)
+		k.startTLS(a.Client(""))
+		k.enterForm(wire.Extended)
 		for i, n := range []int{1, 4096, 16 << 10, passBytes - 1, passBytes, passBytes + 1, 4 << 20} {
 			off := uint64(7 * i)
 			k.expect(k.command(wire.Request{Command: wire.CmdWrite, Offset: off, Length: uint64(n)}, string(pattern[i:i+n])), `none""`)
@@ -264,6 +274,7 @@ func TestTransfersOfEverySizeKeepTheirBytesOverTLS(t *testing.T) {
 				t.Errorf("%d bytes came back changed", n)
 			}
 		}
+		p.end()
 	}
 }
 
@@ -290,6 +301,76 @@ func TestRequestsThatComeTogetherAreAllAnsweredOverTLS(t *testing.T) {
 			k.expect(k.reply(wire.Request{Command: wire.CmdWrite, Cookie: i}), "simple 0")
 		}
 		k.expect(k.command(wire.Request{Command: wire.CmdRead, Offset: (count - 1) * 8, Length: 8}, ""), fmt.Sprintf("data %d %q", (count-1)*8, "00001999"))
+	}
+}
+
+func TestASilentClientHoldsNoPass(t *testing.T) {
+	client, server := socketPair(t)
+	b := newBudget(MinTotalBufferBytes, MinTotalBufferBytes, time.Minute)
+	p := newPassage(b.open(server))
+	read := make([]byte, passBytes)
+	for _, n := range []int{waitBytes, 3 * waitBytes} {
+		if _, err := client.Write(make([]byte, n)); err != nil {
+			t.Fatal(err)
+		}
+		for got := 0; got < n; {
+			k, err := p.Read(read)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got += k
+		}
+		p.full = true // as if what it sent last had filled a pass, too
+		if err := server.SetReadDeadline(time.Now().Add(20 * time.Millisecond)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.Read(read); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("it was not silent: %v", err)
+		}
+		if len(p.in) != waitBytes || b.passes.Load() != 0 {
+			t.Errorf("it waits with %d bytes and %d passes", len(p.in), b.passes.Load())
+		}
+		if err := server.SetReadDeadline(time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestAClientThatDoesNotReadHoldsAPassOnlyForWhatNeedsIt(t *testing.T) {
+	for _, c := range []struct{ bytes, passes int64 }{{30, 0}, {recordBytes, 0}, {recordBytes + 1, 1}, {8 << 20, 1}} {
+		synctest.Test(t, func(t *testing.T) {
+			a := certtest.New(t)
+			client, server := net.Pipe()
+			b := newBudget(MinTotalBufferBytes, MinTotalBufferBytes, time.Minute)
+			begin := make(chan bool)
+			go func() {
+				_ = tls.Client(client, a.Client("")).Handshake()
+				close(begin)
+			}()
+			account := b.open(server)
+			secure, err := newSecureConn(account, secured(a.Server()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			<-begin
+			ended := make(chan error)
+			go func() {
+				_, err := secure.Write(make([]byte, c.bytes))
+				ended <- err
+			}()
+			synctest.Wait()
+			if n := b.passes.Load(); n != c.passes || account.held() != c.passes*passBytes {
+				t.Errorf("for %d bytes, %d passes and %d bytes are held", c.bytes, n, account.held())
+			}
+			_ = client.Close()
+			if err := <-ended; err == nil {
+				t.Errorf("nobody read %d bytes", c.bytes)
+			}
+			_ = secure.Close()
+			if n := b.passes.Load(); n != 0 {
+				t.Errorf("%d passes are left", n)
+			}
+		})
 	}
 }
 

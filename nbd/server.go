@@ -35,7 +35,7 @@ type Options struct {
 	TotalBufferBytes int64
 	// StallTimeout is how long a client may make no progress with half a
 	// payload, or with a reply that it does not read, while others wait for
-	// the memory that it holds; 0 is 30 s.
+	// the memory that it holds; 0 is 30 s, the least is 10 ms.
 	StallTimeout time.Duration
 	// TLS is the server's side of TLS, of at least version 1.2 whatever it
 	// says; needed unless TLSMode is TLSOff.

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"math/bits"
 	"sync"
 	"time"
@@ -94,7 +95,11 @@ func newSession(d *decision, in *intake, a *account, form wire.Form, selected co
 	in.owner = s
 	s.work = s.worker
 	s.socket.init(in.nc)
-	s.replies.init(in.nc, d.device, a, form, s.sit)
+	var out io.Writer = a
+	if secure, ok := in.nc.(*secureConn); ok {
+		out = secure
+	}
+	s.replies.init(out, d.device, a, form, s.sit)
 	return s
 }
 
@@ -106,7 +111,7 @@ const lastWords = 5 * time.Second
 // after NBD_CMD_DISC, errIdle at shutdown, or what went wrong.
 func (s *session) serve() error {
 	err := s.run()
-	_ = s.in.nc.SetWriteDeadline(time.Now().Add(lastWords))
+	s.account.setWriteBy(time.Now().Add(lastWords))
 	s.replies.flush()
 	s.workers.Wait()
 	s.in.empty()
@@ -328,8 +333,7 @@ func (s *session) write(r *request) error {
 		return payloadError(r, err)
 	}
 	_, err = s.device.TryWriteAt(payload, int64(r.Offset))
-	switch {
-	case wouldBlock(err):
+	if wouldBlock(err) {
 		if t == nil {
 			t = newTask(r)
 			s.draw(t, len(payload))
@@ -338,15 +342,17 @@ func (s *session) write(r *request) error {
 		}
 		s.give(t)
 		return nil
+	}
+	if t != nil {
+		s.dismiss(t) // before the flush draws: who waits to draw holds nothing
+	}
+	switch {
 	case err != nil:
 		s.replies.fail(r, errnoOf(err), err.Error())
 	case r.Flags&wire.FlagFUA != 0:
 		s.hand(newTask(r), 0) // without a payload: the flush is left to do
 	default:
 		s.replies.succeed(r)
-	}
-	if t != nil {
-		s.dismiss(t)
 	}
 	return nil
 }

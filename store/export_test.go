@@ -11,3 +11,18 @@ func (s *Store) Checkpoint(name string) error {
 
 // ScansEnd is closed when verifying and scrubbing have to end.
 func (s *Store) ScansEnd() <-chan struct{} { return s.scans.ctx.Done() }
+
+// WorkEnds returns a channel that is closed when the background work on a volume
+// has to end.
+func (s *Store) WorkEnds(name string) <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.volumes[name].ctx.Done()
+}
+
+// EndWork ends the background work on a volume, as a delete does first.
+func (s *Store) EndWork(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.volumes[name].cancel()
+}

@@ -163,13 +163,18 @@ func (s *Store) snapshotInfoLocked(d *disk, k *volume.VLUN, snap *snapshot) Snap
 }
 
 // verifyStateLocked says what is known of the bytes that a sealed snapshot
-// shows: it was verified by itself, or each of its images was scrubbed.
+// shows: it was verified by itself, or each of its images was scrubbed. While an
+// image has lost its sums, none of its blocks can be read.
 func (d *disk) verifyStateLocked(k *volume.VLUN, snap *snapshot) (v VerifyState) {
 	vluns := d.volume.VLUNs()
 	last := slices.Index(vluns, k)
 	scrubbed := d.sealed[k].scrubbed
 	for i, j := range vluns[:last+1] {
-		v.BadBlocks += d.sealed[j].bad.shown(vluns, i, last)
+		bad := d.sealed[j].bad
+		if lost(j) {
+			bad = allBlocks
+		}
+		v.BadBlocks += bad.shown(vluns, i, last)
 		if t := d.sealed[j].scrubbed; t.Before(scrubbed) {
 			scrubbed = t
 		}

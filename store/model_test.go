@@ -89,9 +89,6 @@ func (s *simStore) Check() ([]string, error) {
 
 func (s *simStore) Scrub() (findings []string, err error) {
 	r, err := s.Store.Scrub(context.Background())
-	if errors.Is(err, errors.ErrUnsupported) {
-		return nil, nil
-	}
 	return r.Snapshots, err
 }
 

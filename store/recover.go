@@ -219,7 +219,7 @@ func (s *Store) recoverSnapshots(d *disk, chain []catalog.Link, drained map[imag
 		return err
 	}
 	for _, k := range vluns[:len(vluns)-1] {
-		if img, ok := k.Image().(*sealed.Image); !ok || img.Lost() != nil {
+		if _, ok := k.Image().(*sealed.Image); !ok || lost(k) {
 			s.sealer.enqueue(k)
 		}
 	}
@@ -234,7 +234,7 @@ func recoveredSnapshot(l catalog.Link) (*snapshot, error) {
 	}
 	snap := &snapshot{
 		name: r.Name, cut: r.Cut, cutTime: r.CutTime, drain: r.Drain, consistency: consistency,
-		torn: r.Torn, waiting: r.Waiting, conflicts: r.Conflicts, verified: r.Verified, settled: make(chan struct{}),
+		torn: r.Torn, waiting: r.Waiting, conflicts: r.Conflicts, verified: r.Verified, wrongHash: r.WrongHash, settled: make(chan struct{}),
 	}
 	if l.Sealed {
 		snap.settle()
@@ -274,7 +274,7 @@ func (d *disk) link(k *volume.VLUN, state volume.State) catalog.Link {
 		l.Snapshot = &catalog.Snapshot{
 			Name: snap.name, Cut: snap.cut, CutTime: snap.cutTime, State: state.String(),
 			Consistency: snap.consistency.String(), Drain: snap.drain, Conflicts: snap.conflicts + k.Conflicts(),
-			Torn: snap.torn, Waiting: snap.waiting, Verified: snap.verified,
+			Torn: snap.torn, Waiting: snap.waiting, Verified: snap.verified, WrongHash: snap.wrongHash,
 		}
 	}
 	return l

@@ -93,8 +93,8 @@ func (r *reserve) take() error {
 		if err == nil && end > r.held.Load() {
 			err = r.file.Truncate(end)
 		}
-		if err != nil {
-			return err
+		if err != nil { // what the piece got all the same would be nobody's
+			return errors.Join(err, r.file.Truncate(r.held.Load()))
 		}
 		r.held.Store(max(end, r.held.Load()))
 	}

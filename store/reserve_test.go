@@ -78,6 +78,18 @@ func (d *fullDisk) write(block int64) error {
 	return err
 }
 
+// changeTables makes table changes until one fails, and returns why.
+func (d *fullDisk) changeTables() (err error) {
+	for n := 0; err == nil && n < 100_000; n++ {
+		if n%2 == 0 {
+			err = d.view.Trim(0, lookup.BlockSize)
+		} else {
+			err = d.view.WriteZeroes(0, lookup.BlockSize, true)
+		}
+	}
+	return err
+}
+
 func (d *fullDisk) preserve(name string) error {
 	_, err := d.Preserve(context.Background(), store.PreserveRequest{Volumes: []string{"v"}, Name: name, Wait: time.Minute})
 	return err
@@ -137,15 +149,7 @@ func TestFaultOfAFullDiskEndsWhenThereIsRoomAgain(t *testing.T) {
 func TestFaultOfADiskThatIsFullWithoutTheReserveTooLosesNothing(t *testing.T) {
 	onDiskOf(t, 4<<20, func(d *fullDisk) {
 		d.quota.SetFree(0)
-		err, changes := error(nil), 0
-		for ; err == nil && changes < 100_000; changes++ {
-			if changes%2 == 0 {
-				err = d.view.Trim(0, lookup.BlockSize)
-			} else {
-				err = d.view.WriteZeroes(0, lookup.BlockSize, true)
-			}
-		}
-		d.want("the table change for which there was no room", err, syscall.ENOSPC)
+		d.want("the table change for which there was no room", d.changeTables(), syscall.ENOSPC)
 		d.want("an overwrite", d.write(3), nil)
 		d.want("a flush with table changes before it", d.view.Flush(), syscall.ENOSPC)
 		if info, err := d.Volume("v"); err != nil || info.Failed != "" {
@@ -190,5 +194,19 @@ func TestTheReserveIsPartOfTheDirectoryAndGoesWhenItIsNotWanted(t *testing.T) {
 		if _, err := store.Open(dataDir, store.Options{FS: d.quota, ReserveBytes: -1}); !errors.Is(err, store.ErrInvalid) {
 			t.Errorf("a reserve of -1: %v, want %v", err, store.ErrInvalid)
 		}
+	})
+}
+
+func TestFaultOfAReserveThatFindsRoomForHalfAPieceLeavesItToOthers(t *testing.T) {
+	onDiskOf(t, 4<<20, func(d *fullDisk) {
+		const pieceBytes = reserveBytes / 16
+		d.quota.SetFree(0)
+		d.want("table changes until the reserve is empty", d.changeTables(), syscall.ENOSPC)
+		d.quota.SetFree(2*pieceBytes + pieceBytes/2)
+		time.Sleep(2 * time.Second) // it takes two pieces, and has half of the third when there is no more
+		if free, err := d.quota.Free(dataDir); free != pieceBytes/2 || err != nil {
+			t.Errorf("%d bytes are free, %v; want %d", free, err, pieceBytes/2)
+		}
+		d.want("a write to a new block", d.write(20), nil)
 	})
 }

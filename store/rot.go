@@ -14,6 +14,9 @@ import (
 // rotten all over it knows where, and may count sound blocks in between.
 type badBlocks []catalog.Run
 
+// allBlocks are those of any image.
+var allBlocks = badBlocks{{Count: lookup.MaxBlocks}}
+
 func (s *badBlocks) add(r catalog.Run) {
 	i, _ := slices.BinarySearchFunc(*s, r.Block, compareRun)
 	if i > 0 && end((*s)[i-1]) == r.Block {

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/tidemark/tidemark/image"
 	"github.com/tidemark/tidemark/image/sealed"
 	"github.com/tidemark/tidemark/lookup"
 	"github.com/tidemark/tidemark/volume"
@@ -42,16 +43,17 @@ func (s *Store) Scrub(ctx context.Context) (report ScrubReport, err error) {
 	ctx, end := s.scans.join(ctx)
 	defer end()
 	for _, k := range sealed {
-		if err := s.scrub(ctx, k, nil, &report); err != nil {
-			return report, fmt.Errorf("scrub image %d: %w", k.ImageID(), s.scans.why(err))
+		if err = s.scrub(ctx, k, nil, &report); err != nil {
+			err = fmt.Errorf("scrub image %d: %w", k.ImageID(), s.scans.why(err))
+			break
 		}
 	}
 	slices.Sort(report.Snapshots)
 	report.Snapshots = slices.Compact(report.Snapshots)
 	if report.BadBlocks > 0 {
-		return report, fmt.Errorf("%w: %d blocks of sealed images do not hold what was sealed", ErrCorrupt, report.BadBlocks)
+		err = errors.Join(fmt.Errorf("%w: %d blocks of sealed images do not hold what was sealed", ErrCorrupt, report.BadBlocks), err)
 	}
-	return report, nil
+	return report, err
 }
 
 // scans is the verifying and scrubbing that runs: a Close ends it.
@@ -60,12 +62,12 @@ type scans struct {
 	cancel  context.CancelFunc
 	running sync.WaitGroup // entered under Store.mu, while the store is not closed
 	wake    chan struct{}  // there is something new to scrub
-	one     sync.Mutex     // held by who scrubs an image; no request takes it
+	one     chan struct{}  // its one place is taken by who scrubs an image
 }
 
 func (s *Store) startScans() {
 	s.scans.ctx, s.scans.cancel = context.WithCancel(context.Background())
-	s.scans.wake = make(chan struct{}, 1)
+	s.scans.wake, s.scans.one = make(chan struct{}, 1), make(chan struct{}, 1)
 	s.rot = make(chan rotten, 64)
 	s.scans.running.Go(s.watchRot)
 }
@@ -79,6 +81,36 @@ func (c *scans) join(ctx context.Context) (_ context.Context, end func()) {
 		cancel()
 		c.running.Done()
 	}
+}
+
+// errDeleting is the cause of a context that a delete of the volume has ended.
+var errDeleting = errors.New("a delete of the volume has begun")
+
+// whileKept returns a context that a delete of the volume ends too, so that what
+// works on its images doesn't hold their room.
+func (s *Store) whileKept(ctx context.Context, d *disk) (_ context.Context, release func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	s.mu.Lock()
+	stop := context.AfterFunc(d.ctx, func() { cancel(errDeleting) })
+	s.mu.Unlock()
+	return ctx, func() {
+		stop()
+		cancel(nil)
+	}
+}
+
+// why is err, or what became of the delete if that has ended ctx, of whileKept:
+// ErrNotFound, or ErrInUse if it failed.
+func (d *disk) why(ctx context.Context, err error) error {
+	if err == nil || !errors.Is(context.Cause(ctx), errDeleting) {
+		return err
+	}
+	d.files.Lock() // the delete holds it
+	defer d.files.Unlock()
+	if d.deleted {
+		return fmt.Errorf("its volume %w any more: it was deleted meanwhile", ErrNotFound)
+	}
+	return fmt.Errorf("its volume is %w: %w", ErrInUse, errDeleting)
 }
 
 // why is err, or ErrClosed if a Close is the reason.
@@ -147,6 +179,9 @@ func (s *Store) nextToScrub(every time.Duration) (next *volume.VLUN, due time.Ti
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, k := range s.sealedLocked() {
+		if lost(k) {
+			continue // when it has sums again, it is its turn
+		}
 		at := s.byVolume[k.Volume()].sealed[k].read
 		if !at.IsZero() {
 			at = at.Add(every)
@@ -171,17 +206,34 @@ func (s *Store) sealedLocked() (list []*volume.VLUN) {
 	return list
 }
 
-// scrub reads one image and takes note of what it finds. That its volume is
-// deleted meanwhile is no error.
+// scrub reads one image and takes note of what it finds: again, if it got new
+// sums meanwhile. That its volume is deleted meanwhile is no error.
 func (s *Store) scrub(ctx context.Context, k *volume.VLUN, pace func(context.Context, int64) error, report *ScrubReport) error {
-	s.scans.one.Lock()
-	defer s.scans.one.Unlock()
+	select {
+	case s.scans.one <- struct{}{}:
+		defer func() { <-s.scans.one }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	s.mu.Lock()
 	d := s.byVolume[k.Volume()]
+	s.mu.Unlock()
 	if d == nil {
-		s.mu.Unlock()
 		return nil
 	}
+	ctx, release := s.whileKept(ctx, d)
+	defer release()
+	for img := image.Image(nil); img != k.Image(); {
+		img = k.Image()
+		if err := d.why(ctx, s.scrubImage(ctx, d, k, img, pace, report)); err != nil && !errors.Is(err, ErrNotFound) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Store) scrubImage(ctx context.Context, d *disk, k *volume.VLUN, img image.Image, pace func(context.Context, int64) error, report *ScrubReport) error {
+	s.mu.Lock()
 	d.sealed[k].read = time.Now().UTC() // if it fails, the next turn is a period from now
 	s.mu.Unlock()
 
@@ -207,22 +259,19 @@ func (s *Store) scrub(ctx context.Context, k *volume.VLUN, pace func(context.Con
 	if err := errors.Join(reading.Run(ctx), reading.close()); err != nil {
 		return err
 	}
+	s.mu.Lock()
+	if s.byVolume[d.volume] != d || k.Image() != img {
+		s.mu.Unlock()
+		return nil // nobody asks, or it may have been read without its sums
+	}
 	report.Images++
 	report.ReadBytes += readBytes
-	return s.scrubbed(d, k, bad, badCount, report)
-}
-
-// scrubbed takes over what was found in an image.
-func (s *Store) scrubbed(d *disk, k *volume.VLUN, bad badBlocks, badCount int64, report *ScrubReport) error {
-	s.mu.Lock()
-	rec := d.sealed[k]
-	if s.byVolume[d.volume] != d {
-		s.mu.Unlock()
-		return nil
+	rec, was, judged := d.sealed[k], bad, !lost(k)
+	if judged { // else none of its blocks can be read, and they may be sound
+		was = rec.bad
+		rec.bad, rec.scrubbed = slices.Clone(bad), time.Now().UTC()
+		rec.read = rec.scrubbed
 	}
-	was := rec.bad
-	rec.bad, rec.scrubbed = bad, time.Now().UTC()
-	rec.read = rec.scrubbed
 	s.mu.Unlock()
 	if badCount > 0 {
 		shownBy := s.showing(d, slices.Index(d.volume.VLUNs(), k), bad)
@@ -232,6 +281,9 @@ func (s *Store) scrubbed(d *disk, k *volume.VLUN, bad badBlocks, badCount int64,
 			s.logger.Error("scrub: blocks are not what was sealed, reads of them fail", "volume", d.volume.Name(),
 				"image", k.ImageID(), "blocks", badCount, "first", bad[0].Block, "shown by", shownBy)
 		}
+	}
+	if !judged {
+		return nil
 	}
 	return s.putLinks(d, volume.Sealed, k)
 }

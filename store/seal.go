@@ -27,11 +27,14 @@ type sealer struct {
 	queue    []*volume.VLUN
 	stopping bool
 	wake     chan struct{}
+
+	paused map[*volume.VLUN]time.Duration // those whose seal failed, before the last try; of run
 }
 
 func (q *sealer) start(s *Store) {
 	ctx, cancel := context.WithCancel(context.Background())
 	q.store, q.cancel, q.done, q.wake = s, cancel, make(chan struct{}), make(chan struct{}, 1)
+	q.paused = map[*volume.VLUN]time.Duration{}
 	go q.run(ctx)
 }
 
@@ -88,17 +91,34 @@ func (q *sealer) run(ctx context.Context) {
 		k := q.queue[0]
 		q.queue = q.queue[1:]
 		q.mu.Unlock()
-		if err := q.store.seal(ctx, k); err != nil && ctx.Err() == nil {
+		err := q.store.seal(ctx, k)
+		if ctx.Err() != nil {
+			continue
+		}
+		if err != nil && !errors.Is(err, context.Canceled) { // by a delete, which may fail
 			q.store.sealFailed(k, err)
-			if mayPass(k, err) {
-				time.AfterFunc(sealAgainAfter, func() { q.enqueue(k) })
-			}
+		}
+		if err != nil && mayPass(k, err) {
+			time.AfterFunc(q.pause(k, err), func() { q.enqueue(k) })
+		} else {
+			delete(q.paused, k)
 		}
 	}
 }
 
-// sealAgainAfter is how long a seal that failed waits before it is tried again.
-const sealAgainAfter = 10 * time.Second
+// A seal that failed is tried again, each time after twice as long a pause.
+const (
+	firstSealPause   = 10 * time.Second
+	longestSealPause = 5 * time.Minute
+)
+
+func (q *sealer) pause(k *volume.VLUN, err error) time.Duration {
+	if errors.Is(err, errBehind) { // to find that out costs nothing
+		return firstSealPause
+	}
+	q.paused[k] = min(max(firstSealPause, 2*q.paused[k]), longestSealPause)
+	return q.paused[k]
+}
 
 // mayPass tells whether what kept a VLUN from being sealed may pass while the
 // directory is open: a full disk, no file descriptor, an error of one read.
@@ -106,14 +126,16 @@ func mayPass(k *volume.VLUN, err error) bool {
 	return k.Volume().Failed() == nil && !errors.Is(err, catalog.ErrFailed) && !errors.Is(err, ErrCorrupt) && !errors.Is(err, image.ErrCorrupt)
 }
 
-// errBehind: an older VLUN of the volume could not be sealed, so this one is not.
-var errBehind = errors.New("an older snapshot of the volume is not sealed")
+// errBehind: an older VLUN of the volume is not sealed, or has lost its sums, so
+// this one is not sealed: its hash rests on them.
+var errBehind = errors.New("an older snapshot of the volume is not sealed, or has lost its checksum file")
 
 // seal makes a drained VLUN a sealed one: the sums of its data are taken while it
 // is in memory; it is written back gently, so that nobody meets a full dirty
 // limit, and synced; the table changes that it rests on are committed; then the
 // catalog says so. It works on a handle of its own: no flush waits for its
-// write-back or its sync, and none is spared its own.
+// write-back or its sync, and none is spared its own. A delete of the volume ends
+// it with context.Canceled.
 func (s *Store) seal(ctx context.Context, k *volume.VLUN) error {
 	s.mu.Lock()
 	d := s.byVolume[k.Volume()]
@@ -126,14 +148,20 @@ func (s *Store) seal(ctx context.Context, k *volume.VLUN) error {
 	if d.deleted {
 		return nil
 	}
-	if img, ok := k.Image().(*sealed.Image); ok {
-		if img.Lost() == nil {
-			return nil
-		}
-		return s.sealAgain(ctx, d, k, img)
+	s.mu.Lock()
+	kept, cancel := d.ctx, d.cancel
+	s.mu.Unlock()
+	defer context.AfterFunc(ctx, cancel)() // ctx ends with the store only, and so does all work on the volume
+	ctx = kept
+	before, again := k.Image().(*sealed.Image)
+	if again && before.Lost() == nil {
+		return nil
 	}
 	if !inOrder(k) {
 		return errBehind
+	}
+	if again {
+		return s.sealAgain(ctx, d, k, before)
 	}
 	hash, err := s.writeDown(ctx, d, k)
 	if errors.Is(err, image.ErrSyncFailed) { // the kernel tells each handle, or the first that asks
@@ -158,6 +186,12 @@ func (s *Store) seal(ctx context.Context, k *volume.VLUN) error {
 		s.mu.Unlock()
 		return errors.Join(err, img.CloseSums())
 	}
+	s.sealedAs(d, k, img)
+	return nil
+}
+
+// sealedAs shows a VLUN as sealed that is recorded so.
+func (s *Store) sealedAs(d *disk, k *volume.VLUN, img *sealed.Image) {
 	s.mu.Lock()
 	d.images[k.ImageID()] = img
 	k.SetSealed(img)
@@ -167,12 +201,11 @@ func (s *Store) seal(ctx context.Context, k *volume.VLUN) error {
 	}
 	s.mu.Unlock()
 	s.scans.poke()
-	return nil
 }
 
 // sealAgain makes the checksum file of a sealed image anew that has lost it. The
 // data then has the hash that was recorded at the seal, or it is not what was
-// sealed.
+// sealed. What was known to be bad is not, and the next scrub reads it all.
 func (s *Store) sealAgain(ctx context.Context, d *disk, k *volume.VLUN, lost *sealed.Image) error {
 	s.mu.Lock()
 	want := d.sealed[k].hash
@@ -194,9 +227,12 @@ func (s *Store) sealAgain(ctx context.Context, d *disk, k *volume.VLUN, lost *se
 		return err
 	}
 	s.mu.Lock()
-	d.images[k.ImageID()] = img
-	k.SetSealed(img)
+	d.sealed[k].bad, d.sealed[k].read = nil, time.Time{}
 	s.mu.Unlock()
+	if err := s.putLinks(d, volume.Sealed, k); err != nil {
+		return errors.Join(err, img.CloseSums())
+	}
+	s.sealedAs(d, k, img)
 	s.logger.Info("the checksum file of an image was lost and is made anew; its data is what was sealed", "volume", k.Volume().Name(), "image", k.ImageID())
 	return nil
 }
@@ -213,22 +249,30 @@ func (s *Store) withSums(bare image.Image, k *volume.VLUN, hash sealed.Hash) (*s
 	return sealed.New(bare, sums, s.sums, s.metRot), nil
 }
 
-// inOrder tells whether every older VLUN is sealed (R8).
+// inOrder tells whether every older VLUN is sealed (R8) and has its sums.
 func inOrder(k *volume.VLUN) bool {
 	older := true
 	for _, j := range k.Volume().VLUNs() {
 		if j == k {
 			return older
 		}
-		older = j.State() == volume.Sealed
+		older = older && j.State() == volume.Sealed && !lost(j)
 	}
 	return false
+}
+
+// lost tells whether a VLUN is sealed and its image has lost its sums.
+func lost(k *volume.VLUN) bool {
+	img, ok := k.Image().(*sealed.Image)
+	return ok && img.Lost() != nil
 }
 
 // writeBackStep is how much is written back at once.
 const writeBackStep = 4 << 20
 
-// writeDown writes the checksum file of an image, and all of its data back.
+// writeDown writes the checksum file of an image, and all of its data back. The
+// sums, which may be more than all of the reserve, don't draw on it: table changes
+// need it more.
 func (s *Store) writeDown(ctx context.Context, d *disk, k *volume.VLUN) (hash sealed.Hash, err error) {
 	fsys := vfs.Labelled{FS: s.fs, Label: "seal"}
 	img, err := file.Open(fsys, imagesDir(s.dir), k.ImageID(), file.Options{})
@@ -237,7 +281,7 @@ func (s *Store) writeDown(ctx context.Context, d *disk, k *volume.VLUN) (hash se
 	}
 	defer func() { err = errors.Join(err, img.Close()) }()
 	sealing := s.below(d, k)
-	sealing.FS, sealing.Image = records{fsys, s.reserve}, img
+	sealing.FS, sealing.Image = fsys, img
 	if hash, err = sealed.Write(ctx, sealing); err != nil {
 		return sealed.Hash{}, err
 	}

@@ -29,6 +29,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/tidemark/tidemark/catalog"
@@ -102,8 +103,11 @@ type disk struct {
 	record    catalog.Volume
 	volume    *volume.Volume
 	journal   *journal.Journal
-	kick      chan struct{} // the journal wants a checkpoint
-	kicked    chan struct{} // closed when nobody makes them any more
+	kick      chan struct{}      // the journal wants a checkpoint; never closed, as any commit may ask
+	stop      chan struct{}      // closed when no more are to be made
+	kicked    chan struct{}      // closed when nobody makes them any more
+	ctx       context.Context    //nolint:containedctx // of its seals, scrubs and verifications: a delete ends it; guarded by Store.mu
+	cancel    context.CancelFunc // of ctx; guarded by Store.mu
 	images    map[image.ID]image.Image
 	snapshots map[*volume.VLUN]*snapshot // by own VLUN; guarded by Store.mu
 	sealed    map[*volume.VLUN]*seal     // their record says so, or is about to; guarded by Store.mu
@@ -196,8 +200,10 @@ func Open(dir string, o Options) (_ *Store, err error) {
 // takeDirectory makes the directory if need be and takes its lock.
 func (s *Store) takeDirectory() (err error) {
 	names, err := s.fs.ReadDir(s.dir)
+	made := 0 // this many of the directories on its path
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
+		made = s.missing()
 		if err := s.fs.MkdirAll(s.dir, 0o700); err != nil {
 			return fmt.Errorf("open %s: %w", s.dir, err)
 		}
@@ -207,7 +213,7 @@ func (s *Store) takeDirectory() (err error) {
 		return fmt.Errorf("open %s: %w: not a data directory, and not empty", s.dir, ErrFormat)
 	}
 	if !slices.Contains(names, "catalog.db") {
-		if err := s.syncAbove(); err != nil {
+		if err := s.syncAbove(made); err != nil {
 			return fmt.Errorf("open %s: %w", s.dir, err)
 		}
 	}
@@ -228,16 +234,41 @@ func (s *Store) takeDirectory() (err error) {
 	return nil
 }
 
-// syncAbove makes the entry of a new data directory durable, and those of the
-// directories above it, which MkdirAll may have made: now, or before a death that
-// came too early for this. One that may not be read was made by somebody else.
-func (s *Store) syncAbove() error {
+// missing counts the directories that MkdirAll has to make: the data directory
+// and those above it up to one that is there.
+func (s *Store) missing() (n int) {
 	for name := path.Clean(s.dir); path.Dir(name) != name; name = path.Dir(name) {
-		if err := s.fs.SyncDir(path.Dir(name)); err != nil && !errors.Is(err, fs.ErrPermission) {
+		if _, err := s.fs.ReadDir(name); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		n++
+	}
+	return n
+}
+
+// syncAbove makes the entry of a new data directory durable, and those of the
+// directories above it. Where this open has made an entry, that must succeed. An
+// earlier one that died too early for this may have made others; where the
+// system won't sync a directory, it was none of them.
+func (s *Store) syncAbove(made int) error {
+	for name := path.Clean(s.dir); path.Dir(name) != name; name = path.Dir(name) {
+		if err := s.fs.SyncDir(path.Dir(name)); err != nil && (made > 0 || !neverSyncs(err)) {
 			return err
 		}
+		made--
 	}
 	return nil
+}
+
+// neverSyncs tells that a directory can't be synced at all: it may not be read,
+// or its file system has nothing to sync (proc, squashfs, autofs).
+func neverSyncs(err error) bool {
+	for _, errno := range []syscall.Errno{syscall.EPERM, syscall.EACCES, syscall.EINVAL, syscall.EROFS, syscall.ENOTSUP} {
+		if errors.Is(err, errno) {
+			return true
+		}
+	}
+	return false
 }
 
 // foreign tells names that an open which was cut short does not leave behind.
@@ -288,10 +319,7 @@ func (s *Store) release() (err error) {
 	s.scans.stop()
 	s.sealer.abandon() // of an Open that failed; a Close has stopped it
 	for _, d := range s.volumes {
-		if d.kick != nil {
-			close(d.kick)
-			<-d.kicked
-		}
+		d.endCheckpoints()
 		err = errors.Join(err, d.close())
 	}
 	s.spares.close()
@@ -426,13 +454,15 @@ func (s *Store) addDisk(record catalog.Volume, j *journal.Journal, images map[im
 	}
 	d := &disk{
 		record: record, journal: j, images: images, snapshots: map[*volume.VLUN]*snapshot{}, sealed: map[*volume.VLUN]*seal{},
-		kick: make(chan struct{}, 1), kicked: make(chan struct{}),
+		kick: make(chan struct{}, 1), stop: make(chan struct{}), kicked: make(chan struct{}),
 	}
+	d.ctx, d.cancel = context.WithCancel(context.Background())
 	go d.checkpoints(s.logger)
 	d.volume, err = s.engine.AddVolume(volume.Config{
 		Name: record.Name, Scope: scope, Log: kickingLog{j, d.kick}, Chain: chain,
 	})
 	if err != nil {
+		d.endCheckpoints()
 		return nil, err
 	}
 	s.mu.Lock()
@@ -478,15 +508,26 @@ func (l kickingLog) ask() {
 func (d *disk) checkpoints(logger *slog.Logger) {
 	defer close(d.kicked)
 	said := "" // once, not at each request while a disk is full
-	for range d.kick {
+	for {
+		select {
+		case <-d.stop:
+			return
+		case <-d.kick:
+		}
 		err := d.checkpoint()
 		if err == nil {
 			said = ""
 		} else if err.Error() != said {
 			said = err.Error()
-			logger.Error("checkpoint", "volume", d.record.Name, "err", err)
+			logger.Error("checkpoint", "volume", d.volume.Name(), "err", err)
 		}
 	}
+}
+
+// endCheckpoints returns when none is being made, and none will be.
+func (d *disk) endCheckpoints() {
+	close(d.stop)
+	<-d.kicked
 }
 
 // checkpoint folds the journal. Where clients never flush it flushes for them,
@@ -541,9 +582,10 @@ func tip(v *volume.Volume) *volume.VLUN {
 	return vluns[len(vluns)-1]
 }
 
-// DeleteVolume removes a volume that nobody uses, with all it holds. Errors:
-// ErrNotFound; ErrInUse if a client is connected, a process named it, a
-// preserve drains, or it has snapshots and withSnapshots is false.
+// DeleteVolume removes a volume that nobody uses, with all it holds, and ends the
+// seal, scrub or verification that works on it. Errors: ErrNotFound; ErrInUse if
+// a client is connected, a process named it, a preserve drains, or it has
+// snapshots and withSnapshots is false.
 func (s *Store) DeleteVolume(name string, withSnapshots bool) error {
 	s.admin.Lock()
 	defer s.admin.Unlock()
@@ -557,6 +599,12 @@ func (s *Store) DeleteVolume(name string, withSnapshots bool) error {
 	if snapshots > 0 && !withSnapshots {
 		return fmt.Errorf("volume %s is %w: it has %s; delete with --with-snapshots", name, ErrInUse, count(snapshots, "snapshot", "snapshots"))
 	}
+	if views, processes := d.volume.Uses(); views+processes > 0 { // before any work on it ends for nothing
+		return inUse(d.volume)
+	}
+	s.mu.Lock()
+	d.cancel()
+	s.mu.Unlock()
 	d.files.Lock() // a seal of it that is under way ends first
 	defer d.files.Unlock()
 	var unknown error
@@ -568,12 +616,11 @@ func (s *Store) DeleteVolume(name string, withSnapshots bool) error {
 		}
 		return err
 	})
-	if errors.Is(err, volume.ErrBusy) {
-		views, processes := d.volume.Uses()
-		return fmt.Errorf("volume %s is %w: %s, %s; end them first", name, ErrInUse,
-			count(views, "connection", "connections"), count(processes, "process", "processes"))
-	}
 	if err != nil {
+		s.resume(d)
+		if errors.Is(err, volume.ErrBusy) {
+			return inUse(d.volume)
+		}
 		return fmt.Errorf("delete volume %s: %w", name, err)
 	}
 	s.mu.Lock()
@@ -584,8 +631,7 @@ func (s *Store) DeleteVolume(name string, withSnapshots bool) error {
 	}
 	s.mu.Unlock()
 	d.deleted = true
-	close(d.kick)
-	<-d.kicked
+	d.endCheckpoints()
 	_ = d.close() // what it could not save goes now, or is recovered
 	if unknown != nil {
 		return fmt.Errorf("delete volume %s: whether it is deleted shows when the directory is opened again: %w", name, unknown)
@@ -594,6 +640,21 @@ func (s *Store) DeleteVolume(name string, withSnapshots bool) error {
 		return fmt.Errorf("volume %s is deleted, but not all of its files: %w", name, err)
 	}
 	return nil
+}
+
+// inUse says who keeps a volume from being deleted.
+func inUse(v *volume.Volume) error {
+	views, processes := v.Uses()
+	return fmt.Errorf("volume %s is %w: %s, %s; end them first", v.Name(), ErrInUse,
+		count(views, "connection", "connections"), count(processes, "process", "processes"))
+}
+
+// resume lets a volume be worked on that is not deleted after all: what was ended
+// is tried again.
+func (s *Store) resume(d *disk) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d.ctx, d.cancel = context.WithCancel(context.Background())
 }
 
 // forget drops a snapshot's record; Store.mu is held.

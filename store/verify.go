@@ -24,7 +24,8 @@ import (
 // holds it against the checksums of its seal, and all of them against its hash.
 // progress, if not nil, is called now and then. One verification of a snapshot
 // runs at a time. Errors: ErrCorrupt, with a report; ErrInvalid, ErrNotFound,
-// ErrDraining (it drains or is being sealed), ErrInUse, ErrClosed, ctx's.
+// ErrDraining (it drains or is being sealed), ErrInUse, ErrClosed, ctx's; with a
+// report also those of the catalog, which could not take note of it.
 func (s *Store) VerifySnapshot(ctx context.Context, full string, progress func(doneBytes, totalBytes int64)) (VerifyReport, error) {
 	v, err := s.beginVerify(full)
 	if err != nil {
@@ -32,12 +33,18 @@ func (s *Store) VerifySnapshot(ctx context.Context, full string, progress func(d
 	}
 	ctx, end := s.scans.join(ctx)
 	defer end()
+	ctx, release := s.whileKept(ctx, v.disk)
+	defer release()
 	begun := time.Now()
-	if err = s.endVerify(v, s.scans.why(v.run(ctx, progress))); err != nil {
+	changed, err := s.endVerify(v, s.scans.why(v.disk.why(ctx, v.run(ctx, progress))))
+	if err != nil {
 		return VerifyReport{}, fmt.Errorf("verify %s: %w", full, err)
 	}
 	v.report.Took = time.Since(begun)
-	return v.report, v.verdict()
+	if err = v.verdict(); err != nil {
+		s.logger.Error("verify: the snapshot is not what was sealed", "snapshot", full, "bad blocks", v.report.BadBlocks)
+	}
+	return v.report, errors.Join(err, s.putLinks(v.disk, volume.Sealed, changed...))
 }
 
 // verification is one VerifySnapshot.
@@ -49,7 +56,8 @@ type verification struct {
 
 	totalBytes atomic.Int64
 	doneBytes  atomic.Int64
-	bad        []badBlocks // by VLUN
+	bad        []badBlocks   // by VLUN
+	images     []image.Image // by VLUN, as it was when it was read
 	found      sealed.Hash
 	report     VerifyReport
 }
@@ -68,7 +76,7 @@ func (s *Store) beginVerify(full string) (*verification, error) {
 	}
 	vluns := d.volume.VLUNs()
 	v := &verification{store: s, disk: d, vluns: vluns[:slices.Index(vluns, k)+1], hash: d.sealed[k].hash}
-	v.bad = make([]badBlocks, len(v.vluns))
+	v.bad, v.images = make([]badBlocks, len(v.vluns)), make([]image.Image, len(v.vluns))
 	v.report.Snapshot, v.report.Direct = full, true
 	snap.verifying = v
 	s.scans.running.Add(1)
@@ -80,9 +88,10 @@ func (s *Store) beginVerify(full string) (*verification, error) {
 func (v *verification) run(ctx context.Context, progress func(doneBytes, totalBytes int64)) error {
 	last := len(v.vluns) - 1
 	for i := range v.vluns {
-		v.totalBytes.Add(lookup.BlockSize * badBlocks{{Count: lookup.MaxBlocks}}.shown(v.vluns, i, last))
+		v.totalBytes.Add(lookup.BlockSize * allBlocks.shown(v.vluns, i, last))
 	}
 	for i, k := range v.vluns {
+		v.images[i] = k.Image()
 		reading, err := openReading(v.store.fs, v.store.dir, k.ImageID(), k.Table())
 		if err != nil {
 			return err
@@ -130,9 +139,11 @@ func (v *verification) verdict() error {
 	return nil
 }
 
-// endVerify takes the outcome over into the records. err is what cut it short.
-func (s *Store) endVerify(v *verification, err error) error {
+// endVerify takes the outcome over into the records and returns those that the
+// catalog is to be told of. err is what cut it short.
+func (s *Store) endVerify(v *verification, err error) (changed []*volume.VLUN, _ error) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	k := v.vluns[len(v.vluns)-1]
 	snap := v.disk.snapshots[k]
 	gone := snap == nil || s.byVolume[v.disk.volume] != v.disk
@@ -142,27 +153,38 @@ func (s *Store) endVerify(v *verification, err error) error {
 	if gone {
 		err = fmt.Errorf("the snapshot %w any more: it was deleted meanwhile", ErrNotFound)
 	}
-	if err != nil {
-		s.mu.Unlock()
-		return err
+	if err == nil {
+		err = v.remade()
 	}
-	changed := []*volume.VLUN{k}
-	snap.verified, snap.wrongHash = time.Now().UTC(), v.report.BadBlocks == 0 && v.found != v.hash
+	if err != nil {
+		return nil, err
+	}
+	changed = []*volume.VLUN{k}
+	if !slices.ContainsFunc(v.vluns, lost) {
+		snap.verified, snap.wrongHash = time.Now().UTC(), v.report.BadBlocks == 0 && v.found != v.hash
+	}
 	for i, j := range v.vluns {
 		rec := v.disk.sealed[j]
-		if len(rec.bad) == 0 && len(v.bad[i]) == 0 {
-			continue
+		if lost(j) || len(rec.bad) == 0 && len(v.bad[i]) == 0 {
+			continue // blocks whose sums are lost may well be sound
 		}
 		rec.bad = rec.bad.but(v.vluns, i, v.bad[i])
 		if changed = append(changed, j); j == k {
 			changed = changed[1:]
 		}
 	}
-	s.mu.Unlock()
-	if v.verdict() != nil {
-		s.logger.Error("verify: the snapshot is not what was sealed", "snapshot", v.report.Snapshot, "bad blocks", v.report.BadBlocks)
+	return changed, nil
+}
+
+// remade is ErrInUse if an image got new sums while it was read: what was found
+// bad may have been sound.
+func (v *verification) remade() error {
+	for i, k := range v.vluns {
+		if k.Image() != v.images[i] {
+			return fmt.Errorf("it was %w: the checksum file of image %d was made anew meanwhile; verify it again", ErrInUse, k.ImageID())
+		}
 	}
-	return s.putLinks(v.disk, volume.Sealed, changed...)
+	return nil
 }
 
 // but is a set after the blocks of it that the last VLUN shows have been read

@@ -47,6 +47,34 @@ func TestAnAbortedPreserveWaitsForTheRequestsInFlight(t *testing.T) {
 	})
 }
 
+// slowDrains tells of the end of a drain long after it was.
+type slowDrains struct{ *Memory }
+
+func (s slowDrains) Drained(k *VLUN) {
+	time.Sleep(time.Hour)
+	s.Memory.Drained(k)
+}
+
+func TestAPreserveThatHasNothingToWaitForNeedsNoTimeToWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		memory := new(Memory)
+		engine := New(slowDrains{memory}, 0)
+		v, err := engine.AddVolume(memory.Config("v", 64*lookup.BlockSize, ScopeRequest))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, onTimeout := range []OnTimeout{TimeoutAbort, TimeoutDegrade, TimeoutKeep} {
+			result, err := engine.Preserve([]*Volume{v}, PreserveOptions{OnTimeout: onTimeout})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if result.Reason != Complete || result.Consistency != ConsistencyProcess || result.VLUNs[0].State() == Draining {
+				t.Errorf("%v: the result is %+v, want it complete", onTimeout, result)
+			}
+		}
+	})
+}
+
 func TestAbortMovesToTheNextVLUNNotTheLiveOneSoThatAYoungerPreserveKeepsTheProcessWhole(t *testing.T) {
 	s := preserveWithOldProcess(t, PreserveOptions{OnTimeout: TimeoutAbort, OnConflict: ConflictAbort})
 	younger := s.preserve(PreserveOptions{}, s.volume)

@@ -141,9 +141,9 @@ func (e *Engine) cut(p, replaces *Preserve) error {
 			p.vluns[i].moveAllLocked(v.tip())
 		}
 	}
-	p.waitsFor = e.countLocked(p)
 
 	e.epoch.Store(uint64(epoch)) // the cut
+	p.waitsFor = e.countLocked(p)
 	passes("cut: made")
 
 	p.cutTime = now()
@@ -204,7 +204,8 @@ func (e *Engine) plan(p, replaces *Preserve) (Plan, error) {
 }
 
 // countLocked counts what the preserve waits for: processes and requests that
-// are bound to its VLUNs or to older ones.
+// are bound to its VLUNs or to older ones. After the cut, none is for ever none
+// (Engine, 4).
 func (e *Engine) countLocked(p *Preserve) (n int) {
 	processes := map[*Process]struct{}{}
 	for _, k := range p.vluns {
@@ -220,16 +221,21 @@ func (e *Engine) countLocked(p *Preserve) (n int) {
 }
 
 // wait waits in the background of everybody's I/O until every process older
-// than the cut has ended, the deadline has come, or a request gave it up.
+// than the cut has ended, the deadline has come, or a request gave it up. A
+// deadline is for those: where there were none, the drain only has to say so.
 func (p *Preserve) wait() Reason {
-	deadline := time.NewTimer(p.options.Wait)
-	defer deadline.Stop()
+	var deadline <-chan time.Time
+	if p.waitsFor > 0 {
+		timer := time.NewTimer(p.options.Wait)
+		defer timer.Stop()
+		deadline = timer.C
+	}
 	for _, k := range p.vluns {
 		select {
 		case <-k.drained:
 		case reason := <-p.givenUp:
 			return reason
-		case <-deadline.C:
+		case <-deadline:
 			if !p.allDrained() {
 				return p.timeout()
 			}

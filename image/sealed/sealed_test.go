@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/tidemark/tidemark/image"
@@ -632,6 +633,31 @@ func BenchmarkRead(b *testing.B) {
 					}
 				}
 			})
+		}
+	}
+}
+
+func TestAWriteThatFailsGivesItsRoomBack(t *testing.T) {
+	r := newRig(t)
+	l := r.layer(1)
+	l.put(0, 'a')
+	l.put(2*sealed.PageBlocks, 'b')
+	for _, failing := range []vfs.OpKind{vfs.OpWrite, vfs.OpSync} {
+		for n := range 2 { // the second: the header's
+			seen := 0
+			fsys := vfs.Fault{FS: vfs.OS{}, Hook: func(op vfs.Op) error {
+				if op.Kind == failing && (failing == vfs.OpSync || n == 0 || op.Off == 0) {
+					if seen++; failing == vfs.OpWrite || seen > n {
+						return syscall.ENOSPC
+					}
+				}
+				return nil
+			}}
+			_, err := sealed.Write(t.Context(), sealed.Sealing{FS: fsys, Dir: r.dir, ID: 1, SizeBytes: sizeBytes, Image: l.bare, Table: l.table})
+			info, statErr := os.Stat(r.name(1))
+			if !errors.Is(err, syscall.ENOSPC) || statErr != nil || info.Size() != 0 {
+				t.Errorf("%s %d fails: %v, and the file is %v (%v)", failing, n, err, info, statErr)
+			}
 		}
 	}
 }

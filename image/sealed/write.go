@@ -27,9 +27,13 @@ type Sealing struct {
 }
 
 // Write reads every Data block of the image, in small steps, and writes the
-// checksum file, durably; one that an earlier attempt left is replaced. The file
-// counts only once somebody who is asked at every open says so, by the hash: so
-// there is no rename, and no crash leaves half of one that counts.
+// checksum file, durably; one that an earlier attempt left is replaced. If it
+// fails, what it wrote gives its room back.
+//
+// The file counts only once somebody who is asked at every open says so, by the
+// hash: so there is no rename. The header is written when the pages are durable,
+// as the hash may be recorded already (of a file that is made anew): no crash
+// leaves half of one that counts.
 //
 // Sums are of what the image reads then. What rots before is not found.
 func Write(ctx context.Context, s Sealing) (h Hash, err error) {
@@ -41,6 +45,9 @@ func Write(ctx context.Context, s Sealing) (h Hash, err error) {
 	h, err = s.chain(w).Hash(ctx, s.Below)
 	if err == nil {
 		err = w.finish(header{id: s.ID, sizeBytes: s.SizeBytes, hash: h})
+	}
+	if err != nil {
+		err = errors.Join(err, f.Truncate(0))
 	}
 	if err = errors.Join(err, f.Close()); err == nil {
 		err = s.FS.SyncDir(s.Dir)
@@ -116,6 +123,9 @@ func (w *writer) flush() error {
 
 func (w *writer) finish(h header) error {
 	if err := w.flush(); err != nil {
+		return err
+	}
+	if err := w.file.Sync(); err != nil {
 		return err
 	}
 	h.dataBlocks = w.dataBlocks

@@ -167,10 +167,11 @@ func (s *server) call(ctx context.Context, command func(context.Context, api.Cli
 	}
 }
 
-// over tells whether a call failed because its time was over. The server may see
-// that first, and say so.
+// over tells whether a call failed because its time was over, which the server may
+// see a moment before this side does.
 func over(ctx context.Context, err error) bool {
-	return ctx.Err() != nil || connect.CodeOf(err) == connect.CodeDeadlineExceeded || connect.CodeOf(err) == connect.CodeCanceled
+	deadline, ok := ctx.Deadline()
+	return ctx.Err() != nil || ok && connect.CodeOf(err) == connect.CodeDeadlineExceeded && time.Until(deadline) < time.Second
 }
 
 // gone tells whether a call failed because the server ended, or had not begun:

@@ -194,6 +194,7 @@ func (p *passage) try(fd uintptr) bool {
 	var waits bool
 	if p.got, waits, p.gotErr = readNow(fd, p.in); waits {
 		p.full = false
+		p.narrow()
 	}
 	return !waits
 }

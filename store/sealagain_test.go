@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -347,54 +345,3 @@ func TestFaultOfTheCatalogLeavesAVerificationItsVerdict(t *testing.T) {
 		t.Errorf("scrub: %+v, %v; want one bad block", r, err)
 	}
 }
-
-// A scrub takes over what it found while a request meets the block beside it: for
-// the race detector.
-func TestAScrubRecordsWhatItFoundBesideRequestsThatMeetRot(t *testing.T) {
-	met, done := make(chan struct{}, 2), make(chan struct{})
-	var meet func()
-	s, dir := rotStore(t, store.Options{
-		Logger: slog.New(handler(func(message string) {
-			if strings.HasPrefix(message, "scrub:") {
-				<-met
-			} else if strings.HasPrefix(message, "a block is not") {
-				met <- struct{}{} // once, or twice if the scrub forgets the first
-			}
-		})),
-		FS: vfs.Fault{FS: vfs.OS{}, Hook: func(op vfs.Op) error {
-			if op.Handle == "scan" && op.Kind == vfs.OpClose && meet != nil {
-				go meet()
-				meet = nil
-			}
-			return nil
-		}},
-	})
-	img, w := imageOf(t, s, dir, 0, "img"), openView(t, s, "v@one")
-	flip(t, img, 2*4096)
-	meet = func() {
-		flip(t, img, 3*4096)
-		for {
-			select {
-			case <-done:
-				return
-			default:
-				_, _ = w.ReadAt(make([]byte, 1), 3*4096)
-			}
-		}
-	}
-	if r, err := s.Scrub(t.Context()); !errors.Is(err, store.ErrCorrupt) || r.BadBlocks != 1 {
-		t.Errorf("%+v, %v", r, err)
-	}
-	close(done)
-}
-
-// handler is told each message that is logged.
-type handler func(message string)
-
-func (h handler) Handle(_ context.Context, r slog.Record) error {
-	h(r.Message)
-	return nil
-}
-func (h handler) Enabled(context.Context, slog.Level) bool { return true }
-func (h handler) WithAttrs([]slog.Attr) slog.Handler       { return h }
-func (h handler) WithGroup(string) slog.Handler            { return h }

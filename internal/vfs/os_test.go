@@ -5,7 +5,6 @@ import (
 	"errors"
 	"os"
 	"testing"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -28,38 +27,27 @@ func TestTryReadAtReadsWhatIsInThePageCache(t *testing.T) {
 	must(t, err)
 	defer func() { must(t, other.Close()) }()
 	must(t, unix.Fadvise(int(other.Fd()), size/2, size/2, unix.FADV_DONTNEED))
-	cached := cachedPrefix(t, other, size)
 
+	// The kernel may read ahead meanwhile, and may take pages away: how much it
+	// reads is not ours to say, but that it says so is.
 	p := make([]byte, size)
 	n, err := f.TryReadAt(p, 0)
-	if n != cached || !bytes.Equal(p[:n], want[:n]) {
-		t.Errorf("read %d bytes with %d in the page cache", n, cached)
+	if !bytes.Equal(p[:n], want[:n]) {
+		t.Errorf("the %d bytes that were read are others", n)
 	}
-	if cached < size && !errors.Is(err, vfs.ErrWouldBlock) || cached == size && err != nil {
-		t.Errorf("read of %d bytes with %d in the page cache: %v", size, cached, err)
+	if n < size && !errors.Is(err, vfs.ErrWouldBlock) || n == size && err != nil {
+		t.Errorf("read of %d bytes, of which %d came: %v", size, n, err)
+	}
+	for {
+		must(t, second(f.ReadAt(p[:4096], 0)))
+		if n, err := f.TryReadAt(p[:4096], 0); n == 4096 && err == nil {
+			break
+		} else if !errors.Is(err, vfs.ErrWouldBlock) {
+			t.Fatalf("read of what was just read: %d, %v", n, err)
+		}
 	}
 	if n, err := f.ReadAt(p, 0); n != size || err != nil || !bytes.Equal(p, want) {
 		t.Errorf("ReadAt: %d, %v", n, err)
 	}
 }
 
-// cachedPrefix returns how many bytes from the start of a file are in the page
-// cache without a gap.
-func cachedPrefix(t *testing.T, f *os.File, sizeBytes int) int {
-	t.Helper()
-	mapped, err := unix.Mmap(int(f.Fd()), 0, sizeBytes, unix.PROT_READ, unix.MAP_SHARED)
-	must(t, err)
-	defer func() { must(t, unix.Munmap(mapped)) }()
-	pageBytes := os.Getpagesize()
-	resident := make([]byte, sizeBytes/pageBytes)
-	if _, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&mapped[0])),
-		uintptr(sizeBytes), uintptr(unsafe.Pointer(&resident[0]))); errno != 0 {
-		t.Fatal(errno)
-	}
-	for i, r := range resident {
-		if r&1 == 0 {
-			return i * pageBytes
-		}
-	}
-	return sizeBytes
-}

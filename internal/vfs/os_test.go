@@ -50,4 +50,3 @@ func TestTryReadAtReadsWhatIsInThePageCache(t *testing.T) {
 		t.Errorf("ReadAt: %d, %v", n, err)
 	}
 }
-

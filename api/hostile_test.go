@@ -433,8 +433,11 @@ type local struct{ net.Conn }
 func (local) LocalAddr() net.Addr { return &net.UnixAddr{Net: "unix"} }
 
 func TestCallsBeyondTheLimitAreRefused(t *testing.T) {
-	held := make(chan struct{})
-	l := newLimits(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-held }))
+	held, inWork := make(chan struct{}), make(chan struct{}, maxTransfers+1)
+	l := newLimits(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		inWork <- struct{}{}
+		<-held
+	}))
 	ask := func(path string) *httptest.ResponseRecorder {
 		w, r := httptest.NewRecorder(), httptest.NewRequest(http.MethodPost, path, strings.NewReader(""))
 		r.Header.Set("Content-Type", "application/proto")
@@ -448,8 +451,8 @@ func TestCallsBeyondTheLimitAreRefused(t *testing.T) {
 			done <- struct{}{}
 		}()
 	}
-	for len(l.remote.transfers) < maxTransfers {
-		time.Sleep(0)
+	for range maxTransfers {
+		<-inWork
 	}
 	if w := ask(rpc.TidemarkServiceExportProcedure); !strings.Contains(w.Body.String(), "resource_exhausted") {
 		t.Errorf("one more: %d %s", w.Code, w.Body)

@@ -3,14 +3,12 @@ package store_test
 import (
 	"context"
 	"errors"
-	"flag"
 	"net"
 	"path/filepath"
 	"syscall"
 	"testing"
 
 	"github.com/tidemark/tidemark/internal/vfs"
-	"github.com/tidemark/tidemark/internal/yield"
 	"github.com/tidemark/tidemark/nbd"
 	"github.com/tidemark/tidemark/nbd/client"
 	"github.com/tidemark/tidemark/store"
@@ -18,23 +16,15 @@ import (
 	"github.com/tidemark/tidemark/volume/historytest"
 )
 
-var (
-	historyRounds = flag.Int("history.rounds", 12, "how many histories of concurrent NBD clients are made and checked")
-	historySeed   = flag.Uint64("history.seed", 1, "the seed of the first; each next is one more")
-)
+var histories = historytest.Flags(12)
 
 // NBD clients of every scope write, read, trim and die while preserves are made;
 // what they saw must be what the rules allow. See historytest.
 func TestHistoryOfConcurrentNBDClientsIsOneTheRulesAllow(t *testing.T) {
-	for seed := *historySeed; seed < *historySeed+uint64(*historyRounds); seed++ {
-		load := historytest.RandomLoad(seed)
+	histories.Test(t, func(load historytest.Load) (historytest.Target, func()) {
 		target := serveHistory(t, load)
-		history, wrong := historytest.Run(target, load, seed)
-		if err := history.Check(); err != nil || wrong != nil {
-			t.Fatalf("seed %d (-history.seed %d -history.rounds 1, yield points %v), load %+v:\n%v\n%v", seed, seed, yield.Enabled, load, wrong, err)
-		}
-		target.close()
-	}
+		return target, target.close
+	})
 }
 
 // served is a store with an NBD server before it, as a Target of histories.

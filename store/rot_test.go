@@ -385,10 +385,10 @@ func settleSeals(t *testing.T, s *store.Store) {
 	_, _ = s.Preserve(t.Context(), store.PreserveRequest{Volumes: []string{"v"}, Name: "later", Wait: time.Minute, UntilSealed: true})
 }
 
-func TestASnapshotThatWasSealedWithoutSumsIsSealedAgain(t *testing.T) {
-	s, dir := rotStore(t, store.Options{})
-	want := snapshotInfo(t, s, "v@two").Hash
-	closeStore(t, s)
+// changeLink changes the record of an image, that at an index of the chain, in a
+// directory of one volume that nobody has open.
+func changeLink(t *testing.T, dir string, index int, change func(*catalog.Link)) {
+	t.Helper()
 	c, err := catalog.Open(vfs.OS{}, filepath.Join(dir, "catalog.db"))
 	if err != nil {
 		t.Fatal(err)
@@ -398,8 +398,8 @@ func TestASnapshotThatWasSealedWithoutSumsIsSealedAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := c.Update(func(tx *catalog.Tx) error {
-		l := state.Volumes[0].Chain[0]
-		l.Hash = ""
+		l := state.Volumes[0].Chain[index]
+		change(&l)
 		return tx.PutLink(l)
 	}); err != nil {
 		t.Fatal(err)
@@ -407,6 +407,13 @@ func TestASnapshotThatWasSealedWithoutSumsIsSealedAgain(t *testing.T) {
 	if err := c.Close(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func TestASnapshotThatWasSealedWithoutSumsIsSealedAgain(t *testing.T) {
+	s, dir := rotStore(t, store.Options{})
+	want := snapshotInfo(t, s, "v@two").Hash
+	closeStore(t, s)
+	changeLink(t, dir, 0, func(l *catalog.Link) { l.Hash = "" })
 	s = openWith(t, dir, store.Options{})
 	if err := s.WaitSealed(t.Context(), "v@two"); err != nil {
 		t.Fatal(err)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync/atomic"
 	"syscall"
@@ -290,24 +289,7 @@ func TestAWrongHashIsKnownAfterRestartsUntilAVerificationFindsAnother(t *testing
 		t.Fatal(err)
 	}
 	closeStore(t, s)
-	c, err := catalog.Open(vfs.OS{}, filepath.Join(dir, "catalog.db"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	state, err := c.Load()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Update(func(tx *catalog.Tx) error {
-		l := state.Volumes[0].Chain[1]
-		l.Snapshot.WrongHash = true
-		return tx.PutLink(l)
-	}); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Close(); err != nil {
-		t.Fatal(err)
-	}
+	changeLink(t, dir, 1, func(l *catalog.Link) { l.Snapshot.WrongHash = true })
 	for range 2 {
 		s = openWith(t, dir, store.Options{})
 		if v := snapshotInfo(t, s, "v@two").Verify; v.State != store.VerifyBad {

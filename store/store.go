@@ -435,15 +435,7 @@ func (s *Store) undoCreate(id catalog.VolumeID, j *journal.Journal, first volume
 }
 
 func (s *Store) createJournal(id catalog.VolumeID, first image.ID) (*journal.Journal, error) {
-	dir := volumeDir(s.dir, id)
-	if err := s.records.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
-	}
-	j, err := journal.Create(journal.Options{FS: s.records, Dir: dir, VolumeID: uint64(id), Images: []image.ID{first}, SegmentBytes: s.journals})
-	if err != nil {
-		return nil, err
-	}
-	return j, s.fs.SyncDir(volumesDir(s.dir))
+	return journal.Create(journal.Options{FS: s.records, Dir: volumeDir(s.dir, id), VolumeID: uint64(id), Images: []image.ID{first}, SegmentBytes: s.journals})
 }
 
 // addDisk gives a volume to the engine and to the maps.

@@ -35,9 +35,13 @@ type Addr struct {
 	address string // path, or host:port
 }
 
-// UnixAddr returns the address of a unix socket. Errors: ErrBadAddr when the
-// path is empty or too long.
+// UnixAddr returns the address of a unix socket. Slashes at the start of the path
+// become one, since unix:// is the start of the other form of an address. Errors:
+// ErrBadAddr when the path is empty or too long.
 func UnixAddr(path string) (Addr, error) {
+	if strings.HasPrefix(path, "//") {
+		path = "/" + strings.TrimLeft(path, "/")
+	}
 	switch {
 	case path == "":
 		return Addr{}, fmt.Errorf("%w: unix: without a path; write unix:PATH", ErrBadAddr)

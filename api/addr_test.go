@@ -15,6 +15,8 @@ func TestAddressesAreReadAndWritten(t *testing.T) {
 		{"unix:a.sock", "unix:a.sock"},
 		{"unix:/run/a.sock", "unix:/run/a.sock"},
 		{"unix:///run/a.sock", "unix:/run/a.sock"},
+		{"unix:////run/a.sock", "unix:/run/a.sock"},
+		{"unix:////", "unix:/"},
 		{"127.0.0.1:10809", "127.0.0.1:10809"},
 		{"[::1]:0", "[::1]:0"},
 		{":10809", ":10809"},

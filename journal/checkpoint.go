@@ -82,6 +82,8 @@ func (j *Journal) rotate() error {
 		header: header{volume: old.volume, number: number, life: old.life, first: old.after, boot: old.boot, prev: endCRC},
 		name:   segmentName(j.o.Dir, number),
 		file:   f,
+
+		stepBytes: old.stepBytes,
 	}
 	err = next.start(j.drained)
 	if err == nil {

@@ -69,7 +69,7 @@ type Options struct {
 	// Images is the chain as the catalog has it, oldest first.
 	Images []image.ID
 	// SegmentBytes is the length from which a segment is worth a checkpoint;
-	// 0 means 64 MiB.
+	// 0 means 64 MiB. A segment grows by a thousandth of it at a time.
 	SegmentBytes int64
 	// SyncImage makes durable all that was written to an image. Open calls it,
 	// one image at a time, when the server died alone and left changes that
@@ -219,6 +219,9 @@ func (o *Options) setDefaults() {
 	o.Images = slices.Clone(o.Images)
 }
 
+// stepBytes is what a segment grows by, in zeros: 64 KiB of the default.
+func (o *Options) stepBytes() int64 { return max(o.SegmentBytes/1024, frameAlign) }
+
 // Create makes an empty journal in o.Dir, and the directory if it is missing.
 // Both are durable when it returns, if the parent of the parent of o.Dir is. It
 // fails with fs.ErrExist if there is a journal; one that an earlier Create left
@@ -289,6 +292,8 @@ func (j *Journal) beginLife(number uint64, first LSN, kinds ...kind) (err error)
 		header: header{volume: j.o.VolumeID, number: number, life: number, first: first, boot: j.boot},
 		name:   segmentName(j.o.Dir, number),
 		file:   f,
+
+		stepBytes: j.o.stepBytes(),
 	}
 	err = s.start(j.drained, kinds...)
 	if err == nil {
@@ -387,13 +392,30 @@ func (j *Journal) put(b []byte, k kind) error {
 
 // put writes a frame. After an error the next one takes its place.
 func (s *segment) put(b []byte, crc uint32) error {
+	if s.end+int64(len(b)) > s.room {
+		s.makeRoom(s.end + int64(len(b)))
+	}
 	if _, err := s.file.WriteAt(b, s.end); err != nil {
 		_ = s.file.Truncate(s.end) // only tidies up: what stays is overwritten
+		s.room = s.end
 		return fmt.Errorf("append to %s at offset %d: %w", s.name, s.end, err)
 	}
 	s.crc = crc
 	s.end += int64(len(b))
 	return nil
+}
+
+// makeRoom writes zeros up to at least end, and a step further: a commit whose
+// frames take the place of blocks that the file has is one write of the disk; one
+// that makes the file longer commits a transaction of the file system besides.
+// Where there is no room for zeros there may be for the frame.
+func (s *segment) makeRoom(end int64) {
+	room := (end/s.stepBytes + 2) * s.stepBytes
+	if _, err := s.file.WriteAt(make([]byte, room-s.end), s.end); err != nil {
+		_ = s.file.Truncate(s.end) // as in put
+		room = s.end
+	}
+	s.room = room
 }
 
 // MarkDrained records that every process older than the cut of an image has

@@ -33,6 +33,8 @@ func simOptions(boot string, images ...image.ID) Options {
 		VolumeID:  7,
 		Images:    images,
 		SyncImage: func(image.ID) error { return nil },
+		// Grown by 64 bytes at a time: tests look at every byte.
+		SegmentBytes: 64 << 10,
 	}
 }
 

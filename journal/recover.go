@@ -241,7 +241,7 @@ func (h *history) pass(s *segment) { h.past = h.past || s.place() == h.witness.d
 // openSegment reads a header. A segment without a valid one has headerCRC 0 and
 // a zero header.
 func openSegment(o *Options, number uint64, flag int) (*segment, error) {
-	s := &segment{name: segmentName(o.Dir, number)}
+	s := &segment{name: segmentName(o.Dir, number), stepBytes: o.stepBytes()}
 	f, err := o.FS.Open(s.name, flag, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w: %s is missing", ErrCorrupt, s.name)
@@ -368,7 +368,8 @@ func (h *history) findRot(o *Options, numbers []uint64) error {
 	return nil
 }
 
-// findRotIn returns how many bytes of a segment are behind from.
+// findRotIn returns how many bytes of a segment are behind from, up to the last
+// that is not room for frames.
 func (h *history) findRotIn(s *segment, from int64) (int64, error) {
 	sizeBytes, err := s.file.Size()
 	if err != nil {
@@ -376,7 +377,15 @@ func (h *history) findRotIn(s *segment, from int64) (int64, error) {
 	}
 	last := h.last()
 	r := newSegmentReader(s.file, sizeBytes, 0)
+	end := from
 	for off := from; off < sizeBytes; off += frameAlign {
+		b, err := r.window(off, min(frameAlign, sizeBytes-off))
+		if err != nil {
+			return 0, fmt.Errorf("read %s: %w", s.name, err)
+		}
+		if !isZero(b) {
+			end = off + int64(len(b))
+		}
 		f, ok, err := r.frameAt(off)
 		if err != nil {
 			return 0, fmt.Errorf("read %s: %w", s.name, err)
@@ -392,7 +401,16 @@ func (h *history) findRotIn(s *segment, from int64) (int64, error) {
 			return 0, fmt.Errorf("%w: %s: bad frame at offset %d, but %s has a later one at %d", ErrCorrupt, last.name, last.end, s.name, off)
 		}
 	}
-	return max(0, sizeBytes-from), nil
+	return end - from, nil
+}
+
+func isZero(b []byte) bool {
+	for _, c := range b {
+		if c != 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // replay builds the tables and lists the images whose table files are behind.

@@ -50,6 +50,9 @@ const version = 2
 // it, such as an old one in its place, doesn't continue the chain. A frame that
 // the chain doesn't reach can still be told from garbage, and durable then tells
 // rot from a torn tail (see findRot).
+//
+// Zeros may follow the last frame: room for the next ones, see makeRoom. They are
+// no frame.
 type segment struct {
 	header
 	headerCRC uint32
@@ -57,6 +60,8 @@ type segment struct {
 	file      vfs.File
 	crc       uint32 // of the last frame, or of the header
 	end       int64  // offset behind the last frame
+	room      int64  // offset behind the zeros that follow it, if it is larger
+	stepBytes int64  // of room that is made at a time
 	after     LSN    // LSN behind the last frame
 	// durable is the offset up to which a sync has returned.
 	durable int64

@@ -116,6 +116,10 @@ func (w *worker) begin(ctx context.Context) (c *client.Client, end func(), err e
 		if errors.As(err, &refused) {
 			continue // the server ended between the two, and the process with it
 		}
+		if err != nil { // its time is over
+			end()
+			return nil, nil, err
+		}
 		w.done.processes.Add(1)
 		return c, end, err
 	}

@@ -30,6 +30,9 @@ var ErrClosed = errors.New("nbd client: connection closed")
 type RefusedError struct {
 	Export string
 	Reason string // the server's words, or what its reply code means
+	// Unknown tells that there is no such export, rather than that it is not
+	// for this client, or not now.
+	Unknown bool
 }
 
 func (e *RefusedError) Error() string {
@@ -477,8 +480,8 @@ func (c *Client) handshake(ctx context.Context, d Dialer, export string) error {
 	switch {
 	case err != nil:
 		return err
-	case refusal != "":
-		return &RefusedError{Export: export, Reason: refusal}
+	case refusal != nil:
+		return &RefusedError{Export: export, Reason: refusal.reason, Unknown: refusal.kind == wire.RepErrUnknown}
 	case c.flags&wire.HasFlags == 0:
 		return errors.New("server told no size")
 	}
@@ -492,8 +495,8 @@ func (c *Client) startTLS(ctx context.Context, config *tls.Config) error {
 	switch {
 	case err != nil:
 		return err
-	case refusal != "":
-		return fmt.Errorf("server refuses TLS: %s", refusal)
+	case refusal != nil:
+		return fmt.Errorf("server refuses TLS: %s", refusal.reason)
 	}
 	secure := tls.Client(c.socket, config)
 	if err := secure.HandshakeContext(ctx); err != nil {
@@ -510,13 +513,13 @@ func (c *Client) chooseForm(compact bool) error {
 		if err != nil {
 			return err
 		}
-		if refusal == "" {
+		if refusal == nil {
 			c.form = wire.Extended
 			return nil
 		}
 	}
 	refusal, err := c.option(wire.OptStructuredReply, nil, nil)
-	if err == nil && refusal == "" {
+	if err == nil && refusal == nil {
 		c.form = wire.Structured
 	}
 	return err
@@ -557,35 +560,41 @@ func (c *Client) lastWords() error {
 // maxReplyBytes is the longest reply to an option that is believed.
 const maxReplyBytes = 64 << 10
 
-// option sends an option and gives each reply but the last to note. refusal is
-// the server's reason, if it refused the option.
-func (c *Client) option(option uint32, data []byte, note func(kind uint32, data []byte)) (refusal string, err error) {
+// A refusal is a server's no to an option.
+type refusal struct {
+	kind   uint32 // of its reply
+	reason string
+}
+
+// option sends an option and gives each reply but the last to note. no is nil
+// unless the server refused the option.
+func (c *Client) option(option uint32, data []byte, note func(kind uint32, data []byte)) (no *refusal, err error) {
 	if _, err := c.nc.Write(wire.AppendOption(nil, option, data)); err != nil {
 		if why := c.lastWords(); why != nil {
 			err = why
 		}
-		return "", fmt.Errorf("option %d: %w", option, err)
+		return nil, fmt.Errorf("option %d: %w", option, err)
 	}
 	for {
 		var header [wire.OptReplySize]byte
 		if _, err := io.ReadFull(c.nc, header[:]); err != nil {
-			return "", fmt.Errorf("reply to option %d: %w", option, err)
+			return nil, fmt.Errorf("reply to option %d: %w", option, err)
 		}
 		kind, length := binary.BigEndian.Uint32(header[12:]), binary.BigEndian.Uint32(header[16:])
 		if binary.BigEndian.Uint64(header[:]) != wire.MagicOptReply || binary.BigEndian.Uint32(header[8:]) != option || length > maxReplyBytes {
-			return "", fmt.Errorf("reply to option %d: malformed", option)
+			return nil, fmt.Errorf("reply to option %d: malformed", option)
 		}
 		reply := make([]byte, length)
 		if _, err := io.ReadFull(c.nc, reply); err != nil {
-			return "", fmt.Errorf("reply to option %d: %w", option, err)
+			return nil, fmt.Errorf("reply to option %d: %w", option, err)
 		}
 		switch {
 		case kind == wire.RepAck:
-			return "", nil
+			return nil, nil
 		case kind&wire.RepErr != 0 && len(reply) > 0:
-			return string(reply), nil
+			return &refusal{kind, string(reply)}, nil
 		case kind&wire.RepErr != 0:
-			return fmt.Sprintf("error %d", kind&^wire.RepErr), nil
+			return &refusal{kind, fmt.Sprintf("error %d", kind&^wire.RepErr)}, nil
 		case note != nil:
 			note(kind, reply)
 		}

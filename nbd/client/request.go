@@ -172,7 +172,8 @@ func (c *Client) endAll(err error) {
 	ended := c.flight.all()
 	c.queue = nil
 	c.mu.Unlock()
-	c.sending.Lock() // whoever is in send, with somebody's data, has noticed
+	c.sending.Lock() // whoever is in send, with somebody's data, comes out now
+	c.out = outbox{}
 	c.sending.Unlock()
 	for _, k := range ended {
 		k.err = err

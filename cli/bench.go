@@ -197,7 +197,7 @@ func benchFailure(err error) error {
 		return err
 	case errors.As(err, &option):
 		return usage("%s", option)
-	case errors.As(err, &refused) && strings.Contains(refused.Reason, "no such export"):
+	case errors.As(err, &refused) && refused.Unknown:
 		return &exitError{exitNotFound, benchText(refused)}
 	case errors.As(err, &untrust):
 		return &exitError{exitDenied, fmt.Sprintf("the server's certificate is not to be trusted: %v; say who signs it with --tls-ca", untrust.Err)}
@@ -229,7 +229,9 @@ func (a *app) newBenchBar(o *load.Options) *benchBar {
 		switch {
 		case p.Verifying:
 			text = fmt.Sprintf("verified %d of %s", p.Verified, plural(int(p.ToVerify), "block"))
-		case p.Elapsed > o.Warmup && p.Elapsed > last.Elapsed:
+		case p.Elapsed-last.Elapsed < 10*time.Millisecond: // of too little to tell
+			text = *b.say.Load()
+		case p.Elapsed > o.Warmup:
 			text = fmt.Sprintf("%.0f IOPS", float64(p.Requests-last.Requests)/(p.Elapsed-last.Elapsed).Seconds())
 		}
 		last = p

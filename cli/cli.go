@@ -82,9 +82,9 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 volumes as they are at one instant, without pausing, draining or copying
 anything on the I/O path.
 
-Every command but serve, check, bench and token talks to a running server, by default
+Every command but serve, check and token talks to a running server, by default
 over ./tidemark-data/api.sock; name another with --api or TIDEMARK_API, as
-unix:PATH or HOST:PORT.
+unix:PATH or HOST:PORT. (bench also talks to any NBD server.)
 
 Over TCP the server wants a client certificate (--api-ca, --api-cert, --api-key)
 or a token (--api-token-file; --api-ca too unless the server is on loopback).`,

@@ -219,6 +219,9 @@ func drive(ctx context.Context, streams []*stream, o *Options) (Result, error) {
 	}
 	ticker := time.NewTicker(progressEvery)
 	defer ticker.Stop()
+	report := func() {
+		o.Progress(Progress{Elapsed: min(time.Since(began), o.Warmup+o.Duration), Requests: answered(streams)})
+	}
 	stop := failing.Done()
 	var giveUp <-chan time.Time
 	for _, s := range streams {
@@ -227,7 +230,7 @@ func drive(ctx context.Context, streams []*stream, o *Options) (Result, error) {
 			case <-s.ended:
 				running = false
 			case <-ticker.C:
-				o.Progress(Progress{Elapsed: min(time.Since(began), o.Warmup+o.Duration), Requests: answered(streams)})
+				report()
 			case <-stop:
 				stop = nil
 				for _, s := range streams {
@@ -243,6 +246,7 @@ func drive(ctx context.Context, streams []*stream, o *Options) (Result, error) {
 			}
 		}
 	}
+	report()
 	return result(streams, o), context.Cause(failing)
 }
 

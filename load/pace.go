@@ -78,13 +78,16 @@ func (s *stream) pace() {
 		over := s.over
 		wait := len(s.schedule.idle) == 0
 		until := s.schedule.due() - now
-		s.settle()
 		s.mu.Unlock()
 		if len(ready) > 0 {
 			s.start(ready)
 		}
 		switch {
 		case over:
+			s.mu.Lock()
+			s.inFlight--
+			s.settle()
+			s.mu.Unlock()
 			return
 		case wait:
 			<-s.schedule.changed

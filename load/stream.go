@@ -31,7 +31,7 @@ type stream struct {
 	mu        sync.Mutex
 	random    *rand.Rand
 	slots     []slot
-	inFlight  int
+	inFlight  int   // and one for the pacer
 	position  int64 // of Sequential
 	unflushed int   // writes since the last flush
 	written   uint32
@@ -100,6 +100,7 @@ func (s *stream) begin(began time.Time, fail func(error)) {
 		for i := range s.slots {
 			s.schedule.idle = append(s.schedule.idle, &s.slots[i])
 		}
+		s.inFlight++
 		go s.pace()
 		return
 	}

@@ -74,6 +74,9 @@ func verify(ctx context.Context, streams []*stream, o *Options) (blocks int64, e
 	}
 	ticker := time.NewTicker(progressEvery)
 	defer ticker.Stop()
+	report := func() {
+		o.Progress(Progress{Elapsed: o.Warmup + o.Duration, Requests: answered(streams), Verifying: true, Verified: checked(checkers), ToVerify: all})
+	}
 	stop := ctx.Done()
 	for _, c := range checkers {
 		for running := true; running; {
@@ -81,7 +84,7 @@ func verify(ctx context.Context, streams []*stream, o *Options) (blocks int64, e
 			case <-c.ended:
 				running = false
 			case <-ticker.C:
-				o.Progress(Progress{Elapsed: o.Warmup + o.Duration, Requests: answered(streams), Verifying: true, Verified: checked(checkers), ToVerify: all})
+				report()
 			case <-stop:
 				stop = nil
 				for _, c := range checkers {
@@ -90,6 +93,7 @@ func verify(ctx context.Context, streams []*stream, o *Options) (blocks int64, e
 			}
 		}
 	}
+	report()
 	if ctx.Err() != nil {
 		return 0, context.Cause(ctx)
 	}

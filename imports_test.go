@@ -15,7 +15,7 @@ var levels = [][]string{
 	{"internal/yield", "internal/certtest"},
 	{"internal/vfs", "lookup", "nbd/internal/wire", "api/tidemarkv1", "access"},
 	{"image", "blocklock", "nbd/client", "api/tidemarkv1/tidemarkv1connect"},
-	{"image/file", "image/mem", "image/sealed", "image/imagetest"},
+	{"image/file", "image/mem", "image/sealed", "image/imagetest", "load"},
 	{"journal", "catalog"},
 	{"volume"},
 	{"volume/volumetest", "store"},

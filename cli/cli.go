@@ -1,7 +1,7 @@
 // Package cli is the command line: it reads flags, calls the server's API, and
-// prints what it says. It does no I/O on volumes itself. Only serve and check
-// touch a data directory: serve wires store, nbd and api together, check looks
-// at one that no server has open.
+// prints what it says. It does no I/O on volumes itself, but for bench, which is
+// a client of any NBD server. Only serve and check touch a data directory: serve
+// wires store, nbd and api together, check looks at one that no server has open.
 package cli
 
 import (
@@ -84,7 +84,7 @@ anything on the I/O path.
 
 Every command but serve, check and token talks to a running server, by default
 over ./tidemark-data/api.sock; name another with --api or TIDEMARK_API, as
-unix:PATH or HOST:PORT.
+unix:PATH or HOST:PORT. (bench also talks to any NBD server.)
 
 Over TCP the server wants a client certificate (--api-ca, --api-cert, --api-key)
 or a token (--api-token-file; --api-ca too unless the server is on loopback).`,
@@ -120,7 +120,7 @@ or a token (--api-token-file; --api-ca too unless the server is on loopback).`,
 	add("volumes", a.volumeCommand(), a.preserveCommand(), a.snapshotCommand())
 	add("processes", a.processCommand(), a.runCommand())
 	add("data", a.importCommand(), a.exportCommand())
-	add("other", a.tokenCommand(), a.versionCommand())
+	add("other", a.benchCommand(), a.tokenCommand(), a.versionCommand())
 	root.SetHelpCommandGroupID("other")
 	root.SetCompletionCommandGroupID("other")
 	root.InitDefaultHelpCmd()

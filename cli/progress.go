@@ -41,6 +41,13 @@ func (p *progress) start(sizeBytes int64) {
 		mpb.AppendDecorators(decor.Percentage(), speed, decor.Name(" "), decor.AverageETA(decor.ET_STYLE_GO)))
 }
 
+// startSteps shows a bar of steps without a unit, and beside it what say says.
+func (p *progress) startSteps(steps int64, say func() string) {
+	if p.all != nil {
+		p.bar = p.all.New(steps, mpb.BarStyle(), mpb.AppendDecorators(decor.Percentage(), decor.Any(func(decor.Statistics) string { return "  " + say() })))
+	}
+}
+
 func (p *progress) add(bytes int64) {
 	if p.bar != nil {
 		p.bar.IncrInt64(bytes)

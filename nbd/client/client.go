@@ -30,6 +30,9 @@ var ErrClosed = errors.New("nbd client: connection closed")
 type RefusedError struct {
 	Export string
 	Reason string // the server's words, or what its reply code means
+	// Unknown tells that there is no such export, rather than that it is not
+	// for this client, or not now.
+	Unknown bool
 }
 
 func (e *RefusedError) Error() string {
@@ -64,13 +67,16 @@ type Client struct {
 	contexts  map[uint32]string // by id
 	maxBytes  int64             // payload of one request
 
-	sending sync.Mutex // held while a request is written
+	sending sync.Mutex // held while requests are written; taken before mu
+	out     outbox     // of who holds sending
 
 	mu     sync.Mutex
-	calls  map[uint64]*call // in flight, by cookie
-	cookie uint64
-	err    error // why there will be no more replies
+	flight flight // calls that wait for their replies
+	queue  []*call
+	wrote  sync.Cond // with mu: call.lent of some call is over
+	err    error     // why there will be no more replies
 
+	owed     owed
 	received chan struct{} // closed when receive has ended
 }
 
@@ -189,9 +195,9 @@ func (d Dialer) NewClient(ctx context.Context, nc net.Conn, export string) (*Cli
 		nc:       nc,
 		contexts: map[uint32]string{},
 		maxBytes: 32 << 20, // what every server takes that says nothing else
-		calls:    map[uint64]*call{},
 		received: make(chan struct{}),
 	}
+	c.wrote.L = &c.mu
 	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) })
 	err := c.handshake(ctx, d, export)
 	if !stop() && err == nil {
@@ -217,6 +223,10 @@ func (c *Client) ReadOnly() bool { return c.flags&wire.ReadOnly != 0 }
 // MultiConn tells whether the server said that a flush covers all connections.
 func (c *Client) MultiConn() bool { return c.flags&wire.CanMultiConn != 0 }
 
+// MaxBytes is the most that one request reads or writes; the calls that take
+// longer ranges make several of them.
+func (c *Client) MaxBytes() int64 { return c.maxBytes }
+
 // Extended tells whether server and client agreed on extended headers.
 func (c *Client) Extended() bool { return c.form == wire.Extended }
 
@@ -229,7 +239,7 @@ func (c *Client) ReadAt(p []byte, off int64) (n int, err error) {
 	p = p[:max(0, min(int64(len(p)), c.sizeBytes-off))]
 	for n < len(p) {
 		piece := p[n : n+int(min(int64(len(p)-n), c.maxBytes))]
-		if err := c.do(&call{request: c.request(wire.CmdRead, 0, off+int64(n), int64(len(piece))), data: piece}); err != nil {
+		if err := c.transfer(wire.CmdRead, 0, off+int64(n), piece); err != nil {
 			return n, err
 		}
 		n += len(piece)
@@ -252,7 +262,7 @@ func (c *Client) write(p []byte, off int64, flags uint16) (n int, err error) {
 	}
 	for n < len(p) {
 		piece := p[n : n+int(min(int64(len(p)-n), c.maxBytes))]
-		if err := c.do(&call{request: c.request(wire.CmdWrite, flags, off+int64(n), int64(len(piece))), data: piece}); err != nil {
+		if err := c.transfer(wire.CmdWrite, flags, off+int64(n), piece); err != nil {
 			return n, err
 		}
 		n += len(piece)
@@ -262,7 +272,7 @@ func (c *Client) write(p []byte, off int64, flags uint16) (n int, err error) {
 
 // Flush returns when all writes completed before are durable.
 func (c *Client) Flush() error {
-	return c.do(&call{request: c.request(wire.CmdFlush, 0, 0, 0)})
+	return c.transfer(wire.CmdFlush, 0, 0, nil)
 }
 
 // Trim gives a range back.
@@ -382,47 +392,8 @@ func (c *Client) request(command, flags uint16, off, lengthBytes int64) wire.Req
 	return wire.Request{Command: command, Flags: flags, Offset: uint64(off), Length: uint64(lengthBytes)}
 }
 
-// A call is a request in flight.
-type call struct {
-	request wire.Request
-	data    []byte                  // to send, or where to receive
-	got     int                     // bytes of data received
-	status  map[string][]descriptor // by context
-	err     error
-	done    chan struct{}
-}
-
 // A descriptor is an extent of one context.
 type descriptor struct{ length, flags uint64 }
-
-// do sends a request and waits for its reply.
-func (c *Client) do(k *call) error {
-	k.done = make(chan struct{})
-	c.mu.Lock()
-	if c.err != nil {
-		defer c.mu.Unlock()
-		return c.err
-	}
-	c.cookie++
-	k.request.Cookie = c.cookie
-	c.calls[c.cookie] = k
-	c.mu.Unlock()
-
-	message := net.Buffers{c.form.AppendRequest(make([]byte, 0, wire.ExtendedSize), &k.request)}
-	if k.request.Command == wire.CmdWrite {
-		message = append(message, k.data)
-	}
-	c.sending.Lock()
-	_, err := message.WriteTo(c.nc)
-	c.sending.Unlock()
-	if err != nil {
-		// Half a request may be out: no other may follow it. What the
-		// connection still answers is received, then receive ends every call.
-		_ = c.nc.Close()
-	}
-	<-k.done
-	return k.err
-}
 
 // extents puts the contexts of a reply together, as far as all of them tell.
 func (k *call) extents() []Extent {
@@ -509,8 +480,8 @@ func (c *Client) handshake(ctx context.Context, d Dialer, export string) error {
 	switch {
 	case err != nil:
 		return err
-	case refusal != "":
-		return &RefusedError{Export: export, Reason: refusal}
+	case refusal != nil:
+		return &RefusedError{Export: export, Reason: refusal.reason, Unknown: refusal.kind == wire.RepErrUnknown}
 	case c.flags&wire.HasFlags == 0:
 		return errors.New("server told no size")
 	}
@@ -524,8 +495,8 @@ func (c *Client) startTLS(ctx context.Context, config *tls.Config) error {
 	switch {
 	case err != nil:
 		return err
-	case refusal != "":
-		return fmt.Errorf("server refuses TLS: %s", refusal)
+	case refusal != nil:
+		return fmt.Errorf("server refuses TLS: %s", refusal.reason)
 	}
 	secure := tls.Client(c.socket, config)
 	if err := secure.HandshakeContext(ctx); err != nil {
@@ -542,13 +513,13 @@ func (c *Client) chooseForm(compact bool) error {
 		if err != nil {
 			return err
 		}
-		if refusal == "" {
+		if refusal == nil {
 			c.form = wire.Extended
 			return nil
 		}
 	}
 	refusal, err := c.option(wire.OptStructuredReply, nil, nil)
-	if err == nil && refusal == "" {
+	if err == nil && refusal == nil {
 		c.form = wire.Structured
 	}
 	return err
@@ -589,35 +560,41 @@ func (c *Client) lastWords() error {
 // maxReplyBytes is the longest reply to an option that is believed.
 const maxReplyBytes = 64 << 10
 
-// option sends an option and gives each reply but the last to note. refusal is
-// the server's reason, if it refused the option.
-func (c *Client) option(option uint32, data []byte, note func(kind uint32, data []byte)) (refusal string, err error) {
+// A refusal is a server's no to an option.
+type refusal struct {
+	kind   uint32 // of its reply
+	reason string
+}
+
+// option sends an option and gives each reply but the last to note. no is nil
+// unless the server refused the option.
+func (c *Client) option(option uint32, data []byte, note func(kind uint32, data []byte)) (no *refusal, err error) {
 	if _, err := c.nc.Write(wire.AppendOption(nil, option, data)); err != nil {
 		if why := c.lastWords(); why != nil {
 			err = why
 		}
-		return "", fmt.Errorf("option %d: %w", option, err)
+		return nil, fmt.Errorf("option %d: %w", option, err)
 	}
 	for {
 		var header [wire.OptReplySize]byte
 		if _, err := io.ReadFull(c.nc, header[:]); err != nil {
-			return "", fmt.Errorf("reply to option %d: %w", option, err)
+			return nil, fmt.Errorf("reply to option %d: %w", option, err)
 		}
 		kind, length := binary.BigEndian.Uint32(header[12:]), binary.BigEndian.Uint32(header[16:])
 		if binary.BigEndian.Uint64(header[:]) != wire.MagicOptReply || binary.BigEndian.Uint32(header[8:]) != option || length > maxReplyBytes {
-			return "", fmt.Errorf("reply to option %d: malformed", option)
+			return nil, fmt.Errorf("reply to option %d: malformed", option)
 		}
 		reply := make([]byte, length)
 		if _, err := io.ReadFull(c.nc, reply); err != nil {
-			return "", fmt.Errorf("reply to option %d: %w", option, err)
+			return nil, fmt.Errorf("reply to option %d: %w", option, err)
 		}
 		switch {
 		case kind == wire.RepAck:
-			return "", nil
+			return nil, nil
 		case kind&wire.RepErr != 0 && len(reply) > 0:
-			return string(reply), nil
+			return &refusal{kind, string(reply)}, nil
 		case kind&wire.RepErr != 0:
-			return fmt.Sprintf("error %d", kind&^wire.RepErr), nil
+			return &refusal{kind, fmt.Sprintf("error %d", kind&^wire.RepErr)}, nil
 		case note != nil:
 			note(kind, reply)
 		}

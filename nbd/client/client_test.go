@@ -250,7 +250,7 @@ func TestDialTellsWhyItFails(t *testing.T) {
 	uri := serve(t, newDisk(1<<20), "unix", t.TempDir()+"/s")
 	var refused *client.RefusedError
 	_, err := client.Dial(t.Context(), strings.Replace(uri, "a%20disk", "nope", 1))
-	if !errors.As(err, &refused) || !strings.Contains(err.Error(), "no such export") {
+	if !errors.As(err, &refused) || !refused.Unknown || !strings.Contains(err.Error(), "no such export") {
 		t.Errorf("no such export: %v", err)
 	}
 	a, stranger := certtest.New(t), certtest.New(t)

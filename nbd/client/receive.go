@@ -14,21 +14,18 @@ import (
 // call in flight.
 func (c *Client) receive() {
 	defer close(c.received)
-	r := bufio.NewReaderSize(c.nc, 64<<10)
+	r := bufio.NewReaderSize(c.nc, receiveBytes)
 	var err error
 	for err == nil {
+		c.sendOwed(r.Buffered())
 		err = c.receiveReply(r)
 	}
 	_ = c.nc.Close()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.err = fmt.Errorf("%w: %w", ErrClosed, err)
-	for _, k := range c.calls {
-		k.err = c.err
-		close(k.done)
-	}
-	clear(c.calls)
+	c.endAll(fmt.Errorf("%w: %w", ErrClosed, err))
 }
+
+// receiveBytes is the size of the buffer that replies are taken from.
+const receiveBytes = 64 << 10
 
 var (
 	errBadReply    = errors.New("malformed reply")
@@ -53,16 +50,18 @@ func (c *Client) receiveReply(r *bufio.Reader) error {
 }
 
 func (c *Client) receiveSimple(r *bufio.Reader) error {
-	var b [wire.SimpleSize]byte
-	if _, err := io.ReadFull(r, b[:]); err != nil {
+	b, err := r.Peek(wire.SimpleSize)
+	if err != nil {
 		return err
 	}
 	k := c.call(binary.BigEndian.Uint64(b[8:]))
 	if k == nil {
 		return errStrayCookie
 	}
-	if e := binary.BigEndian.Uint32(b[4:]); e != 0 {
-		k.err = &CommandError{Errno: e}
+	failure := binary.BigEndian.Uint32(b[4:])
+	discard(r, len(b))
+	if failure != 0 {
+		k.err = &CommandError{Errno: failure}
 	} else if k.request.Command == wire.CmdRead {
 		if c.form != wire.Simple {
 			return errBadReply
@@ -76,9 +75,8 @@ func (c *Client) receiveSimple(r *bufio.Reader) error {
 }
 
 func (c *Client) receiveChunk(r *bufio.Reader) error {
-	var b [wire.ExtendedSize]byte
-	header := b[:c.form.ChunkBytes()]
-	if _, err := io.ReadFull(r, header); err != nil {
+	b, err := r.Peek(c.form.ChunkBytes())
+	if err != nil {
 		return err
 	}
 	k := c.call(binary.BigEndian.Uint64(b[8:]))
@@ -92,14 +90,20 @@ func (c *Client) receiveChunk(r *bufio.Reader) error {
 			return errBadReply
 		}
 	}
-	if err := c.receivePayload(r, k, binary.BigEndian.Uint16(b[6:]), lengthBytes); err != nil {
+	flags, kind := binary.BigEndian.Uint16(b[4:]), binary.BigEndian.Uint16(b[6:])
+	discard(r, len(b))
+	if err := c.receivePayload(r, k, kind, lengthBytes); err != nil {
 		return err
 	}
-	if binary.BigEndian.Uint16(b[4:])&wire.ChunkDone != 0 {
+	if flags&wire.ChunkDone != 0 {
 		return c.finish(k)
 	}
 	return nil
 }
+
+// discard drops what Peek has shown, which can't fail. A header that is peeked
+// at, not read into a variable, costs no allocation.
+func discard(r *bufio.Reader, n int) { _, _ = r.Discard(n) }
 
 // maxChunkBytes is the longest chunk without read data that is believed.
 const maxChunkBytes = 1 << 20
@@ -107,14 +111,15 @@ const maxChunkBytes = 1 << 20
 // receivePayload takes a chunk's payload.
 func (c *Client) receivePayload(r *bufio.Reader, k *call, kind uint16, lengthBytes uint64) error {
 	if kind == wire.ChunkData && k.request.Command == wire.CmdRead && lengthBytes > 8 {
-		var offset [8]byte
-		if _, err := io.ReadFull(r, offset[:]); err != nil {
-			return err
-		}
-		place, err := k.place(binary.BigEndian.Uint64(offset[:]), lengthBytes-8)
+		b, err := r.Peek(8)
 		if err != nil {
 			return err
 		}
+		place, err := k.place(binary.BigEndian.Uint64(b), lengthBytes-8)
+		if err != nil {
+			return err
+		}
+		discard(r, len(b))
 		_, err = io.ReadFull(r, place)
 		return err
 	}
@@ -178,21 +183,10 @@ func (k *call) place(offset, lengthBytes uint64) ([]byte, error) {
 	return k.data[start : start+lengthBytes], nil
 }
 
-// call finds the call in flight of a cookie. It stays in flight until finish:
-// if the connection breaks in the middle of its reply, receive ends it.
-func (c *Client) call(cookie uint64) *call {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.calls[cookie]
-}
-
 func (c *Client) finish(k *call) error {
 	if k.request.Command == wire.CmdRead && k.err == nil && k.got != len(k.data) {
 		return errBadReply
 	}
-	c.mu.Lock()
-	delete(c.calls, k.request.Cookie)
-	c.mu.Unlock()
-	close(k.done)
+	c.end(k)
 	return nil
 }

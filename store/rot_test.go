@@ -3,8 +3,10 @@ package store_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -342,6 +344,8 @@ func TestALostChecksumFileIsMadeAnewOnlyIfTheDataIsWhatWasSealed(t *testing.T) {
 	}{
 		{"it is missing", func(t *testing.T, sums, _ string) { remove(t, sums) }, true},
 		{"its header has rotted", func(t *testing.T, sums, _ string) { flip(t, sums, 50) }, true},
+		{"its directory has rotted", func(t *testing.T, sums, _ string) { flip(t, sums, 2*4096) }, true},
+		{"it is of format 1", formatOne, true},
 		{"it is missing and a block has rotted", func(t *testing.T, sums, img string) {
 			remove(t, sums)
 			flip(t, img, 4096)
@@ -376,6 +380,20 @@ func TestALostChecksumFileIsMadeAnewOnlyIfTheDataIsWhatWasSealed(t *testing.T) {
 				t.Errorf("check: %q, %v", r.Findings, err)
 			}
 		})
+	}
+}
+
+// formatOne gives a checksum file the header of format 1, which had another layout.
+func formatOne(t *testing.T, sums, _ string) {
+	t.Helper()
+	data, err := os.ReadFile(sums)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data[8] = 1
+	binary.LittleEndian.PutUint32(data[4092:], crc32.Checksum(data[:4092], crc32.MakeTable(crc32.Castagnoli)))
+	if err := os.WriteFile(sums, data, 0o600); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -20,14 +20,14 @@ import (
 )
 
 // farApart are blocks whose sums lie in different pages.
-var farApart = []int64{0, 2000, 5000}
+var farApart = []int64{0, 1 << 32, 2 << 32}
 
 // lostSums is a disk with a snapshot v@one whose checksum file is empty.
 func lostSums(t *testing.T) *vfs.Sim {
 	t.Helper()
 	sim := vfs.NewSim(memoryDir(t))
 	s := openWith(t, dataDir, store.Options{FS: sim})
-	if _, err := s.CreateVolume("v", 1<<30, volume.ScopeRequest); err != nil {
+	if _, err := s.CreateVolume("v", 1<<46, volume.ScopeRequest); err != nil {
 		t.Fatal(err)
 	}
 	w := openView(t, s, "v")
@@ -129,20 +129,26 @@ func TestFaultOfASealTooLargeForAFullDiskLeavesTheReserveToTableChanges(t *testi
 			t.Fatal(err)
 		}
 		w := openView(t, d.Store, "big")
-		for n := range int64(200) { // a page of sums each: three times the reserve
+		for n := range int64(200) { // 12 KiB of sums
 			write(t, w, n*1023*lookup.BlockSize, 'a')
 		}
 		d.want("flush", w.Flush(), nil)
-		const free = reserveBytes + 64<<10
+		if _, err := d.BeginProcess([]string{"big"}, "P"); err != nil { // what is to be sealed drains until there is no room
+			t.Fatal(err)
+		}
+		if _, err := d.Preserve(t.Context(), store.PreserveRequest{Volumes: []string{"big"}, Name: "one", OnTimeout: volume.TimeoutKeep}); !errors.Is(err, store.ErrDraining) {
+			t.Fatal(err)
+		}
+		const free = 8 << 10
 		d.quota.SetFree(free)
-		if _, err := d.Preserve(t.Context(), store.PreserveRequest{Volumes: []string{"big"}, Name: "one", Wait: time.Minute}); err != nil {
+		if _, err := d.EndProcess("P", false); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
 		if info := snapshotInfo(t, d.Store, "big@one"); info.Failed == "" {
 			t.Fatalf("it is %+v, and there was no room for its sums", info)
 		}
-		if left, err := d.quota.Free(dataDir); err != nil || left < free-16<<10 {
+		if left, err := d.quota.Free(dataDir); err != nil || left != free {
 			t.Errorf("the seal that failed leaves %d of %d bytes (%v)", left, free, err)
 		}
 		d.quota.SetFree(0)

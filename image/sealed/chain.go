@@ -8,8 +8,8 @@ import (
 
 // Source gives the sums of blocks of one image.
 type Source interface {
-	// Sums fills to with the sums of the blocks from first on, all of one page
-	// (PageBlocks) and all Data in the image's table.
+	// Sums fills to with the sums of the blocks from first on, at most stepBlocks
+	// and all Data in the image's table.
 	Sums(first lookup.BlockNum, to []Sum) error
 }
 
@@ -41,9 +41,9 @@ func (c Chain) find(b lookup.BlockNum, limit uint64) (layer int, s lookup.State,
 // image: only the blocks of that image are looked at.
 func (c Chain) Hash(ctx context.Context, below Hash) (Hash, error) {
 	h, top, older := below, c[len(c)-1], c[:len(c)-1]
-	var room sumPage
+	var room [stepBlocks]Sum
 	for x := range top.Table.Extents(0, lookup.MaxBlocks) {
-		for first, n := range pages(x.Block, x.Count) {
+		for first, n := range steps(x.Block, x.Count) {
 			if err := ctx.Err(); err != nil {
 				return Hash{}, err
 			}
@@ -60,8 +60,9 @@ func (c Chain) Hash(ctx context.Context, below Hash) (Hash, error) {
 	return h, nil
 }
 
-// each calls do for each of n blocks of one page that the view has as Data.
-func (c Chain) each(first lookup.BlockNum, n uint64, room *sumPage, do func(lookup.BlockNum, Sum)) error {
+// each calls do for each of n blocks, at most stepBlocks, that the view has as
+// Data.
+func (c Chain) each(first lookup.BlockNum, n uint64, room *[stepBlocks]Sum, do func(lookup.BlockNum, Sum)) error {
 	for n > 0 {
 		i, state, run := c.find(first, n)
 		if state == lookup.Data {
@@ -84,11 +85,14 @@ func each(from Source, first lookup.BlockNum, room []Sum, do func(lookup.BlockNu
 	return nil
 }
 
-// pages cuts a run of blocks where a page of sums ends.
-func pages(first lookup.BlockNum, n uint64) func(yield func(lookup.BlockNum, uint64) bool) {
+// stepBlocks is how many blocks are looked at, and read, at once.
+const stepBlocks = 256
+
+// steps cuts a run of blocks.
+func steps(first lookup.BlockNum, n uint64) func(yield func(lookup.BlockNum, uint64) bool) {
 	return func(yield func(lookup.BlockNum, uint64) bool) {
 		for n > 0 {
-			part := min(n, PageBlocks-uint64(first)%PageBlocks)
+			part := min(n, stepBlocks)
 			if !yield(first, part) {
 				return
 			}

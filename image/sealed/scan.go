@@ -33,12 +33,15 @@ type Scan struct {
 // Run walks. Its error is that of ctx or Pace; what is wrong with blocks is told
 // to Block only.
 func (s *Scan) Run(ctx context.Context) error {
-	w := &scanning{Scan: s, ctx: ctx, room: Buffer(pageBytes), blocks: Buffer(stepBlocks * lookup.BlockSize), number: noPage, wrong: s.Lost}
+	w := &scanning{Scan: s, ctx: ctx, blocks: Buffer(stepBlocks * lookup.BlockSize)}
+	if s.Lost == nil {
+		w.cursor = newCursor(s.Sums)
+	}
 	for x := range s.Table.Extents(0, lookup.MaxBlocks) {
 		if x.State != lookup.Data {
 			continue
 		}
-		for first, n := range pages(x.Block, x.Count) {
+		for first, n := range steps(x.Block, x.Count) {
 			if err := w.walk(first, n); err != nil {
 				return err
 			}
@@ -50,22 +53,20 @@ func (s *Scan) Run(ctx context.Context) error {
 type scanning struct {
 	*Scan
 	ctx    context.Context //nolint:containedctx // of the one Run that it lives for
-	number uint64          // of page
-	page   sumPage
-	wrong  error // the page can't be read, or is damaged
-	room   []byte
+	cursor *cursor         // nil if there are no sums
 	blocks []byte
 }
 
-// walk takes n blocks of one page of sums.
+// walk takes n blocks, at most stepBlocks.
 func (w *scanning) walk(first lookup.BlockNum, n uint64) error {
 	for n > 0 {
 		shown, run := true, n
 		if w.Shown != nil {
 			shown, run = w.Shown(first, n)
 		}
-		if run = min(run, stepBlocks); shown {
-			if err := w.step(first, int(run)); err != nil {
+		if shown {
+			var err error
+			if run, err = w.step(first, run); err != nil {
 				return err
 			}
 		}
@@ -74,30 +75,37 @@ func (w *scanning) walk(first lookup.BlockNum, n uint64) error {
 	return nil
 }
 
-func (w *scanning) step(first lookup.BlockNum, n int) error {
+// step takes those of n blocks whose sums lie in one page, and returns how many.
+func (w *scanning) step(first lookup.BlockNum, n uint64) (uint64, error) {
 	if err := w.ctx.Err(); err != nil {
-		return err
+		return 0, err
+	}
+	var sums packed
+	wrong := w.Lost
+	if wrong == nil {
+		sums, n, wrong = w.cursor.find(first, n)
 	}
 	if w.Pace != nil {
 		if err := w.Pace(w.ctx, int64(n)*lookup.BlockSize); err != nil {
-			return err
+			return 0, err
 		}
 	}
-	number, index := place(first)
-	if w.Lost == nil && number != w.number {
-		w.number, w.wrong = number, w.Sums.load(&w.page, number, w.room)
-	}
-	if w.wrong != nil {
+	if wrong != nil {
 		for i := range n {
-			w.Block(first+lookup.BlockNum(i), 0, w.wrong)
+			w.Block(first+lookup.BlockNum(i), 0, wrong)
 		}
-		return nil
+		return n, nil
 	}
+	w.read(first, int(n), sums)
+	return n, nil
+}
+
+func (w *scanning) read(first lookup.BlockNum, n int, sums packed) {
 	if _, err := w.Image.ReadAt(w.blocks[:n*lookup.BlockSize], int64(first)*lookup.BlockSize); err == nil {
 		for i := range n {
-			w.compare(first+lookup.BlockNum(i), w.blocks[i*lookup.BlockSize:][:lookup.BlockSize], w.page[index+i])
+			w.compare(first+lookup.BlockNum(i), w.blocks[i*lookup.BlockSize:][:lookup.BlockSize], sums.at(i))
 		}
-		return nil
+		return
 	}
 	for i := range n { // which of them?
 		b, data := first+lookup.BlockNum(i), w.blocks[:lookup.BlockSize]
@@ -105,9 +113,8 @@ func (w *scanning) step(first lookup.BlockNum, n int) error {
 			w.Block(b, 0, fmt.Errorf("block %d of image %d: %w", b, w.ID, err))
 			continue
 		}
-		w.compare(b, data, w.page[index+i])
+		w.compare(b, data, sums.at(i))
 	}
-	return nil
 }
 
 func (w *scanning) compare(b lookup.BlockNum, data []byte, want Sum) {

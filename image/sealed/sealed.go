@@ -93,17 +93,16 @@ func (im *Image) read(p []byte, off int64, wait bool) (n int, err error) {
 }
 
 // readBlocks reads and verifies whole blocks, at the start of p: as many as fit,
-// and lie in one page of sums.
+// and have their sums in one page.
 func (im *Image) readBlocks(p []byte, b lookup.BlockNum, wait bool) (n int, err error) {
-	number, index := place(b)
-	sums, err := im.page(number, wait)
+	sums, err := im.find(b, wait)
 	if err != nil {
 		if errors.Is(err, image.ErrCorrupt) {
 			im.corrupt(im.id, b)
 		}
 		return 0, err
 	}
-	count := min(len(p)/lookup.BlockSize, PageBlocks-index)
+	count := min(len(p)/lookup.BlockSize, sums.count())
 	p = p[:count*lookup.BlockSize]
 	if wait {
 		_, err = im.Image.ReadAt(p, int64(b)*lookup.BlockSize)
@@ -114,7 +113,7 @@ func (im *Image) readBlocks(p []byte, b lookup.BlockNum, wait bool) (n int, err 
 		return 0, err
 	}
 	for i := range count {
-		if SumOf(p[i*lookup.BlockSize:][:lookup.BlockSize]) != sums[index+i] {
+		if SumOf(p[i*lookup.BlockSize:][:lookup.BlockSize]) != sums.at(i) {
 			return 0, im.bad(b + lookup.BlockNum(i))
 		}
 	}
@@ -133,17 +132,30 @@ func (im *Image) readPart(p []byte, b lookup.BlockNum, within int, wait bool) (n
 
 var blocks = sync.Pool{New: func() any { return new([lookup.BlockSize]byte) }}
 
+// find returns the sums of block b and of those that follow it in its page.
+func (im *Image) find(b lookup.BlockNum, wait bool) (packed, error) {
+	if number := im.sums.directory.find(b); number >= 0 {
+		p, err := im.page(number, wait)
+		if err != nil {
+			return nil, err
+		}
+		if sums := p.from(b); sums != nil {
+			return sums, nil
+		}
+	}
+	return nil, badBlock(im.id, b)
+}
+
 // page returns a page of sums, verified.
-func (im *Image) page(number uint64, wait bool) (*sumPage, error) {
+func (im *Image) page(number int, wait bool) (*sumPage, error) {
 	if p := im.cache.find(im.id, number); p != nil {
 		return p, nil
 	}
 	if !wait {
 		return nil, image.ErrWouldBlock
 	}
-	p, room := new(sumPage), blocks.Get().(*[pageBytes]byte)
-	defer blocks.Put(room)
-	if err := im.sums.load(p, number, room[:]); err != nil {
+	p := new(sumPage)
+	if err := im.sums.load(p, number); err != nil {
 		return nil, err
 	}
 	im.cache.add(im.id, number, p)
@@ -164,13 +176,7 @@ func (im *Image) Sums(first lookup.BlockNum, to []Sum) error {
 	if im.lost != nil {
 		return im.lost
 	}
-	number, index := place(first)
-	p, err := im.page(number, true)
-	if err != nil {
-		return err
-	}
-	copy(to, p[index:])
-	return nil
+	return fill(first, to, func(b lookup.BlockNum) (packed, error) { return im.find(b, true) })
 }
 
 // WriteAt implements image.Image: it is an error.
@@ -200,11 +206,15 @@ func (im *Image) Allocated() (sizeBytes int64, err error) {
 	return sizeBytes + n, err
 }
 
-// Close implements image.Image.
+// Close implements image.Image. The cache forgets the sums: nobody reads them
+// any more.
 func (im *Image) Close() error {
 	err := im.Image.Close()
-	if im.sums != nil {
-		err = errors.Join(err, im.sums.Close())
+	if im.sums == nil {
+		return err
 	}
-	return err
+	for number := range im.sums.directory {
+		im.cache.drop(im.id, number)
+	}
+	return errors.Join(err, im.sums.Close())
 }

@@ -23,6 +23,13 @@ import (
 
 const block = lookup.BlockSize
 
+// pageBlocks is how many blocks that lie together have their sums in one page;
+// blocks that lie apartBlocks apart have theirs in different ones.
+const (
+	pageBlocks  = 1018
+	apartBlocks = 1 << 32
+)
+
 // rig is a directory of checksum files and images in memory.
 type rig struct {
 	t     testing.TB
@@ -110,7 +117,7 @@ func TestASealedImageReadsWhatItHeldAtAnyAlignment(t *testing.T) {
 	r := newRig(t)
 	l := r.layer(7)
 	rng := rand.New(rand.NewPCG(1, 2))
-	const blocks = 3 * sealed.PageBlocks
+	const blocks = 3 * pageBlocks
 	for first := lookup.BlockNum(0); first < blocks; { // runs, some over the end of a page
 		n := 1 + lookup.BlockNum(rng.IntN(700))
 		data := make([]byte, n*block)
@@ -122,6 +129,11 @@ func TestASealedImageReadsWhatItHeldAtAnyAlignment(t *testing.T) {
 		first += n
 	}
 	r.seal(l)
+	data, _ := l.table.Counts()
+	pages := (int64(data) + pageBlocks - 1) / pageBlocks
+	if info, err := os.Stat(r.name(7)); err != nil || info.Size() != (1+pages+1)*4096 {
+		t.Errorf("the file is %v (%v), want the header, %d pages and one of the directory", info, err, pages)
+	}
 	for range 300 {
 		off := rng.Int64N(blocks*block - 1)
 		length := min(1+rng.Int64N(1+[]int64{10, 5000, 100000, 6 << 20}[rng.IntN(4)]), blocks*block-off)
@@ -276,7 +288,7 @@ func TestEveryFlippedBitOfABlockIsFound(t *testing.T) {
 // Damage to the checksum file as a file: it does not open, or what it has of a
 // block is refused.
 func TestADamagedChecksumFileIsFoundAndNothingIsServedByIt(t *testing.T) {
-	const at1, at2 = lookup.BlockNum(1), lookup.BlockNum(2*sealed.PageBlocks + 5)
+	const at1, at2 = lookup.BlockNum(1), lookup.BlockNum(2*apartBlocks + 5)
 	for _, c := range []struct {
 		name   string
 		damage func(data, other []byte) []byte
@@ -284,19 +296,24 @@ func TestADamagedChecksumFileIsFoundAndNothingIsServedByIt(t *testing.T) {
 	}{
 		{"it is empty", func([]byte, []byte) []byte { return nil }, nil},
 		{"it is cut in its header", func(data, _ []byte) []byte { return data[:4000] }, nil},
-		{"it is cut behind its header", func(data, _ []byte) []byte { return data[:4096] }, []lookup.BlockNum{at1, at2}},
-		{"it is cut in its last page", func(data, _ []byte) []byte { return data[:len(data)-1] }, []lookup.BlockNum{at2}},
+		{"it is cut behind its header", func(data, _ []byte) []byte { return data[:4096] }, nil},
+		{"it is cut in its directory", func(data, _ []byte) []byte { return data[:len(data)-1] }, nil},
 		{"it is that of another image", func(_, other []byte) []byte { return other }, nil},
+		{"its directory is that of another image", func(data, other []byte) []byte {
+			return append(data[:3*4096], other[3*4096:]...)
+		}, nil},
+		{"its directory is lost", func(data, _ []byte) []byte { clear(data[3*4096:]); return data }, nil},
+		{"a bit of its directory is flipped", func(data, _ []byte) []byte { data[3*4096+12] ^= 1; return data }, nil},
 		{"a page is that of another image", func(data, other []byte) []byte {
 			copy(data[4096:8192], other[4096:])
 			return data
 		}, []lookup.BlockNum{at1}},
 		{"a page is in another's place", func(data, _ []byte) []byte {
-			copy(data[3*4096:], data[4096:8192])
+			copy(data[2*4096:3*4096], data[4096:8192])
 			return data
 		}, []lookup.BlockNum{at2}},
 		{"a page is lost", func(data, _ []byte) []byte { clear(data[4096:8192]); return data }, []lookup.BlockNum{at1}},
-		{"a bit of a sum is flipped", func(data, _ []byte) []byte { data[4096+4] ^= 4; return data }, []lookup.BlockNum{at1}},
+		{"a bit of a sum is flipped", func(data, _ []byte) []byte { data[4096+16] ^= 4; return data }, []lookup.BlockNum{at1}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := newRig(t)
@@ -382,8 +399,21 @@ func TestATableThatIsNotThatOfTheSealIsFound(t *testing.T) {
 		}
 	}
 	// As many blocks, but others: what was not sealed is not served.
-	if _, err := l.sums.ReadAt(make([]byte, block), 2*block); !errors.Is(err, image.ErrCorrupt) {
-		t.Errorf("read of a block without a sum: %v, want ErrCorrupt", err)
+	for _, b := range []int64{2, 2 + apartBlocks} {
+		if _, err := l.sums.ReadAt(make([]byte, 2*block), (b-1)*block); !errors.Is(err, image.ErrCorrupt) {
+			t.Errorf("read of block %d, which has no sum: %v, want ErrCorrupt", b, err)
+		}
+		if err := l.sums.Sums(lookup.BlockNum(b-1), make([]sealed.Sum, 2)); !errors.Is(err, image.ErrCorrupt) {
+			t.Errorf("the sum of block %d, which has none: %v, want ErrCorrupt", b, err)
+		}
+	}
+	other := lookup.NewTable()
+	other.Set(1, 2, lookup.Data)
+	if bad := r.scan(&layer{id: 1, table: other}, l.bare); !slices.Equal(bad, []lookup.BlockNum{2}) {
+		t.Errorf("a scan by another table finds %v, want block 2", bad)
+	}
+	if !slices.Equal(r.found, []lookup.BlockNum{2, 2 + apartBlocks - 1}) {
+		t.Errorf("told of %v", r.found)
 	}
 }
 
@@ -458,8 +488,8 @@ func TestACrashedAttemptLeavesNothingToTheNext(t *testing.T) {
 		t.Errorf("blocks %v are bad", bad)
 	}
 	data, err := os.ReadFile(r.name(1))
-	if err != nil || len(data) != 2*4096 {
-		t.Errorf("the file has %d bytes (%v), want the header and one page", len(data), err)
+	if err != nil || len(data) != 3*4096 {
+		t.Errorf("the file has %d bytes (%v), want the header, one page and the directory", len(data), err)
 	}
 }
 
@@ -572,9 +602,9 @@ func TestReadersShareACacheThatIsTooSmall(t *testing.T) {
 	r := newRig(t)
 	r.cache = sealed.NewCache(0) // 8 pages
 	l := r.layer(1)
-	const pages = 40
+	const pages = 14 // of volumes of at most 2^36 blocks
 	for i := range lookup.BlockNum(pages) {
-		l.put(i*sealed.PageBlocks, 'a'+byte(i))
+		l.put(i*apartBlocks, 'a'+byte(i))
 	}
 	r.seal(l)
 	var all sync.WaitGroup
@@ -583,7 +613,7 @@ func TestReadersShareACacheThatIsTooSmall(t *testing.T) {
 			p := make([]byte, 16)
 			for round := range lookup.BlockNum(5 * pages) {
 				i := round * 7 % pages
-				if _, err := l.sums.ReadAt(p, int64(i*sealed.PageBlocks)*block); err != nil || p[3] != 'a'+byte(i) {
+				if _, err := l.sums.ReadAt(p, int64(i*apartBlocks)*block); err != nil || p[3] != 'a'+byte(i) {
 					t.Errorf("page %d: %v", i, err)
 					return
 				}
@@ -637,11 +667,173 @@ func BenchmarkRead(b *testing.B) {
 	}
 }
 
+func TestAnImageWithoutBlocksHasAChecksumFile(t *testing.T) {
+	r := newRig(t)
+	l := r.layer(1)
+	r.seal(l)
+	if _, err := l.sums.ReadAt(make([]byte, block), 0); !errors.Is(err, image.ErrCorrupt) {
+		t.Errorf("read of a block without a sum: %v, want ErrCorrupt", err)
+	}
+}
+
+func TestTheSumsOfAnImageThatIsClosedLeaveTheCache(t *testing.T) {
+	r := newRig(t)
+	l, other := r.layer(1), r.layer(2)
+	for _, l := range []*layer{l, other} {
+		for i := range lookup.BlockNum(3) {
+			l.put(i*apartBlocks, 'a')
+		}
+		r.seal(l)
+	}
+	atHand := func(l *layer) (n int) {
+		for i := range int64(3) {
+			if _, err := l.sums.TryReadAt(make([]byte, 1), i*apartBlocks*block); err == nil {
+				n++
+			}
+		}
+		return n
+	}
+	for _, l := range []*layer{l, other} {
+		if err := l.sums.Sums(0, make([]sealed.Sum, 1)); err != nil {
+			t.Fatal(err)
+		}
+		for i := range int64(3) {
+			if _, err := l.sums.ReadAt(make([]byte, 1), i*apartBlocks*block); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := l.sums.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l.bare = mem.New()
+	for i := range lookup.BlockNum(3) {
+		l.put(i*apartBlocks, 'a')
+	}
+	if r.open(l); atHand(l) != 0 || atHand(other) != 3 {
+		t.Errorf("%d pages of the closed image are held, and %d of 3 of the other", atHand(l), atHand(other))
+	}
+}
+
+// sprinkle seals images that together have each block of 1 GiB once, in no
+// order, all zeros, and returns which has which. None has another below it.
+func (r *rig) sprinkle(images int) (im []*sealed.Image, of []int) {
+	r.t.Helper()
+	const blocks = 1 << 30 / block
+	rng := rand.New(rand.NewPCG(9, 10))
+	tables := make([]*lookup.Table, images)
+	for i := range tables {
+		tables[i] = lookup.NewTable()
+	}
+	for b := range lookup.BlockNum(blocks) {
+		i := rng.IntN(images)
+		of = append(of, i)
+		tables[i].Set(b, 1, lookup.Data)
+	}
+	fsys := vfs.NewSim(r.dir)
+	for i, table := range tables {
+		id, zeros := image.ID(1+i), mem.New()
+		if _, err := sealed.Write(r.t.Context(), sealed.Sealing{FS: fsys, ID: id, Image: zeros, Table: table}); err != nil {
+			r.t.Fatal(err)
+		}
+		sums, err := sealed.OpenSums(fsys, "", id, false)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		im = append(im, sealed.New(zeros, sums, r.cache, func(image.ID, lookup.BlockNum) {}))
+	}
+	return im, of
+}
+
+// The sums of a volume take about as much room however many snapshots it has:
+// with a thousand of them all stay in the cache that a server has.
+func TestTheSumsOfAThousandImagesStayInTheCache(t *testing.T) {
+	r := newRig(t)
+	r.cache = sealed.NewCache(sealed.DefaultCacheBytes)
+	im, of := r.sprinkle(1000)
+	var sumsBytes int64
+	for _, x := range im {
+		n, err := x.Allocated()
+		if err != nil {
+			t.Fatal(err)
+		}
+		sumsBytes += n
+	}
+	if most := int64(1000 * 3 * 4096); sumsBytes > most {
+		t.Errorf("their checksum files take %d bytes, want at most %d", sumsBytes, most)
+	}
+	p := make([]byte, block)
+	for b := 0; b < len(of); b += 10 {
+		if _, err := im[of[b]].ReadAt(p, int64(b)*block); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for b := 0; b < len(of); b += 10 {
+		if _, err := im[of[b]].TryReadAt(p, int64(b)*block); err != nil {
+			t.Fatalf("block %d of image %d: %v", b, of[b]+1, err)
+		}
+	}
+}
+
+// Reads of 4 KiB anywhere in 1 GiB whose sums are in the cache, by how many
+// images it lies in.
+func BenchmarkReadOfAGiBIn(b *testing.B) {
+	for _, images := range []int{1, 1000} {
+		r := newRig(b)
+		r.cache = sealed.NewCache(sealed.DefaultCacheBytes)
+		im, of := r.sprinkle(images)
+		b.Run(fmt.Sprintf("%d images", images), func(b *testing.B) {
+			p, at := make([]byte, block), 0
+			b.ReportAllocs()
+			for b.Loop() {
+				at = (at + 154_061) % len(of) // each block once before any twice
+				if _, err := im[of[at]].ReadAt(p, int64(at)*block); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// Reads of 4 KiB anywhere in an image whose sums are at hand, all of which it has
+// or a few of.
+func BenchmarkReadAnywhere(b *testing.B) {
+	const blocks = 1 << 30 / block
+	rng := rand.New(rand.NewPCG(5, 6))
+	r := newRig(b)
+	r.cache = sealed.NewCache(sealed.DefaultCacheBytes)
+	dense, sparse := r.layer(1), r.layer(2)
+	_, _ = dense.bare.WriteAt(make([]byte, blocks/16*block), 0)
+	dense.table.Set(0, blocks/16, lookup.Data)
+	for range 2048 {
+		sparse.put(lookup.BlockNum(rng.IntN(blocks)), 'a')
+	}
+	for name, l := range map[string]*layer{"dense": dense, "sparse": sparse} {
+		r.seal(l)
+		var all []int64
+		for x := range l.table.Extents(0, blocks) {
+			for i := range int64(x.Count) {
+				all = append(all, (int64(x.Block)+i)*block)
+			}
+		}
+		rng.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+		b.Run(name, func(b *testing.B) {
+			p := make([]byte, block)
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				if _, err := l.sums.ReadAt(p, all[i%len(all)]); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
 func TestAWriteThatFailsGivesItsRoomBack(t *testing.T) {
 	r := newRig(t)
 	l := r.layer(1)
 	l.put(0, 'a')
-	l.put(2*sealed.PageBlocks, 'b')
+	l.put(2*apartBlocks, 'b')
 	for _, failing := range []vfs.OpKind{vfs.OpWrite, vfs.OpSync} {
 		for n := range 2 { // the second: the header's
 			seen := 0

@@ -20,50 +20,34 @@ import (
 )
 
 // A checksum file `0123456789abcdef.sum` holds the sums of the blocks that an
-// image has as Data in its table. It is pages of 4096 bytes, little endian. The
-// first is the header:
+// image has as Data in its table. It is pages of 4096 bytes, little endian: the
+// header, pages of sums (sumPage) of blocks that ascend from one to the next, and
+// the directory, which says where each begins (directory). Pages behind the
+// header are numbered from 0. The header:
 //
 //	   0  magic "TideSums"
-//	   8  u32 version 1, u32 zero
+//	   8  u32 version 2, u32 zero
 //	  16  u64 image ID
 //	  24  u64 size of the VLUN in bytes
 //	  32  u64 number of blocks that have a sum
 //	  40  Hash of the VLUN's view, 32 bytes
-//	  72  zeros
+//	  72  u64 number of pages of sums
+//	  80  zeros
 //	4092  u32 CRC-32C of bytes 0-4091
-//
-// Page 1+i is of blocks i*PageBlocks and on:
-//
-//	   0  PageBlocks times u32: the Sum of the block, 0 if it has none
-//	4092  u32 CRC-32C of image ID, i (u64 each) and bytes 0-4091
-//
-// A page of blocks that have no sum is a hole. Its zeros are no valid page, nor
-// is a page of another image or place.
-//
-// A page is one block of the disk, so that it can be read past the page cache
-// and its holes cost nothing. Rejected: 1024 sums and the CRC in 4100 bytes,
-// which lie across two.
 type header struct {
 	id         image.ID
 	sizeBytes  int64
 	dataBlocks uint64
 	hash       Hash
+	pages      uint64
 }
 
 const (
 	sumsMagic   = "TideSums"
-	sumsVersion = 1
-	pageBytes   = 4096
-	crcAt       = pageBytes - 4
-
-	// PageBlocks is how many blocks one page of sums is of.
-	PageBlocks = crcAt / 4
+	sumsVersion = 2
 )
 
-// sumPage is a page of sums, taken apart.
-type sumPage [PageBlocks]Sum
-
-func (h header) encode(to *[pageBytes]byte) {
+func (h header) encode(to *page) {
 	clear(to[:])
 	copy(to[:], sumsMagic)
 	binary.LittleEndian.PutUint32(to[8:], sumsVersion)
@@ -71,10 +55,11 @@ func (h header) encode(to *[pageBytes]byte) {
 	binary.LittleEndian.PutUint64(to[24:], uint64(h.sizeBytes))
 	binary.LittleEndian.PutUint64(to[32:], h.dataBlocks)
 	copy(to[40:], h.hash[:])
+	binary.LittleEndian.PutUint64(to[72:], h.pages)
 	binary.LittleEndian.PutUint32(to[crcAt:], crc32.Checksum(to[:crcAt], castagnoli))
 }
 
-func decodeHeader(from *[pageBytes]byte, id image.ID) (h header, err error) {
+func decodeHeader(from *page, id image.ID) (h header, err error) {
 	if string(from[:8]) != sumsMagic {
 		return header{}, errors.New("no checksum file")
 	}
@@ -88,46 +73,77 @@ func decodeHeader(from *[pageBytes]byte, id image.ID) (h header, err error) {
 	h.sizeBytes = int64(binary.LittleEndian.Uint64(from[24:]))
 	h.dataBlocks = binary.LittleEndian.Uint64(from[32:])
 	copy(h.hash[:], from[40:])
+	h.pages = binary.LittleEndian.Uint64(from[72:])
 	if h.id != id {
 		return header{}, fmt.Errorf("it belongs to image %d", h.id)
 	}
 	return h, nil
 }
 
-func pageCRC(page []byte, id image.ID, number uint64) uint32 {
-	var seed [16]byte
-	binary.LittleEndian.PutUint64(seed[:], uint64(id))
-	binary.LittleEndian.PutUint64(seed[8:], number)
-	return crc32.Update(crc32.Checksum(seed[:], castagnoli), castagnoli, page)
+// directory is the first block of each page of sums. In the file it is pages
+// too, of 511 entries each:
+//
+//	   0  up to 511 times u64: the first block of a page of sums
+//	      zeros
+//	4092  u32 CRC-32C (page.bind)
+//
+// In memory it takes 8 bytes for each page of sums: 2 MiB for 1 TiB of data, and
+// 5 MiB if no block has a neighbour, beside at least 128 MiB of the image's
+// table. It is read when the file is opened, not when it is first needed: so no
+// request waits for it, and a file whose directory is damaged is one that is
+// lost, and made anew.
+type directory []lookup.BlockNum
+
+const pageEntries = crcAt / 8
+
+// pages returns how many pages of the file the directory takes.
+func (d directory) pages() int { return (len(d) + pageEntries - 1) / pageEntries }
+
+// part is what page i of the directory is of.
+func (d directory) part(i int) directory {
+	return d[i*pageEntries : min((i+1)*pageEntries, len(d))]
 }
 
-func (p *sumPage) encode(to *[pageBytes]byte, id image.ID, number uint64) {
-	for i, s := range p {
-		binary.LittleEndian.PutUint32(to[4*i:], uint32(s))
+// number of a page of the directory, in the file.
+func (d directory) number(i int) int { return len(d) + i }
+
+func (d directory) encode(to *page, id image.ID, i int) {
+	clear(to[:])
+	for j, first := range d.part(i) {
+		binary.LittleEndian.PutUint64(to[8*j:], uint64(first))
 	}
-	binary.LittleEndian.PutUint32(to[crcAt:], pageCRC(to[:crcAt], id, number))
+	to.bind(id, d.number(i))
 }
 
-func (p *sumPage) decode(from *[pageBytes]byte, id image.ID, number uint64) error {
-	if pageCRC(from[:crcAt], id, number) != binary.LittleEndian.Uint32(from[crcAt:]) {
-		return fmt.Errorf("%w: the sums of blocks %d to %d of image %d are damaged", image.ErrCorrupt,
-			number*PageBlocks, (number+1)*PageBlocks-1, id)
+func (d directory) decode(from *page, id image.ID, i int) error {
+	if !from.sound(id, d.number(i)) {
+		return fmt.Errorf("%w: page %d of the directory is damaged", image.ErrCorrupt, i)
 	}
-	for i := range p {
-		p[i] = Sum(binary.LittleEndian.Uint32(from[4*i:]))
+	for j := range d.part(i) {
+		d.part(i)[j] = lookup.BlockNum(binary.LittleEndian.Uint64(from[8*j:]))
 	}
 	return nil
 }
 
-// place returns where the sum of a block is.
-func place(b lookup.BlockNum) (page uint64, index int) {
-	return uint64(b) / PageBlocks, int(uint64(b) % PageBlocks)
+// find returns the number of the page that has the sum of block b if any page
+// has, -1 if b is before the first.
+func (d directory) find(b lookup.BlockNum) int {
+	n, end := 0, len(d) // pages before n begin at or before b, those from end on behind it
+	for n < end {
+		if middle := (n + end) / 2; d[middle] <= b {
+			n = middle + 1
+		} else {
+			end = middle
+		}
+	}
+	return n - 1
 }
 
 // Sums is an open checksum file. Any number of goroutines may use it.
 type Sums struct {
 	header
-	file vfs.File
+	directory directory
+	file      vfs.File
 }
 
 // OpenSums opens the checksum file of an image; with direct to read past the
@@ -149,16 +165,40 @@ func OpenSums(fsys vfs.FS, dir string, id image.ID, direct bool) (*Sums, error) 
 	if err := s.readHeader(id); err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", sumsPath(dir, id), err), f.Close())
 	}
+	if err := s.readDirectory(); err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: %w", sumsPath(dir, id), err), f.Close())
+	}
 	return s, nil
 }
 
 func (s *Sums) readHeader(id image.ID) (err error) {
-	room := Buffer(pageBytes)
-	if err := s.readPage(room, 0); err != nil {
+	room := newPage()
+	if err := s.readPage(room, -1); err != nil {
 		return err
 	}
-	if s.header, err = decodeHeader((*[pageBytes]byte)(room), id); err != nil {
+	if s.header, err = decodeHeader(room, id); err != nil {
 		return fmt.Errorf("%w: %w", image.ErrCorrupt, err)
+	}
+	return nil
+}
+
+func (s *Sums) readDirectory() error {
+	size, err := s.file.Size()
+	if err != nil {
+		return err
+	}
+	if s.pages > uint64(size)/pageBytes { // before room is made for it
+		return fmt.Errorf("%w: it is cut off: it has %d bytes for %d pages of sums", image.ErrCorrupt, size, s.pages)
+	}
+	s.directory = make(directory, s.pages)
+	room := newPage()
+	for i := range s.directory.pages() {
+		if err := s.readPage(room, s.directory.number(i)); err != nil {
+			return err
+		}
+		if err := s.directory.decode(room, s.id, i); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -172,33 +212,85 @@ func (s *Sums) DataBlocks() uint64 { return s.dataBlocks }
 // Close closes the file.
 func (s *Sums) Close() error { return s.file.Close() }
 
-// readPage fills room, a whole page, with one of the file. What lies behind its
-// end is zeros.
-func (s *Sums) readPage(room []byte, filePage uint64) error {
-	n, err := s.file.ReadAt(room, int64(filePage)*pageBytes)
+// readPage reads a page of the file; -1 is the header. What lies behind the end
+// of the file is zeros.
+func (s *Sums) readPage(to *page, number int) error {
+	n, err := s.file.ReadAt(to[:], pageAt(number))
 	if err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
-	clear(room[n:])
+	clear(to[n:])
 	return nil
 }
 
-// load reads the sums of one page, by way of room, an aligned page.
-func (s *Sums) load(p *sumPage, number uint64, room []byte) error {
-	if err := s.readPage(room, 1+number); err != nil {
+// pageAt returns where a page lies in the file.
+func pageAt(number int) int64 { return int64(1+number) * pageBytes }
+
+// load reads a page of sums. If the file was opened to read past the page cache,
+// p is of newPage.
+func (s *Sums) load(p *sumPage, number int) error {
+	if err := s.readPage((*page)(p), number); err != nil {
 		return fmt.Errorf("read the sums of image %d: %w", s.id, err)
 	}
-	return p.decode((*[pageBytes]byte)(room), s.id, number)
+	return p.check(s.id, number, s.directory[number])
 }
 
 // Sums implements Source.
 func (s *Sums) Sums(first lookup.BlockNum, to []Sum) error {
-	var p sumPage
-	number, index := place(first)
-	if err := s.load(&p, number, Buffer(pageBytes)); err != nil {
-		return err
+	c := newCursor(s)
+	return fill(first, to, func(b lookup.BlockNum) (packed, error) {
+		sums, _, err := c.find(b, 1)
+		return sums, err
+	})
+}
+
+// cursor finds sums in a file for one who asks for blocks that ascend: it keeps
+// a page.
+type cursor struct {
+	sums   *Sums
+	number int // of page, -1: none
+	page   *sumPage
+	wrong  error // the page can't be read, or is damaged
+}
+
+func newCursor(s *Sums) *cursor { return &cursor{sums: s, number: -1, page: (*sumPage)(newPage())} }
+
+// find returns the sums of block b and of those that follow it in its page, or
+// why it has none; and of how many blocks from b on, at most limit, that is.
+func (c *cursor) find(b lookup.BlockNum, limit uint64) (found packed, run uint64, err error) {
+	dir := c.sums.directory
+	if number := dir.find(b); number >= 0 {
+		if number != c.number {
+			c.number, c.wrong = number, c.sums.load(c.page, number)
+		}
+		if c.wrong != nil {
+			if number+1 < len(dir) {
+				limit = min(limit, uint64(dir[number+1]-b))
+			}
+			return nil, limit, c.wrong
+		}
+		found = c.page.from(b)
 	}
-	copy(to, p[index:])
+	if found == nil {
+		return nil, 1, badBlock(c.sums.id, b)
+	}
+	return found, min(limit, uint64(found.count())), nil
+}
+
+// fill is Source.Sums of one who can give the sums of a block and of some that
+// follow it.
+func fill(first lookup.BlockNum, to []Sum, from func(lookup.BlockNum) (packed, error)) error {
+	for len(to) > 0 {
+		s, err := from(first)
+		if err != nil {
+			return err
+		}
+		n := min(s.count(), len(to))
+		for i := range n {
+			to[i] = s.at(i)
+		}
+		first, to = first+lookup.BlockNum(n), to[n:]
+	}
 	return nil
 }
 
@@ -239,3 +331,5 @@ func Buffer(sizeBytes int) []byte {
 	skip := -int(uintptr(unsafe.Pointer(unsafe.SliceData(room)))) & (pageBytes - 1)
 	return room[skip:][:sizeBytes:sizeBytes]
 }
+
+func newPage() *page { return (*page)(Buffer(pageBytes)) }

@@ -41,7 +41,7 @@ func Write(ctx context.Context, s Sealing) (h Hash, err error) {
 	if err != nil {
 		return Hash{}, fmt.Errorf("make the checksum file of image %d: %w", s.ID, err)
 	}
-	w := &writer{image: s.Image, id: s.ID, file: f, number: noPage, blocks: Buffer(stepBlocks * lookup.BlockSize)}
+	w := &writer{image: s.Image, id: s.ID, file: f, blocks: Buffer(stepBlocks * lookup.BlockSize)}
 	h, err = s.chain(w).Hash(ctx, s.Below)
 	if err == nil {
 		err = w.finish(header{id: s.ID, sizeBytes: s.SizeBytes, hash: h})
@@ -60,7 +60,7 @@ func Write(ctx context.Context, s Sealing) (h Hash, err error) {
 
 // Rehash is the hash that Write would return; it writes nothing.
 func Rehash(ctx context.Context, s Sealing) (Hash, error) {
-	w := &writer{image: s.Image, id: s.ID, number: noPage, blocks: Buffer(stepBlocks * lookup.BlockSize)}
+	w := &writer{image: s.Image, id: s.ID, blocks: Buffer(stepBlocks * lookup.BlockSize)}
 	return s.chain(w).Hash(ctx, s.Below)
 }
 
@@ -68,56 +68,62 @@ func (s Sealing) chain(w *writer) Chain {
 	return append(s.Older[:len(s.Older):len(s.Older)], Layer{s.Table, w})
 }
 
-// stepBlocks is how many blocks are read at once.
-const stepBlocks = 256
-
 // writer computes sums, in ascending order, and writes each page when it is
-// full.
+// full; the directory, which is all that it keeps, comes last.
 type writer struct {
 	image      image.Image
 	id         image.ID
 	file       vfs.File // nil: pages are not written
 	dataBlocks uint64
-	number     uint64 // of page
-	page       sumPage
-	room       [pageBytes]byte
+	packing    packing
+	directory  directory
+	room       page
 	blocks     []byte
 }
 
-const noPage = ^uint64(0)
-
 // Sums implements Source: with what the image reads now.
 func (w *writer) Sums(first lookup.BlockNum, to []Sum) error {
-	number, index := place(first)
-	if number != w.number {
-		if err := w.flush(); err != nil {
+	data := w.blocks[:len(to)*lookup.BlockSize]
+	if _, err := w.image.ReadAt(data, int64(first)*lookup.BlockSize); err != nil {
+		return err
+	}
+	for i := range to {
+		to[i] = SumOf(data[i*lookup.BlockSize:][:lookup.BlockSize])
+		if err := w.pack(first+lookup.BlockNum(i), to[i]); err != nil {
 			return err
 		}
-		w.number = number
 	}
-	for done := 0; done < len(to); {
-		n := min(stepBlocks, len(to)-done)
-		data := w.blocks[:n*lookup.BlockSize]
-		if _, err := w.image.ReadAt(data, int64(first)*lookup.BlockSize+int64(done)*lookup.BlockSize); err != nil {
-			return err
-		}
-		for i := range n {
-			to[done+i] = SumOf(data[i*lookup.BlockSize:][:lookup.BlockSize])
-		}
-		done += n
+	return nil
+}
+
+func (w *writer) pack(b lookup.BlockNum, s Sum) error {
+	if w.file == nil {
+		return nil
 	}
-	copy(w.page[index:], to)
-	w.dataBlocks += uint64(len(to))
+	w.dataBlocks++
+	if w.packing.add(b, s) {
+		return nil
+	}
+	if err := w.flush(); err != nil {
+		return err
+	}
+	w.packing.add(b, s) // a page that is empty has room
 	return nil
 }
 
 func (w *writer) flush() error {
-	if w.number == noPage || w.file == nil {
+	if w.packing.empty() {
 		return nil
 	}
-	w.page.encode(&w.room, w.id, w.number)
-	clear(w.page[:])
-	_, err := w.file.WriteAt(w.room[:], int64(1+w.number)*pageBytes)
+	number := len(w.directory)
+	w.directory = append(w.directory, w.packing.first)
+	w.packing.encode((*sumPage)(&w.room), w.id, number)
+	return w.write(number)
+}
+
+// write writes the page in room, -1 as the header.
+func (w *writer) write(number int) error {
+	_, err := w.file.WriteAt(w.room[:], pageAt(number))
 	return err
 }
 
@@ -125,12 +131,18 @@ func (w *writer) finish(h header) error {
 	if err := w.flush(); err != nil {
 		return err
 	}
+	for i := range w.directory.pages() {
+		w.directory.encode(&w.room, w.id, i)
+		if err := w.write(w.directory.number(i)); err != nil {
+			return err
+		}
+	}
 	if err := w.file.Sync(); err != nil {
 		return err
 	}
-	h.dataBlocks = w.dataBlocks
+	h.dataBlocks, h.pages = w.dataBlocks, uint64(len(w.directory))
 	h.encode(&w.room)
-	if _, err := w.file.WriteAt(w.room[:], 0); err != nil {
+	if err := w.write(-1); err != nil {
 		return err
 	}
 	return w.file.Sync()

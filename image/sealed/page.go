@@ -42,13 +42,13 @@ func (p *page) crc(id image.ID, number int) uint32 {
 // sumPage is a page of sums, of blocks that ascend, as r runs of consecutive
 // ones:
 //
-//	      0  u64 first block
-//	      8  u16 number of runs r, u16 number of sums n
-//	     12  r times u32: the first block of the run, less that of the page
-//	  12+4r  n times u32: the Sums
-//	12+4r+4n  r times u16: how many Sums are of the runs before
-//	         zeros
-//	   4092  u32 CRC-32C (page.bind)
+//	    0  u64 first block
+//	    8  u16 number of runs r, u16 number of sums n
+//	   12  r times: u32 first block of the run, less that of the page;
+//	       u16 how many sums are of the runs before
+//	12+6r  n times u32: the Sums
+//	       zeros
+//	 4092  u32 CRC-32C (page.bind)
 //
 // So a page is of 1018 blocks if they lie together, and of 408 if none has a
 // neighbour. It is kept in memory as it is: to find a sum takes a search among
@@ -74,16 +74,17 @@ func (p *sumPage) counts() (runs, sums int) {
 	return int(binary.LittleEndian.Uint16(p[8:])), int(binary.LittleEndian.Uint16(p[10:]))
 }
 
-// run returns how far behind the first block of the page a run begins.
-func (p *sumPage) run(i int) uint32 { return binary.LittleEndian.Uint32(p[runsAt+4*i:]) }
+// run returns how far behind the first block of the page run i begins.
+func (p *sumPage) run(i int) uint64 {
+	return uint64(binary.LittleEndian.Uint32(p[runsAt+runBytes*i:]))
+}
 
-// before returns how many of the sums are of runs before run i, given how many
-// runs and sums there are.
-func (p *sumPage) before(i, runs, sums int) int {
-	if i == runs {
+// before returns how many of the sums are of runs before run i.
+func (p *sumPage) before(i int) int {
+	if runs, sums := p.counts(); i == runs {
 		return sums
 	}
-	return int(binary.LittleEndian.Uint16(p[runsAt+4*runs+sumBytes*sums+2*i:]))
+	return int(binary.LittleEndian.Uint16(p[runsAt+runBytes*i+4:]))
 }
 
 // from returns the sums of block b and of those that follow it without a gap,
@@ -98,18 +99,18 @@ func (p *sumPage) from(b lookup.BlockNum) packed {
 	if runs > 1 {
 		i, end := 0, runs // run i begins at or before b, run end behind it
 		for end-i > 1 {
-			if middle := (i + end) / 2; uint64(p.run(middle)) <= behind {
+			if middle := (i + end) / 2; p.run(middle) <= behind {
 				i = middle
 			} else {
 				end = middle
 			}
 		}
-		at, to = uint64(p.before(i, runs, sums))+behind-uint64(p.run(i)), p.before(i+1, runs, sums)
+		at, to = uint64(p.before(i))+behind-p.run(i), p.before(i+1)
 	}
 	if at >= uint64(to) {
 		return nil
 	}
-	return packed(p[runsAt+4*runs:][sumBytes*at : sumBytes*to])
+	return packed(p[runsAt+runBytes*runs:][sumBytes*at : sumBytes*to])
 }
 
 // check tells whether a page that was read is what was written, of the sums from
@@ -123,12 +124,16 @@ func (p *sumPage) check(id image.ID, number int, first lookup.BlockNum) error {
 
 func (p *sumPage) wellFormed() bool {
 	runs, sums := p.counts()
-	if runs == 0 || runsAt+runBytes*runs+sumBytes*sums > crcAt || p.run(0) != 0 || p.before(0, runs, sums) != 0 {
+	if runs == 0 || runsAt+runBytes*runs+sumBytes*sums > crcAt || p.run(0) != 0 || p.before(0) != 0 {
 		return false
 	}
 	for i := range runs {
-		count := p.before(i+1, runs, sums) - p.before(i, runs, sums)
-		if count < 1 || i+1 < runs && uint64(p.run(i+1)) < uint64(p.run(i))+uint64(count) {
+		count := p.before(i+1) - p.before(i)
+		end := uint64(1 << 32) // behind the first block: no further can a run begin
+		if i+1 < runs {
+			end = p.run(i + 1)
+		}
+		if count < 1 || p.run(i)+uint64(count) > end {
 			return false
 		}
 	}
@@ -180,14 +185,12 @@ func (p *packing) encode(to *sumPage, id image.ID, number int) {
 	w := binary.LittleEndian.AppendUint64(to[:0], uint64(p.first))
 	w = binary.LittleEndian.AppendUint16(w, uint16(len(p.runs)))
 	w = binary.LittleEndian.AppendUint16(w, uint16(len(p.sums)))
-	for _, run := range p.runs {
+	for i, run := range p.runs {
 		w = binary.LittleEndian.AppendUint32(w, run)
+		w = binary.LittleEndian.AppendUint16(w, p.before[i])
 	}
 	for _, s := range p.sums {
 		w = binary.LittleEndian.AppendUint32(w, uint32(s))
-	}
-	for _, n := range p.before {
-		w = binary.LittleEndian.AppendUint16(w, n)
 	}
 	(*page)(to).bind(id, number)
 	p.runs, p.before, p.sums = p.runs[:0], p.before[:0], p.sums[:0]

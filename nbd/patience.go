@@ -4,39 +4,72 @@ import (
 	"runtime"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// briefWait is how long a session may look for its client's next request before
-// it waits for it.
-const briefWait = 50 * time.Microsecond
+const (
+	// briefWait is how long a session looks for what its client sends next before
+	// it waits: a little more than a client takes from a reply to its next request.
+	briefWait = 50 * time.Microsecond
+	// betweenLooks leaves the socket to the client, who needs its lock to send.
+	betweenLooks = 700 * time.Nanosecond
+)
 
+// A patience says whether a session looks for its client's next bytes again and
+// again before it waits for them. To wait costs three system calls, a pass of the
+// scheduler and the wake of a processor that has gone to sleep, and it costs the
+// client too: who sends to somebody who sleeps has to wake them.
+//
+//  1. Only for a client whose last wait was brief, and for briefWait: one that
+//     thinks, or has nothing to do, is waited for.
+//  2. Who looks keeps a processor busy. At most GOMAXPROCS-1 sessions of the
+//     process do it at once, so that one is always left to everything else.
+//
+// Rejected: poll(2) on the session's own thread, which spares it the runtime's
+// poller and no more (the processor goes to sleep as before).
 type patience struct {
-	brief bool // the last wait was
+	brief bool // the last wait was; no client is known to be quick at first
 }
 
+// looking is how many sessions of the process look.
 var looking atomic.Int32
 
-// look tries to read until it gets something, for briefWait.
-func (w *patience) look(from time.Time, try func() bool) (some bool) {
+// begin tells whether it is worth to look, and allowed; then end follows.
+func (w *patience) begin() bool {
 	if !w.brief {
 		return false
 	}
-	defer looking.Add(-1)
 	if int(looking.Add(1)) >= runtime.GOMAXPROCS(0) {
+		looking.Add(-1)
 		return false
 	}
-	for time.Since(from) < briefWait {
-		if try() {
-			return true
-		}
-		for range 64 {
-			pause.Load()
-		}
-	}
-	return false
+	return true
 }
 
-var pause atomic.Int32
+func (w *patience) end() { looking.Add(-1) }
+
+// again lets a moment pass; false when it was looked for long enough.
+func (w *patience) again(since time.Time) bool {
+	for from := time.Now(); ; {
+		switch now := time.Now(); {
+		case now.Sub(since) >= briefWait:
+			return false
+		case now.Sub(from) >= betweenLooks:
+			return true
+		}
+	}
+}
 
 // learn is told how long a wait was.
 func (w *patience) learn(d time.Duration) { w.brief = d < briefWait }
+
+// unreadBytes is what the client has not read of what was sent to it, with the
+// kernel's own share; over TCP, what its kernel has not acknowledged.
+func unreadBytes(fd uintptr) int {
+	n, err := unix.IoctlGetInt(int(fd), unix.SIOCOUTQ)
+	if err != nil {
+		return 0 // no such socket: what is not known is sent
+	}
+	return n
+}

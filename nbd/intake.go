@@ -49,10 +49,8 @@ type intake struct {
 	// Of a socket, where to read can be told from to wait; raw is nil otherwise.
 	raw     syscall.RawConn
 	attempt func(fd uintptr) bool // try, bound once
-	glance  func(fd uintptr) bool // glanceAt, bound once
-	hold    func(fd uintptr) bool // of look
 	into    []byte                // where try reads to; nil: into buf
-	n       int                   // what attempt or glance read
+	n       int                   // what try read
 	err     error
 }
 
@@ -69,7 +67,7 @@ type owner interface {
 func newIntake(nc net.Conn, shutdown *atomic.Bool, moved *atomic.Int64) *intake {
 	in := &intake{nc: nc, shutdown: shutdown, moved: moved, small: takeBuffer(smallBytes)}
 	in.buf, in.askBytes = in.small.bytes, smallBytes
-	in.attempt, in.glance = in.try, in.glanceAt
+	in.attempt = in.try
 	if socket, ok := nc.(syscall.Conn); ok {
 		if raw, err := socket.SyscallConn(); err == nil {
 			in.raw = raw
@@ -145,39 +143,6 @@ func (in *intake) readFull(p []byte) error {
 	return nil
 }
 
-// look is need that does not wait: it looks for n bytes as long as hold says so,
-// for briefWait at most, and tells whether they are buffered.
-func (in *intake) look(n int, hold func(fd uintptr) bool) bool {
-	if in.raw == nil || !in.patience.begin() {
-		return false
-	}
-	defer in.patience.end()
-	in.needs, in.hold = n, hold
-	for since := time.Now(); in.buffered() < n; {
-		// Of an error who reads next is told again.
-		if err := in.raw.Read(in.glance); err != nil || in.err != nil {
-			return false
-		}
-		if in.n > 0 {
-			in.received(in.n, true)
-		} else if !in.patience.again(since) {
-			return false
-		}
-	}
-	return true
-}
-
-// glanceAt reads what the socket has, unless hold says that nobody looks any more.
-func (in *intake) glanceAt(fd uintptr) bool {
-	in.n, in.err = 0, errNotHeld
-	if in.hold(fd) {
-		in.n, _, in.err = readNow(fd, in.room())
-	}
-	return true
-}
-
-var errNotHeld = errors.New("nbd: nothing to look for")
-
 // empty drops what is buffered, and what was waited for.
 func (in *intake) empty() { in.r, in.w, in.needs = 0, 0, 0 }
 
@@ -201,13 +166,19 @@ func (in *intake) receive(p []byte) (int, error) {
 	for {
 		n, err := in.read(p)
 		if n > 0 {
-			in.received(n, p == nil)
+			in.arrived = time.Now()
 			if !in.waited.IsZero() {
 				in.patience.learn(in.arrived.Sub(in.waited))
 				in.waited = time.Time{}
 			}
+			in.moved.Add(int64(n))
 			if in.closing {
 				_ = in.nc.SetReadDeadline(in.arrived.Add(shutdownGrace))
+			}
+			if p == nil {
+				if in.w += n; in.w == len(in.buf) && in.owner != nil {
+					in.owner.full()
+				}
 			}
 			return n, nil
 		}
@@ -221,18 +192,6 @@ func (in *intake) receive(p []byte) (int, error) {
 		}
 		in.closing = true
 		in.allowGrace()
-	}
-}
-
-// received takes note of n bytes.
-func (in *intake) received(n int, buffered bool) {
-	in.arrived = time.Now()
-	in.moved.Add(int64(n))
-	if !buffered {
-		return
-	}
-	if in.w += n; in.w == len(in.buf) && in.owner != nil {
-		in.owner.full()
 	}
 }
 

@@ -4,8 +4,6 @@ import (
 	"runtime"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -63,13 +61,3 @@ func (w *patience) again(since time.Time) bool {
 
 // learn is told how long a wait was.
 func (w *patience) learn(d time.Duration) { w.brief = d < briefWait }
-
-// unreadBytes is what the client has not read of what was sent to it, with the
-// kernel's own share; over TCP, what its kernel has not acknowledged.
-func unreadBytes(fd uintptr) int {
-	n, err := unix.IoctlGetInt(int(fd), unix.SIOCOUTQ)
-	if err != nil {
-		return 0 // no such socket: what is not known is sent
-	}
-	return n
-}

@@ -24,7 +24,6 @@ type replies struct {
 	sit    func() []byte // a larger batch's memory, nil if there is none
 	own    *buffer       // memory of a small batch, from the first reply on
 	batch  []byte        // replies not yet written
-	held   int           // how many
 	oldest time.Time     // arrival of the first request answered in batch
 
 	sending sync.Mutex // held while the socket is written
@@ -120,7 +119,6 @@ func (o *replies) note(r *request) {
 	if len(o.batch) == 0 {
 		o.oldest = r.arrived
 	}
-	o.held++
 }
 
 // flush writes the batch.
@@ -132,7 +130,7 @@ func (o *replies) flush() {
 	o.write(o.batch)
 	o.sending.Unlock()
 	o.device.Served(o.oldest)
-	o.batch, o.held = o.batch[:0], 0
+	o.batch = o.batch[:0]
 }
 
 // send writes, after the batch, the reply to a task that was not handed to a

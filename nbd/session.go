@@ -21,8 +21,6 @@ const (
 	batchBytes   = 512 << 10
 	handedCount  = 256 // commands with workers, or answered by them and not yet sent
 	workerCount  = 64
-	heldReplies  = 8 // replies that are sent though the client has others to read
-	heldBytes    = 32 << 10
 )
 
 // A client that waits for each reply before it sends the next request is known
@@ -42,11 +40,8 @@ const (
 //  1. One goroutine, run, receives. It serves in place each request that need
 //     not wait, and puts the reply into the batch, read data straight from the
 //     Device. What would wait it hands to workers.
-//  2. Replies are never held back from a client that has nothing to read: the
-//     batch is written before run waits, for the socket or for room among the
-//     handed commands. While the client still has replies to read, run looks
-//     for what it sends (patience) and adds a few replies to the batch first: a
-//     client with many requests in flight is woken once for several.
+//  2. Replies are never held back: the batch is written before run waits, for
+//     the socket or for room among the handed commands.
 //  3. No call of a Device runs while its caller writes to or reads from the
 //     socket: a reply is queued after the last call for its request returned.
 //     (A client that stops reading holds no lock and no process of a volume.)
@@ -78,8 +73,7 @@ type session struct {
 	moved int64 // bytes that had gone through the socket when it last rested
 
 	crew    crew
-	work    func()                // worker, bound once
-	behind  func(fd uintptr) bool // clientIsBehind, bound once
+	work    func() // worker, bound once
 	workers sync.WaitGroup
 
 	socket    watch
@@ -99,7 +93,7 @@ func newSession(d *decision, in *intake, a *account, form wire.Form, selected co
 		account:   a,
 	}
 	in.owner = s
-	s.work, s.behind = s.worker, s.clientIsBehind
+	s.work = s.worker
 	s.socket.init(in.nc)
 	var out io.Writer = a
 	if secure, ok := in.nc.(*secureConn); ok {
@@ -221,7 +215,7 @@ func (s *session) next() (request, error) {
 	headerBytes := s.form.RequestBytes()
 	waits := s.in.buffered() < headerBytes
 	if waits {
-		s.flushUnlessMore(headerBytes)
+		s.replies.flush()
 	}
 	b, err := s.in.need(headerBytes)
 	for errors.Is(err, errIdle) && !s.account.idle() {
@@ -246,24 +240,6 @@ func (s *session) next() (request, error) {
 	s.in.consume(headerBytes)
 	s.sinceWait++
 	return request{header, s.in.arrived, s.contexts}, nil
-}
-
-// flushUnlessMore sends the replies before run waits for n bytes, unless these come
-// while the client still has others to read (2).
-func (s *session) flushUnlessMore(n int) {
-	if s.replies.batchEmpty() {
-		return
-	}
-	if s.streak < aloneAfter && n <= len(s.in.buf) && s.in.look(n, s.behind) {
-		return
-	}
-	s.replies.flush()
-}
-
-// clientIsBehind tells whether the client has replies that it has not read, and
-// the batch is not yet worth a write for itself.
-func (s *session) clientIsBehind(fd uintptr) bool {
-	return s.replies.held < heldReplies && len(s.replies.batch) < heldBytes && unreadBytes(fd) > 0
 }
 
 // flagsOf says which flags a command may carry. FUA is valid with each, and
@@ -449,7 +425,7 @@ const (
 func (s *session) payload(r *request) (payload []byte, t *task, err error) {
 	n := int(r.Length)
 	if s.in.buffered() < n {
-		s.flushUnlessMore(n)
+		s.replies.flush()
 	}
 	inPlace := n < inPlaceBytes && n <= len(s.in.buf)
 	if inPlace {

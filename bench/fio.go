@@ -53,8 +53,17 @@ func (b *bench) runFio(ctx context.Context, s *server, w workload) (map[string]f
 	if err != nil {
 		return nil, err
 	}
-	values["cpuMicros"] = <-used / values["iops"] * 1e6
-	return values, nil
+	return values, addCPU(values, <-used)
+}
+
+// addCPU adds the server's CPU a request. A server that took none was not looked at
+// while it worked.
+func addCPU(values map[string]float64, cores float64) error {
+	if cores <= 0 {
+		return errors.New("the load began too late for its server's CPU to be seen")
+	}
+	values["cpuMicros"] = cores / values["iops"] * 1e6
+	return nil
 }
 
 // fill writes the whole volume, on every server the same way: how large the pages

@@ -39,8 +39,7 @@ func (b *bench) runLoad(ctx context.Context, s *server, w workload) (map[string]
 	}
 	values := summary(slices.Concat(took...), b.runtime)
 	values["bytesPerSecond"] = values["iops"] * float64(w.blockBytes)
-	values["cpuMicros"] = <-used / values["iops"] * 1e6
-	return values, nil
+	return values, addCPU(values, <-used)
 }
 
 // requests sends one after the other until the end, and returns what those took

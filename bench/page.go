@@ -117,7 +117,7 @@ func (p *pager) judge(what string, got, goal float64, atMost bool) string {
 	if atMost {
 		relation = "at most"
 	}
-	p.missed = append(p.missed, fmt.Sprintf("%s: %.2f, where the goal is %s %g", what, got, relation, goal))
+	p.missed = append(p.missed, fmt.Sprintf("%s: %.3f, where the goal is %s %g", what, got, relation, goal))
 	return "**not met**"
 }
 
@@ -161,9 +161,10 @@ func (p *pager) failures() {
 }
 
 func (p *pager) throughput() {
-	if p.plot("ratios.svg", "rates of Tidemark over those of the best peer"); len(p.where("throughput", "", "unix", "")) > 0 {
+	if len(p.where("throughput", "", "unix", "")) > 0 {
 		p.say("## Over unix sockets\n\n\"Best\" is the best of the peers that keep data; nbdkit's memory plugin keeps none, and is shown")
-		p.say("as what the protocol allows. Those after a snapshot, and qcow2's relatives, run the core workloads only.")
+		p.say("as what the protocol allows. Those in the state that a snapshot leaves run the core workloads only.\n")
+		p.plot("ratios.svg", "rates of Tidemark over those of the best peer")
 		p.beside("throughput", "unix")
 	}
 	if len(p.where("throughput", "", "tcp", "")) > 0 {
@@ -194,11 +195,11 @@ func (p *pager) beside(section, over string) {
 		rival, best := of.best(unit, false)
 		ratio := own.median(unit) / best
 		rates = append(rates, []string{name, rateText(unit, own.median(unit)), rateText(unit, best) + ", " + rival, number(ratio), ratioRange(of, unit, rival),
-			number(goal), p.judge(name+" over "+over, ratio, goal, false)})
+			number(goal), p.judge(name+" over "+over+", beside "+rival, ratio, goal, false)})
 		thrifty, least := of.best("cpuMicros", true)
 		ratio = own.median("cpuMicros") / least
 		cpu = append(cpu, []string{name, number(own.median("cpuMicros")), number(least) + ", " + thrifty, number(ratio), number(goalCPU),
-			p.judge("CPU of the server a request, "+name+" over "+over, ratio, goalCPU, true)})
+			p.judge("CPU of the server a request, "+name+" over "+over+", beside "+thrifty, ratio, goalCPU, true)})
 	}
 	p.table([]string{"rate", "Tidemark", "best", "ratio", "ratios of the rounds", "goal", ""}, rates)
 	p.say("The server's CPU for a request, in µs, beside the peer that takes least:")
@@ -280,7 +281,7 @@ func (p *pager) after() {
 		return
 	}
 	p.say("## After a snapshot\n\nRequests in the second after the first snapshot of a full volume, over those in the second before it, in each")
-	p.say("round of a new volume.")
+	p.say("round of a new volume.\n")
 	p.plot("after-rate.svg", "writes a second around a snapshot")
 	p.plot("after-latency.svg", "the worst latency around a snapshot")
 	var rows [][]string
@@ -396,7 +397,7 @@ func (p *pager) verify() {
 }
 
 func (p *pager) commands() {
-	p.say("## Commands\n\nDIR is a directory of each server's own. Of fio:\n\n```")
+	p.say("## Commands\n\nDIR is a directory of each server's own, PKI one with certificates. Of fio:\n\n```")
 	for _, m := range p.where("machine", "", "", "") {
 		for _, name := range slices.Sorted(maps.Keys(m.Text)) {
 			if what, ok := strings.CutPrefix(name, "fio, "); ok {

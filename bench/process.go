@@ -117,12 +117,13 @@ func (b *bench) stopAll() (err error) {
 	return err
 }
 
-// commandText is what somebody would type, with DIR for the server's directory.
+// commandText is what somebody would type, with DIR for the server's directory and
+// PKI for that of the certificates.
 func (b *bench) commandText(dir, program string, args []string) string {
 	if program == b.program {
 		program = "tidemark"
 	}
-	return program + " " + strings.ReplaceAll(strings.Join(args, " "), dir, "DIR")
+	return program + " " + strings.NewReplacer(dir, "DIR", filepath.Join(b.dir, "pki"), "PKI").Replace(strings.Join(args, " "))
 }
 
 // cpuSeconds is what a server and its children have used.
@@ -143,8 +144,7 @@ func (p *process) cpuSeconds() float64 {
 
 // statTicks sums utime, stime and those of children that were waited for.
 func statTicks(stat string) (sum int) {
-	_, after, _ := strings.Cut(stat, ") ")
-	fields := strings.Fields(after)
+	fields := strings.Fields(stat[strings.LastIndex(stat, ")")+1:]) // a name may hold anything
 	if len(fields) < 15 {
 		return 0
 	}

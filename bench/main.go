@@ -59,7 +59,7 @@ func parse(args []string) (options, error) {
 	f.StringVar(&o.program, "program", "bin/tidemark", "Tidemark's `PROGRAM`")
 	f.StringVar(&o.out, "out", "docs", "`DIRECTORY` for benchmarks.md and benchmarks/*.svg; if empty, the page is printed and not written")
 	f.StringVar(&o.keep, "keep", "", "`FILE` for the raw results, a JSON object a line (default OUT/benchmarks/results.json)")
-	f.StringVar(&o.render, "render", "", "run nothing; make the page from this `FILE` of raw results")
+	f.StringVar(&o.render, "render", "", "run nothing; make the page from these `FILES` of raw results, a list with commas")
 	f.StringVar(&o.sections, "sections", strings.Join(sectionNames(), ","), "what to measure, a `LIST` with commas; see below")
 	f.IntVar(&o.stallRounds, "stall-rounds", 3, "`NUMBER` of rounds of each load with snapshots beside it")
 	f.IntVar(&o.stallCount, "stall-count", 50, "`NUMBER` of snapshots in each of them, a quarter of it where they come every 2 s")
@@ -98,12 +98,13 @@ func (o options) check() error {
 	return err
 }
 
-// usage tells how long each section takes with the flags as they are.
+// usage tells how long each section takes with the flags as they are by default.
 func usage(f *flag.FlagSet) {
 	w := f.Output()
-	fmt.Fprintf(w, "usage: go run ./bench [FLAGS]\n\n")
+	say := func(format string, args ...any) { _, _ = fmt.Fprintf(w, format, args...) } // there is nobody else to tell
+	say("usage: go run ./bench [FLAGS]\n\n")
 	f.PrintDefaults()
-	fmt.Fprintf(w, "\nsections, and how long each takes about on a quiet machine with the default flags:\n")
+	say("\nsections, and how long each takes about on a quiet machine with the default flags:\n")
 	o, err := parse(nil)
 	if err != nil {
 		return
@@ -113,17 +114,21 @@ func usage(f *flag.FlagSet) {
 	for _, s := range sections {
 		long := duration(s.steps(b))
 		total += long
-		fmt.Fprintf(w, "  %-11s %3.0f min  %s\n", s.name, long.Minutes(), s.about)
+		say("  %-11s %3.0f min  %s\n", s.name, long.Minutes(), s.about)
 	}
-	fmt.Fprintf(w, "  %-11s %3.0f min\n", "all", total.Minutes())
+	say("  %-11s %3.0f min\n", "all", total.Minutes())
 }
 
 // run measures, or reads what was measured, and makes the page of it.
 func run(ctx context.Context, o options) error {
 	if o.render != "" {
-		records, err := readRecords(o.render)
-		if err != nil {
-			return err
+		var records []record
+		for _, file := range strings.Split(o.render, ",") {
+			more, err := readRecords(file)
+			if err != nil {
+				return err
+			}
+			records = append(records, more...)
 		}
 		return publish(o.out, records)
 	}
@@ -132,9 +137,11 @@ func run(ctx context.Context, o options) error {
 		return err
 	}
 	b := newBench(o, dir)
-	err = b.measure(ctx)
-	// What was measured is shown, also when something failed at the end.
-	return errors.Join(err, b.stopAll(), os.RemoveAll(dir), publish(o.out, b.records))
+	err = errors.Join(b.measure(ctx), b.stopAll(), os.RemoveAll(dir))
+	if ctx.Err() != nil {
+		return err // half a run is kept, and makes no page
+	}
+	return errors.Join(err, publish(o.out, b.records)) // with what failed in it
 }
 
 // publish writes the page and its plots, or prints the page.

@@ -78,6 +78,7 @@ func sortRequests(requests []request, spans []span, every float64) (map[string]f
 		slices.Sort(list)
 	}
 	return map[string]float64{
+		"iops": rate(requests, first, requests[len(requests)-1].endSeconds),
 		"near": float64(len(near)), "apart": float64(len(apart)),
 		"nearP999Millis": percentile(near, 0.999), "nearMaxMillis": percentile(near, 1),
 		"apartP999Millis": percentile(apart, 0.999), "apartMaxMillis": percentile(apart, 1),

@@ -24,7 +24,7 @@ func TestRequestsAreNearACommandWithinTheWindowOfItsSpan(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]float64{
-		"near": 3, "apart": 3, "nearMaxMillis": 60, "apartMaxMillis": 6, "leadMaxMillis": 3, "ratioMax": 10, "ratioP999": 10,
+		"near": 3, "apart": 3, "nearMaxMillis": 60, "apartMaxMillis": 6, "leadMaxMillis": 3, "iops": 5 / (11.2 - 9.95), "ratioMax": 10, "ratioP999": 10,
 		"before": 3, "after": 2.5, "afterToBefore": (4.0/3 + 1.0/3) / 2,
 	} {
 		if got := values[name]; math.Abs(got-want) > 1e-9 {

@@ -10,15 +10,16 @@ CRASHSEEDS ?= 2000
 CRASHROUNDS ?= 2
 KILLROUNDS ?= 100
 GUESTROUNDS ?= 20
+BENCHFLAGS ?=
 VULNDB   ?= https://vuln.go.dev
 TIMEOUT  ?= 10m # of the tests of one package
 TOOL     := go tool -modfile=tools/go.mod
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint generate fuzz model crash faults guest soak mutants vuln bench docs cover clean
+.PHONY: help build demo test lint generate fuzz model crash faults guest soak mutants vuln bench bench-quick docs cover clean
 
 help: ## print this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## the static binary bin/tidemark
 	CGO_ENABLED=0 go build -trimpath -ldflags '-X github.com/tidemark/tidemark/cli.version=$(VERSION)' -o bin/tidemark ./cmd/tidemark
@@ -79,10 +80,13 @@ vuln: ## known vulnerabilities of the code that the binary calls, where the data
 		echo "make vuln: nothing was checked: no database at $(VULNDB); VULNDB=URL names another" >&2;; \
 	esac; exit $$code
 
-bench: build ## Tidemark beside nbdkit, and preserves beside a command that does nothing
-	ci/install.sh
-	bench/compare.sh
-	bench/stalls.sh
+bench: build ## Tidemark beside its peers: docs/benchmarks.md, in more than an hour; BENCHFLAGS: see go run ./bench -help
+	ci/install.sh bench
+	go run ./bench $(BENCHFLAGS)
+
+bench-quick: build ## Tidemark beside nbdkit's file plugin, in less than three minutes
+	ci/install.sh bench
+	go run ./bench -quick
 
 docs: ## the documentation of every package, as text
 	@for package in $$(go list ./...); do go doc -all $$package; done

@@ -22,7 +22,7 @@ var levels = [][]string{
 	{"nbd", "volume/historytest"},
 	{"api"},
 	{"cli"}, // its serve command wires store, nbd and api; every other talks to api
-	{"cmd/tidemark", "demo", "soak", "e2e", "packaging", "guest/replay", "mutants"},
+	{"cmd/tidemark", "demo", "soak", "e2e", "packaging", "guest/replay", "mutants", "bench"},
 	{""}, // the documentation of the whole
 }
 

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Installs the Debian packages that the tests need and the machine lacks: those of
-# make test, or with "guest" those of make guest.
+# make test, with "guest" those of make guest, with "bench" those of make bench.
 set -euo pipefail
 
 packages=(
@@ -12,6 +12,8 @@ packages=(
 )
 if [[ ${1:-} == guest ]]; then
   packages=(qemu-system-x86 cpio xz-utils python3-minimal) # what runs in the guest is not installed
+elif [[ ${1:-} == bench ]]; then
+  packages=(fio nbdkit nbd-server qemu-utils qemu-system-common) # the last has qemu-storage-daemon
 fi
 
 missing=()

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"time"
+)
+
+const (
+	goalPreserveP50 = 3.0  // ms
+	goalPreserveP99 = 15.0 // ms
+	preserveEvery   = 100 * time.Millisecond
+)
+
+// preserveSteps preserve volumes of all sizes, and many at once, with no load and
+// with writes to one of them.
+func (b *bench) preserveSteps() (steps []step) {
+	for _, loaded := range []bool{false, true} {
+		for _, c := range []struct {
+			volumes, count int
+			sizeGiB        int64
+			size           string
+		}{{1, 100, 1, "1 GiB"}, {1, 100, 1 << 10, "1 TiB"}, {1, 100, 16 << 10, "16 TiB"}, {10, 100, 1, "1 GiB"}, {100, 50, 1, "1 GiB"}} {
+			name := fmt.Sprintf("%d x %s", c.volumes, c.size)
+			if loaded {
+				name += ", random writes at depth 32"
+			}
+			takes := b.fillTakes() + time.Duration(c.count)*(preserveEvery+10*time.Millisecond) + seconds(float64(c.volumes)/20)
+			steps = append(steps, step{"preserve " + name, takes, func(ctx context.Context) error {
+				return b.preserves(ctx, name, c.volumes, c.count, c.sizeGiB<<30, loaded)
+			}})
+		}
+	}
+	return steps
+}
+
+// preserves has one server preserve volumes every so often; each takes a write
+// between, so that there is something to keep.
+func (b *bench) preserves(ctx context.Context, name string, volumes, count int, sizeBytes int64, loaded bool) (err error) {
+	p, err := b.newPlace("unix")
+	if err != nil {
+		return err
+	}
+	p.sizeBytes = sizeBytes
+	s, err := b.run(ctx, peers[0], p)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.end()) }()
+	names := []string{"v"}
+	for i := range volumes - 1 {
+		names = append(names, otherVolume(i))
+		if err := s.create(ctx, names[i+1], sizeBytes); err != nil {
+			return err
+		}
+	}
+	fsync, err := fsyncMillis(p.file("fsync"))
+	if err != nil {
+		return err
+	}
+	w := workloadNamed("random write, depth 32")
+	load, endLoad := context.WithCancel(ctx)
+	loadEnded := make(chan struct{})
+	go func() {
+		defer close(loadEnded)
+		if loaded { // it is ended from outside: its error says nothing
+			_, _ = output(load, "fio", w.fioArgs(s.uri, b.size, 0, 3600)...)
+		}
+	}()
+	defer func() { endLoad(); <-loadEnded }()
+	var millis []float64
+	for i := range count {
+		if err := pause(ctx, preserveEvery); err != nil {
+			return err
+		}
+		if !loaded {
+			if err := s.writeBlocks(ctx, []int{i}); err != nil {
+				return err
+			}
+		}
+		out, err := s.tidemark(ctx, append([]string{"preserve", "--json", "--name", "p" + strconv.Itoa(i)}, names...)...)
+		if err != nil {
+			return err
+		}
+		var report struct{ TookSeconds float64 }
+		if err := json.Unmarshal(out, &report); err != nil {
+			return fmt.Errorf("preserve --json: %w", err)
+		}
+		millis = append(millis, report.TookSeconds*1e3)
+	}
+	slices.Sort(millis)
+	return b.add(record{Section: "preserve", Case: name, Peer: "tidemark", Values: map[string]float64{
+		"p50Millis": percentile(millis, 0.5), "p99Millis": percentile(millis, 0.99), "maxMillis": percentile(millis, 1), "preserves": float64(count),
+		"fsyncP50Millis": percentile(fsync, 0.5), "fsyncP99Millis": percentile(fsync, 0.99),
+	}})
+}
+
+// fsyncMillis is what this disk takes for a sync of 4 KiB, in order, and removes the
+// file that it tried with.
+func fsyncMillis(name string) (millis []float64, err error) {
+	f, err := os.Create(name)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close(), os.Remove(name)) }()
+	block := make([]byte, 4096)
+	for i := range 200 {
+		begin := time.Now()
+		if _, err := f.WriteAt(block, int64(i%16)*4096); err != nil {
+			return nil, err
+		}
+		if err := f.Sync(); err != nil {
+			return nil, err
+		}
+		millis = append(millis, time.Since(begin).Seconds()*1e3)
+	}
+	slices.Sort(millis)
+	return millis, nil
+}

@@ -1,0 +1,154 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// throughputSteps run every workload over unix sockets, and the core workloads
+// over TCP.
+func (b *bench) throughputSteps() []step {
+	steps := b.lineUp("throughput", "unix", b.runFio)
+	if !b.quick {
+		steps = append(steps, b.lineUp("throughput", "tcp", b.runFio)...)
+	}
+	return steps
+}
+
+// lineUp starts all peers over one transport and has them run the workloads in
+// turn, in one order and then in the other, so that what else goes on in the
+// machine meets all of them alike.
+func (b *bench) lineUp(section, over string, measure func(context.Context, *server, workload) (map[string]float64, error)) (steps []step) {
+	servers := make(map[string]*server)
+	var entered []peer
+	for _, p := range peers {
+		if !slices.Contains(strings.Fields(p.over), over) || !b.wanted("", p.name) {
+			continue
+		}
+		entered = append(entered, p)
+		steps = append(steps, step{"start " + p.name + " over " + over, b.fillTakes(), func(ctx context.Context) error {
+			s, err := b.startFilled(ctx, p, over)
+			if err != nil {
+				return err
+			}
+			servers[p.name] = s
+			return b.add(record{Section: "commands", Over: over, Peer: p.name, Text: map[string]string{"commands": s.commands()}})
+		}})
+	}
+	for round := range b.rounds {
+		for _, w := range workloads {
+			for _, p := range entered {
+				if !b.wanted(w.name, p.name) || !w.core && (p.after || over != "unix") {
+					continue
+				}
+				steps = append(steps, step{fmt.Sprintf("%s, %s over %s", w.name, p.name, over), b.runTakes(), func(ctx context.Context) error {
+					s := servers[p.name]
+					if s == nil {
+						return nil // the page has why it did not start
+					}
+					if err := s.prepare(ctx); err != nil {
+						return err
+					}
+					values, err := measure(ctx, s, w)
+					if err != nil {
+						return err
+					}
+					return b.add(record{Section: section, Case: w.name, Over: over, Peer: p.name, Round: round, Values: values})
+				}})
+			}
+		}
+		slices.Reverse(entered)
+	}
+	steps = append(steps, step{"verify and stop those over " + over, b.verifyTakes(len(entered)), func(ctx context.Context) (err error) {
+		for _, p := range peers {
+			s := servers[p.name]
+			if s == nil {
+				continue
+			}
+			if p.keeps && strings.Contains(b.sections, "verify") {
+				err = errors.Join(err, b.verifyServer(ctx, s, "after the workloads over "+over))
+			}
+			err = errors.Join(err, s.end())
+		}
+		return err
+	}})
+	return steps
+}
+
+// startFilled starts a peer whose volume is full.
+func (b *bench) startFilled(ctx context.Context, p peer, over string, flags ...string) (*server, error) {
+	where, err := b.newPlace(over)
+	if err != nil {
+		return nil, err
+	}
+	where.flags = flags
+	if where.tls != "" {
+		if err := makeCertificates(where.tls); err != nil {
+			return nil, err
+		}
+	}
+	s, err := b.run(ctx, p, where)
+	if err != nil || p.after {
+		return s, err
+	}
+	if where.tls != "" {
+		return s, b.fillTLS(ctx, s)
+	}
+	return s, b.fill(ctx, s)
+}
+
+// prepare has a run begin where all others begin: nothing waits to be written to
+// the disk, all that it may read is in memory, and what is after a snapshot is so.
+func (s *server) prepare(ctx context.Context) error {
+	if s.fresh != nil {
+		if err := s.fresh(ctx); err != nil {
+			return fmt.Errorf("%s: make it fresh again: %w", s.name, err)
+		}
+	}
+	dir, err := os.Open(s.place.dir)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = dir.Close() }() // it was opened to name the file system
+	if err := unix.Syncfs(int(dir.Fd())); err != nil {
+		return fmt.Errorf("sync: %w", err)
+	}
+	files, err := filepath.Glob(s.files)
+	for _, file := range files {
+		err = errors.Join(err, preRead(file))
+	}
+	return err
+}
+
+// preRead brings what a file holds into memory: page cache is evicted within
+// minutes, and a run without it is six times slower. Holes are left out.
+func preRead(name string) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }() // nothing was written
+	for end := int64(0); ; {
+		begin, err := unix.Seek(int(f.Fd()), end, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return nil // no more of it
+		}
+		if err != nil {
+			return fmt.Errorf("%s: look for data: %w", name, err)
+		}
+		if end, err = unix.Seek(int(f.Fd()), begin, unix.SEEK_HOLE); err != nil {
+			return fmt.Errorf("%s: look for a hole: %w", name, err)
+		}
+		if _, err := io.Copy(io.Discard, io.NewSectionReader(f, begin, end-begin)); err != nil {
+			return err
+		}
+	}
+}

@@ -135,9 +135,14 @@ func (b *bench) runSteps(ctx context.Context, steps []step) error {
 	return failed
 }
 
-// wanted tells whether -only and -peers leave a workload and a peer in.
+// peerWanted tells whether -peers leaves a peer in, of which Tidemark is none.
+func (b *bench) peerWanted(name string) bool {
+	return name == "tidemark" || regexp.MustCompile(b.peers).MatchString(name)
+}
+
+// wanted tells whether -only and -peers leave a workload on a peer in.
 func (b *bench) wanted(workload, peer string) bool {
-	return (peer == "tidemark" || regexp.MustCompile(b.peers).MatchString(peer)) && regexp.MustCompile(b.only).MatchString(workload)
+	return b.peerWanted(peer) && regexp.MustCompile(b.only).MatchString(workload)
 }
 
 // parseSize takes what fio takes for 64m or 1g.

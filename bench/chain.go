@@ -32,7 +32,7 @@ func (b *bench) chainSteps() []step {
 			return err
 		}},
 		{fmt.Sprintf("make qcow2 chains of 1 and %d", qcow2Chain), seconds(40), func(ctx context.Context) (err error) {
-			if !b.wanted("", "qcow2 chain") {
+			if !b.peerWanted("qcow2 chain") {
 				return nil
 			}
 			if short, err = b.qcow2Chain(ctx, 1); err != nil {

@@ -139,6 +139,9 @@ func (p *pager) head() {
 	}
 	p.failures()
 	p.say("## Goals\n\n%d of %d goals are met.", p.judged-len(p.missed), p.judged)
+	if slices.ContainsFunc(p.results, func(r record) bool { return strings.HasPrefix(r.Case, "start ") && r.Failed != "" }) {
+		p.say("Servers did not start (above): the best may be missing.")
+	}
 	if len(p.missed) > 0 {
 		p.say("These are missed:\n")
 	}

@@ -53,6 +53,7 @@ func TestPageSaysWhatWasMeasured(t *testing.T) {
 		"| 1 x 16 TiB | - | 2.00 | 16.0 |",
 		"| read | 1.00 | 0.50 | 1.50 | 2.50 |",
 		"4 of 8 goals are met",
+		"the best may be missing",
 		"- start qemu-nbd qcow2 over unix: `qemu-nbd: not there`",
 		"- after the workloads over unix: tidemark",
 		"# random read, depth 32\nfio --rw=randread",
@@ -151,8 +152,12 @@ func TestADefaultRunIsNotMuchMoreThanAnHour(t *testing.T) {
 	if err != nil || quick.out != "" || quick.keep != "" {
 		t.Fatalf("a quick run writes %q, %q: %v", quick.out, quick.keep, err)
 	}
-	if d := duration(newBench(quick, "").throughputSteps()); d > 3*time.Minute {
+	steps := newBench(quick, "").throughputSteps()
+	if d := duration(steps); d > 3*time.Minute {
 		t.Errorf("a quick one takes %v", d)
+	}
+	if want := 2 + 5*2*quick.rounds + 1; len(steps) != want { // 5 workloads on 2 servers that start, and are stopped
+		t.Errorf("a quick one has %d steps, want %d", len(steps), want)
 	}
 }
 

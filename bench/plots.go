@@ -9,6 +9,7 @@ import (
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/plotter"
 	"gonum.org/v1/plot/vg"
+	"gonum.org/v1/plot/vg/draw"
 )
 
 var (
@@ -18,7 +19,7 @@ var (
 
 // plotAll draws what there is to draw, and returns the names of the files.
 func plotAll(dir string, records []record) (names []string, err error) {
-	for _, draw := range []struct {
+	for _, d := range []struct {
 		name          string
 		plot          func(results) (*plot.Plot, error)
 		width, height vg.Length
@@ -27,17 +28,17 @@ func plotAll(dir string, records []record) (names []string, err error) {
 		{"after-rate.svg", plotRates, 20 * vg.Centimeter, 9 * vg.Centimeter},
 		{"after-latency.svg", plotLatencies, 20 * vg.Centimeter, 9 * vg.Centimeter},
 	} {
-		p, err := draw.plot(results(records))
+		p, err := d.plot(results(records))
 		if err != nil {
-			return nil, fmt.Errorf("plot %s: %w", draw.name, err)
+			return nil, fmt.Errorf("plot %s: %w", d.name, err)
 		}
 		if p == nil {
 			continue // nothing of it was measured
 		}
-		if err := p.Save(draw.width, draw.height, filepath.Join(dir, draw.name)); err != nil {
-			return nil, fmt.Errorf("plot %s: %w", draw.name, err)
+		if err := p.Save(d.width, d.height, filepath.Join(dir, d.name)); err != nil {
+			return nil, fmt.Errorf("plot %s: %w", d.name, err)
 		}
-		names = append(names, draw.name)
+		names = append(names, d.name)
 	}
 	return names, nil
 }
@@ -70,10 +71,10 @@ func plotRatios(rs results) (*plot.Plot, error) {
 		return nil, err
 	}
 	chart.Horizontal, chart.Color, chart.LineStyle.Width = true, ours, 0
-	dots.Color, dots.Radius = theirs, 4
+	dots.Color, dots.Radius, dots.Shape = theirs, 4, draw.CircleGlyph{}
 	p.Add(plotter.NewGrid(), chart, dots)
 	p.NominalY(names...)
-	p.X.Min = 0
+	p.X.Min, p.X.Max = 0, p.X.Max*1.1
 	return p, nil
 }
 
@@ -92,6 +93,7 @@ func plotAround(rs results, what string, of func(moment) float64) (*plot.Plot, e
 	p.X.Label.Text, p.Y.Label.Text = "ms since the command", what
 	p.Add(plotter.NewGrid())
 	p.Legend.Top = true
+	p.X.Tick.Marker = plot.TickerFunc(everyHalfSecond)
 	all := rs.where("after", write32.name, "", "")
 	for i, peer := range all.peers() {
 		var points plotter.XYs
@@ -109,6 +111,13 @@ func plotAround(rs results, what string, of func(moment) float64) (*plot.Plot, e
 	if len(all) == 0 {
 		return nil, nil
 	}
-	p.Y.Min = 0
+	p.Y.Min, p.Y.Max = 0, p.Y.Max*1.3 // room for the legend
 	return p, nil
+}
+
+func everyHalfSecond(from, to float64) (ticks []plot.Tick) {
+	for at := math.Ceil(from/500) * 500; at <= to; at += 500 {
+		ticks = append(ticks, plot.Tick{Value: at, Label: fmt.Sprintf("%.0f", at)})
+	}
+	return ticks
 }

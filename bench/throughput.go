@@ -30,7 +30,7 @@ func (b *bench) lineUp(section, over string, measure func(context.Context, *serv
 	servers := make(map[string]*server)
 	var entered []peer
 	for _, p := range peers {
-		if !slices.Contains(strings.Fields(p.over), over) || !b.wanted("", p.name) {
+		if !slices.Contains(strings.Fields(p.over), over) || !b.peerWanted(p.name) {
 			continue
 		}
 		entered = append(entered, p)

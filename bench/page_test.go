@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-func load(peer string, round int, iops, cpu float64) record {
+func measured(peer string, round int, iops, cpu float64) record {
 	return record{Section: "throughput", Case: "random read, depth 32", Over: "unix", Peer: peer, Round: round,
 		Values: map[string]float64{"iops": iops, "cpuMicros": cpu, "meanMicros": 1, "p50Micros": 1, "p99Micros": 1, "p999Micros": 1, "maxMicros": 1}}
 }
@@ -23,8 +23,8 @@ func stall(command string, round int, p999, worst float64) record {
 
 var fixture = []record{
 	{Section: "machine", Text: map[string]string{"CPU": "a CPU, 2 cores", "fio, random read, depth 32": "fio --rw=randread"}},
-	load("tidemark", 0, 150_000, 3), load("nbdkit file", 0, 100_000, 6), load("nbdkit memory", 0, 400_000, 1), load("nbd-server", 0, 90_000, 4),
-	load("nbd-server", 1, 90_000, 4), load("nbdkit file", 1, 100_000, 6), load("tidemark", 1, 210_000, 2),
+	measured("tidemark", 0, 150_000, 3), measured("nbdkit file", 0, 100_000, 6), measured("nbdkit memory", 0, 400_000, 1), measured("nbd-server", 0, 90_000, 4),
+	measured("nbd-server", 1, 90_000, 4), measured("nbdkit file", 1, 100_000, 6), measured("tidemark", 1, 210_000, 2),
 	stall("tidemark", 0, 1.2, 3), stall(control, 0, 1, 2),
 	{Section: "after", Case: write32.name, Peer: "tidemark", Values: map[string]float64{"before": 100, "after": 95, "afterToBefore": 0.95},
 		Series: []moment{{-20, 1, 2}, {0, 3, 4}}},

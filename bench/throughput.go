@@ -23,14 +23,15 @@ func (b *bench) throughputSteps() []step {
 	return steps
 }
 
-// lineUp starts all peers over one transport and has them run the workloads in
-// turn, in one order and then in the other, so that what else goes on in the
+// lineUp starts peers over one transport (all of them with fio over unix sockets,
+// else those that serve TCP too) and has them run the workloads (there all of them,
+// else the core) in turn, in one order and then in the other, so that what else goes on in the
 // machine meets all of them alike.
 func (b *bench) lineUp(section, over string, measure func(context.Context, *server, workload) (map[string]float64, error)) (steps []step) {
 	servers := make(map[string]*server)
 	var entered []peer
 	for _, p := range peers {
-		if !slices.Contains(strings.Fields(p.over), over) || !b.peerWanted(p.name) {
+		if !slices.Contains(strings.Fields(p.over), over) || section != "throughput" && !strings.Contains(p.over, "tcp") || !b.peerWanted(p.name) {
 			continue
 		}
 		entered = append(entered, p)
@@ -46,7 +47,7 @@ func (b *bench) lineUp(section, over string, measure func(context.Context, *serv
 	for round := range b.rounds {
 		for _, w := range workloads {
 			for _, p := range entered {
-				if !b.wanted(w.name, p.name) || !w.core && (p.after || over != "unix") {
+				if !b.wanted(w.name, p.name) || !w.core && (p.after || over != "unix" || section != "throughput") {
 					continue
 				}
 				steps = append(steps, step{fmt.Sprintf("%s, %s over %s", w.name, p.name, over), b.runTakes(), func(ctx context.Context) error {

@@ -20,7 +20,7 @@ import (
 	"github.com/tidemark/tidemark/nbd/client"
 )
 
-// tlsSteps run the core workloads over TLS, with this program's own load: fio
+// tlsSteps run the core workloads over TLS, with this repository's client: fio
 // knows no TLS.
 func (b *bench) tlsSteps() []step { return b.lineUp("tls", "tls", b.runLoad) }
 

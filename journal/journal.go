@@ -392,7 +392,7 @@ func (j *Journal) put(b []byte, k kind) error {
 
 // put writes a frame. After an error the next one takes its place.
 func (s *segment) put(b []byte, crc uint32) error {
-	if s.end+int64(len(b)) > s.room {
+	if n := int64(len(b)); n <= s.stepBytes && s.end+n > s.room {
 		s.makeRoom(s.end + int64(len(b)))
 	}
 	if _, err := s.file.WriteAt(b, s.end); err != nil {
@@ -408,14 +408,16 @@ func (s *segment) put(b []byte, crc uint32) error {
 // makeRoom writes zeros up to at least end, and a step further: a commit whose
 // frames take the place of blocks that the file has is one write of the disk; one
 // that makes the file longer commits a transaction of the file system besides.
+// The room is asked for by Allocate, which draws on no reserve: that is for frames.
 // Where there is no room for zeros there may be for the frame.
 func (s *segment) makeRoom(end int64) {
 	room := (end/s.stepBytes + 2) * s.stepBytes
-	if _, err := s.file.WriteAt(make([]byte, room-s.end), s.end); err != nil {
-		_ = s.file.Truncate(s.end) // as in put
-		room = s.end
+	if err := s.file.Allocate(s.end, room-s.end); err != nil {
+		s.room = s.end
+		return
 	}
-	s.room = room
+	n, _ := s.file.WriteAt(make([]byte, room-s.end), s.end)
+	s.room = s.end + int64(n) // zeros are no frame: what there is of them may stay
 }
 
 // MarkDrained records that every process older than the cut of an image has

@@ -76,7 +76,7 @@ func (rs results) best(value string, least bool) (name string, best float64) {
 	best = math.NaN()
 	for _, peer := range rs.peers() {
 		v := rs.where("", "", "", peer).median(value)
-		if peer != "tidemark" && keeps(peer) && (math.IsNaN(best) || least && v < best || !least && v > best) {
+		if peer != "tidemark" && keeps(peer) && !math.IsNaN(v) && (math.IsNaN(best) || least && v < best || !least && v > best) {
 			name, best = peer, v
 		}
 	}
@@ -392,7 +392,7 @@ func (p *pager) preserve() {
 		return
 	}
 	p.say("## The time of a preserve\n\nAs the server tells it, in ms, one every %v, each volume with request scope; beside it what a 4 KiB write and", preserveEvery)
-	p.say("sync of a file took on this disk just before. The goals are %v ms for half of them and %v ms for 99 of 100.", goalPreserveP50, goalPreserveP99)
+	p.say("sync of a file took on this disk just before. The goals are %v ms for half of them and %v ms for 99 of\n100; of 100 or fewer, the p99 is the largest.", goalPreserveP50, goalPreserveP99)
 	var rows [][]string
 	for _, name := range all.cases() {
 		own := all.where("", name, "", "")

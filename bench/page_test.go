@@ -75,7 +75,7 @@ func TestPageSaysWhatWasMeasured(t *testing.T) {
 
 // A server that was too slow for its CPU to be counted is nobody's measure of CPU.
 func TestWhatIsNotKnownIsADash(t *testing.T) {
-	records := []record{load("tidemark", 0, 200, 5), load("nbdkit file", 0, 100, 0), load("nbd-server", 0, 50, 10)}
+	records := []record{measured("tidemark", 0, 200, 5), measured("nbdkit file", 0, 100, 0), measured("nbd-server", 0, 50, 10)}
 	delete(records[1].Values, "cpuMicros")
 	text := page(records, nil)
 	for _, want := range []string{"| random read, depth 32 | 5.00 | 10.0, nbd-server | 0.50 |", "| nbdkit file | 100 | 100 - 100 | 1.00 | 1.00 | 1.00 | 1.00 | 1.00 | - |"} {

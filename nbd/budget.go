@@ -45,7 +45,8 @@ const (
 //     works at, and for passes, which spare it system calls over TLS. Nobody
 //     waits for them: a session without a desk works in pieces of smallBytes,
 //     one without a pass record by record. A desk is given back before the
-//     session waits for its client to send, but for a payload that is half in it.
+//     session waits for its client to send, but for a payload that is half in it;
+//     those that look before they wait (patience), a few at most, keep theirs.
 //  2. The other half is for commands: what a payload, a read's data or a
 //     status reply takes, from before the payload is received or the data is
 //     read until the reply is in the socket. A command draws all that it will

@@ -9,9 +9,8 @@ import (
 	"github.com/tidemark/tidemark/nbd/client"
 )
 
-// lightSteps run the core workloads with this repository's client, which takes a
-// quarter of fio's CPU: where fio has a processor for itself and is the limit, this
-// tells servers apart.
+// lightSteps run the core workloads with this repository's client: where fio has a
+// processor for itself and is the limit, a lighter client tells servers apart.
 func (b *bench) lightSteps() []step { return b.lineUp("light", "unix", b.runLoad) }
 
 // runLoad runs a workload with this repository's client, and returns what runFio

@@ -104,47 +104,18 @@ func run(t *testing.T, d *disk, o Options) (Result, error) {
 
 func runWith(ctx context.Context, t *testing.T, d *disk, o Options) (Result, error) {
 	t.Helper()
-	l := &pipes{accept: make(chan net.Conn), closed: make(chan struct{})}
 	s := nbd.NewServer(d, nbd.Options{})
-	served := make(chan error, 1)
-	go func() { served <- s.Serve(l) }()
 	o.sleep = time.Sleep
 	r, err := Run(ctx, func(ctx context.Context) (*client.Client, error) {
 		near, far := net.Pipe()
-		l.accept <- far
+		go s.ServeConn(far)
 		return client.NewClient(ctx, near, "x")
 	}, o)
 	if err := s.Shutdown(context.Background()); err != nil {
 		t.Error(err)
 	}
-	if err := <-served; !errors.Is(err, nbd.ErrServerClosed) {
-		t.Error(err)
-	}
 	return r, err
 }
-
-// pipes is a listener of connections in the process.
-type pipes struct {
-	accept chan net.Conn
-	closed chan struct{}
-	once   sync.Once
-}
-
-func (p *pipes) Accept() (net.Conn, error) {
-	select {
-	case nc := <-p.accept:
-		return nc, nil
-	case <-p.closed:
-		return nil, net.ErrClosed
-	}
-}
-
-func (p *pipes) Close() error {
-	p.once.Do(func() { close(p.closed) })
-	return nil
-}
-
-func (p *pipes) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "unix"} }
 
 func inBubble(t *testing.T, name string, test func(t *testing.T)) {
 	t.Run(name, func(t *testing.T) { synctest.Test(t, test) })

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"sync"
 	"testing"
 
 	"github.com/tidemark/tidemark/internal/certtest"
@@ -14,48 +13,17 @@ import (
 	"github.com/tidemark/tidemark/nbd/client"
 )
 
-// pipes is a listener of connections that have no buffer at all.
-type pipes struct {
-	accept chan net.Conn
-	closed chan struct{}
-	once   sync.Once
-}
-
-func newPipes() *pipes { return &pipes{accept: make(chan net.Conn), closed: make(chan struct{})} }
-
-func (p *pipes) Accept() (net.Conn, error) {
-	select {
-	case nc := <-p.accept:
-		return nc, nil
-	case <-p.closed:
-		return nil, net.ErrClosed
-	}
-}
-
-func (p *pipes) Close() error {
-	p.once.Do(func() { close(p.closed) })
-	return nil
-}
-
-func (p *pipes) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "unix"} }
-
-// piped opens a client of d over a pipe.
+// piped opens a client of d over a pipe, which has no buffer at all.
 func piped(t *testing.T, d *disk) *client.Client {
 	t.Helper()
-	l := newPipes()
 	s := nbd.NewServer(d, nbd.Options{})
-	done := make(chan error, 1)
-	go func() { done <- s.Serve(l) }()
 	t.Cleanup(func() {
 		if err := s.Shutdown(context.Background()); err != nil {
 			t.Error(err)
 		}
-		if err := <-done; !errors.Is(err, nbd.ErrServerClosed) {
-			t.Error(err)
-		}
 	})
 	near, far := net.Pipe()
-	l.accept <- far
+	go s.ServeConn(far)
 	c, err := client.NewClient(t.Context(), near, "a disk/%")
 	if err != nil {
 		t.Fatal(err)

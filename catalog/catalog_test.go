@@ -87,7 +87,7 @@ func TestACatalogComesBackAsItWasCommitted(t *testing.T) {
 	c := mustOpen(t, vfs.OS{}, name)
 	mustUpdate(t, c, func(tx *Tx) error { return errors.Join(addVolume(tx, "a"), addVolume(tx, "b"), addVolume(tx, "c")) })
 	first := mustLoad(t, c)
-	if len(first.Volumes) != 3 || len(first.DirID) != 32 || first.FormatVersion != 1 {
+	if len(first.Volumes) != 3 || len(first.DirID) != 32 || first.FormatVersion != 2 {
 		t.Fatalf("got %+v", first)
 	}
 	mustUpdate(t, c, func(tx *Tx) error { return preserve(tx, "s", first.Volumes[:2]...) })

@@ -46,7 +46,7 @@ func linkKeys(v VolumeID) []byte {
 //	2  4  CRC-32C, little endian, of key, version byte and body
 //	6  -  body: one JSON object
 const (
-	formatVersion   = 1
+	formatVersion   = 2
 	envelopeMagic   = 'T'
 	envelopeBytes   = 6
 	versionPosition = 1

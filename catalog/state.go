@@ -87,10 +87,12 @@ func joinChains(state *State, links []Link, next counters) error {
 		v.Chain, links = links[:n:n], links[n:]
 
 		note(v.check(next))
-		if other, taken := names[v.Name]; taken {
+		if other, taken := names[v.Name]; taken && !v.Past {
 			note(fmt.Errorf("volumes %d and %d: both have the name %q", other, v.ID, v.Name))
 		}
-		names[v.Name] = v.ID
+		if !v.Past {
+			names[v.Name] = v.ID
+		}
 		for _, err := range checkChain(v.Chain, v.ID, next) {
 			note(err)
 		}
@@ -154,8 +156,14 @@ func (l Link) check(next counters) error {
 		return fmt.Errorf("link of image %d: the id was never drawn", l.Image)
 	case l.SizeBytes <= 0:
 		return fmt.Errorf("link of image %d: its size is %d bytes", l.Image, l.SizeBytes)
-	case l.Hash != "" && (!l.Sealed || !hashForm.MatchString(l.Hash)):
+	case l.Sealed != hashForm.MatchString(l.Hash) || !l.Sealed && l.Hash != "":
 		return fmt.Errorf("link of image %d: sealed=%v, and its hash is %q", l.Image, l.Sealed, l.Hash)
+	case l.Sealed != (l.Table > 0):
+		return fmt.Errorf("link of image %d: sealed=%v, and its table was written %d times", l.Image, l.Sealed, l.Table)
+	case l.Table == 0 && (l.Punched || l.Due):
+		return fmt.Errorf("link of image %d: punched=%v, due=%v, and it has no table of its own", l.Image, l.Punched, l.Due)
+	case l.Punched && s != nil:
+		return fmt.Errorf("link of image %d: it is punched and has the snapshot %q", l.Image, s.Name)
 	case len(l.Bad) > MostBadRuns || !runsAscend(l.Bad):
 		return fmt.Errorf("link of image %d: its %d runs of bad blocks do not ascend, or are more than %d", l.Image, len(l.Bad), MostBadRuns)
 	case s == nil:

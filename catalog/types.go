@@ -35,6 +35,9 @@ type Volume struct {
 	// Scope of a plain connection: "request" or "session".
 	Scope   string    `json:"scope"`
 	Created time.Time `json:"created"`
+	// Past: another volume has the name now. Nothing is written to this one any
+	// more; its snapshots are those that a rollback has left behind.
+	Past bool `json:"past,omitempty"`
 }
 
 // Link is one image of a volume's chain. The newest image is the tip; its size
@@ -47,8 +50,17 @@ type Link struct {
 	// Sealed: nothing is written to the image's visible blocks again.
 	Sealed bool `json:"sealed,omitempty"`
 	// Hash of the view whose newest image it is (image/sealed), 64 hex digits: the
-	// image's checksum file counts. Empty if there is none: it is sealed again.
+	// image's checksum file counts. Empty until it is sealed.
 	Hash string `json:"hash,omitempty"`
+	// Table is how often the table file of a sealed image (image/sealed) was written,
+	// at least; 0 before: the journal of the volume has the table. A sealed image may
+	// stand in the chains of many volumes, always above the same images.
+	Table uint64 `json:"table,omitempty"`
+	// Punched: blocks that no view shows may be gone from the image or an older one,
+	// so its own view, which has no name, may have another hash than at its seal.
+	Punched bool `json:"punched,omitempty"`
+	// Due: blocks that no view shows are still to be punched.
+	Due bool `json:"due,omitempty"`
 	// Scrubbed is when all of the image was last read and held against its
 	// checksums; zero if never.
 	Scrubbed time.Time `json:"scrubbed,omitzero"`

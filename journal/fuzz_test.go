@@ -70,34 +70,6 @@ func FuzzFramesOfAnyPayload(f *testing.F) {
 	})
 }
 
-func FuzzTableFile(f *testing.F) {
-	tab := lookup.NewTable()
-	tab.Set(3, 70000, lookup.Data)
-	tab.Set(9, 4, lookup.Zero)
-	var b bytes.Buffer
-	must(f, encodeTable(&b, 7, 1, tab, 9))
-	f.Add(b.Bytes())
-	b.Reset()
-	must(f, encodeTable(&b, 7, 1, lookup.NewTable(), 0))
-	f.Add(b.Bytes())
-	f.Add([]byte(tableMagic))
-	f.Fuzz(func(t *testing.T, file []byte) {
-		file = withCRC(file)
-		tab, lsn, err := decodeTable(bytes.NewReader(file), int64(len(file)), 7, image.ID(1))
-		if err != nil {
-			if !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrVersion) {
-				t.Fatal(err)
-			}
-			return
-		}
-		var again bytes.Buffer
-		must(t, encodeTable(&again, 7, 1, tab, lsn))
-		if _, _, err := decodeTable(bytes.NewReader(again.Bytes()), int64(again.Len()), 7, 1); err != nil {
-			t.Fatalf("what was read can't be written and read again: %v", err)
-		}
-	})
-}
-
 func FuzzBaseFile(f *testing.F) {
 	f.Add(encodeBase(7, base{1, nil}))
 	f.Add(encodeBase(7, base{9, map[image.ID]LSN{1: 5, 2: 1 << 40}}))

@@ -78,7 +78,6 @@ type history struct {
 	segments  []*segment       // never empty
 	highest   uint64           // number of a segment file, in the chain or not
 	old       []string         // files that no longer count when the next life has begun
-	strays    []image.ID       // that have a table file and are not in the chain
 	tables    map[image.ID]LSN // of the table files, once they have been read
 	notes     []string
 }
@@ -167,8 +166,7 @@ func (h *history) list(o *Options) (numbers []uint64, err error) {
 			h.old = append(h.old, full)
 		} else if id, ok := tableImage(base); ok {
 			if !slices.Contains(o.Images, id) {
-				h.strays = append(h.strays, id)
-				h.note("%s belongs to no image of the chain; it was left alone", full)
+				h.old = append(h.old, full) // a RemoveImage was cut short
 			}
 		} else if whole, ok := strings.CutSuffix(base, vfs.TempSuffix); ok {
 			if _, ok := tableImage(whole); ok || whole == baseFile {

@@ -1,11 +1,8 @@
 package journal
 
 import (
-	"bufio"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"io/fs"
 	"os"
@@ -19,20 +16,11 @@ import (
 )
 
 // A table file `table-IMAGE` (sixteen hex digits) holds the table of one image
-// with all changes up to an LSN. An image without one has an empty table there.
-//
-//	 0  magic "TideTabl"
-//	 8  u32 version, u32 zero
-//	16  u64 volume ID
-//	24  u64 image ID
-//	32  u64 LSN
-//	40  body, as lookup.Table.EncodeTo writes it
-//	 -  u32 CRC of all before
+// with all changes up to an LSN, which is its mark (lookup.FileHead). An image
+// without one has an empty table there.
 const (
-	tableMagic     = "TideTabl"
-	tableStem      = "table-"
-	tableHeadBytes = 40
-	crcBytes       = 4
+	tableStem = "table-"
+	crcBytes  = 4
 )
 
 func tableName(dir string, id image.ID) string {
@@ -51,27 +39,8 @@ func tableImage(base string) (image.ID, bool) {
 
 func writeTable(o *Options, id image.ID, t *lookup.Table, lsn LSN) error {
 	return vfs.Replace(o.FS, tableName(o.Dir, id), func(w io.Writer) error {
-		return encodeTable(w, o.VolumeID, id, t, lsn)
+		return t.EncodeFile(w, lookup.FileHead{Owner: o.VolumeID, Image: uint64(id), Mark: uint64(lsn)})
 	})
-}
-
-func encodeTable(w io.Writer, volume uint64, id image.ID, t *lookup.Table, lsn LSN) error {
-	head := append(make([]byte, 0, tableHeadBytes), tableMagic...)
-	head = binary.LittleEndian.AppendUint32(head, version)
-	head = binary.LittleEndian.AppendUint32(head, 0)
-	head = binary.LittleEndian.AppendUint64(head, volume)
-	head = binary.LittleEndian.AppendUint64(head, uint64(id))
-	head = binary.LittleEndian.AppendUint64(head, uint64(lsn))
-	crc := crc32.New(castagnoli)
-	both := io.MultiWriter(w, crc)
-	if _, err := both.Write(head); err != nil {
-		return err
-	}
-	if err := t.EncodeTo(both); err != nil {
-		return err
-	}
-	_, err := w.Write(binary.LittleEndian.AppendUint32(nil, crc.Sum32()))
-	return err
 }
 
 // readTable returns an empty table and LSN 0 if the image has no file. One that
@@ -103,62 +72,25 @@ func readAnyTable(o *Options, id image.ID) (*lookup.Table, LSN, error) {
 	if err != nil {
 		return nil, 0, fmt.Errorf("read table %s: %w", name, err)
 	}
-	t, lsn, err := decodeTable(f, sizeBytes, o.VolumeID, id)
+	t, lsn, err := lookup.DecodeFile(f, sizeBytes, o.VolumeID, uint64(id))
 	if err != nil {
-		return nil, 0, fmt.Errorf("read table %s: %w", name, err)
+		return nil, 0, fmt.Errorf("read table %s: %w", name, ownError(err))
 	}
-	return t, lsn, nil
+	return t, LSN(lsn), nil
 }
 
-// decodeTable reads a file twice: once for its CRC, so that a body that rotted
-// is never decoded, and once for the table, which may be large.
-func decodeTable(file io.ReaderAt, sizeBytes int64, volume uint64, id image.ID) (*lookup.Table, LSN, error) {
-	var head [tableHeadBytes]byte
-	bodyBytes := sizeBytes - tableHeadBytes - crcBytes
-	if bodyBytes < 0 {
-		return nil, 0, fmt.Errorf("%w: %d bytes are too few", ErrCorrupt, sizeBytes)
+// ownError makes an error of package lookup one of this.
+func ownError(err error) error {
+	switch {
+	case errors.Is(err, lookup.ErrCorrupt):
+		return fmt.Errorf("%w: %w", ErrCorrupt, err)
+	case errors.Is(err, lookup.ErrVersion):
+		return fmt.Errorf("%w: %w", ErrVersion, err)
 	}
-	if _, err := io.ReadFull(io.NewSectionReader(file, 0, tableHeadBytes), head[:]); err != nil {
-		return nil, 0, err
-	}
-	if string(head[:8]) != tableMagic {
-		return nil, 0, fmt.Errorf("%w: wrong magic", ErrCorrupt)
-	}
-	if err := checkCRC(file, sizeBytes); err != nil {
-		return nil, 0, err
-	}
-	if v := binary.LittleEndian.Uint32(head[8:]); v != version || binary.LittleEndian.Uint32(head[12:]) != 0 {
-		return nil, 0, fmt.Errorf("%w %d", ErrVersion, v)
-	}
-	if v := binary.LittleEndian.Uint64(head[16:]); v != volume {
-		return nil, 0, fmt.Errorf("%w: it belongs to volume %d, not %d", ErrCorrupt, v, volume)
-	}
-	if v := binary.LittleEndian.Uint64(head[24:]); v != uint64(id) {
-		return nil, 0, fmt.Errorf("%w: it belongs to image %d, not %d", ErrCorrupt, v, id)
-	}
-	body := bufio.NewReaderSize(io.NewSectionReader(file, tableHeadBytes, bodyBytes), 64<<10)
-	t, err := lookup.Decode(body)
-	if err != nil {
-		return nil, 0, fmt.Errorf("%w: %w", ErrCorrupt, err)
-	}
-	if _, err := body.ReadByte(); !errors.Is(err, io.EOF) {
-		return nil, 0, fmt.Errorf("%w: bytes behind the table", ErrCorrupt)
-	}
-	return t, LSN(binary.LittleEndian.Uint64(head[32:])), nil
+	return err
 }
 
 // checkCRC checks that a file ends in the CRC of what stands before.
 func checkCRC(file io.ReaderAt, sizeBytes int64) error {
-	crc := crc32.New(castagnoli)
-	if _, err := io.CopyN(crc, io.NewSectionReader(file, 0, sizeBytes), sizeBytes-crcBytes); err != nil {
-		return err
-	}
-	var want [crcBytes]byte
-	if _, err := io.ReadFull(io.NewSectionReader(file, sizeBytes-crcBytes, crcBytes), want[:]); err != nil {
-		return err
-	}
-	if binary.LittleEndian.Uint32(want[:]) != crc.Sum32() {
-		return fmt.Errorf("%w: CRC mismatch", ErrCorrupt)
-	}
-	return nil
+	return ownError(lookup.CheckCRC(file, sizeBytes))
 }

@@ -118,12 +118,8 @@ func TestCheckNamesEachKindOfDamage(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, "table-"},
-		{"a table that belongs to no image", false, func(t *testing.T, dir string) {
-			name := one(t, dir, "volumes/*/table-*")
-			if err := os.Rename(name, filepath.Join(filepath.Dir(name), "table-00000000000000ff")); err != nil {
-				t.Fatal(err)
-			}
-		}, "table-00000000000000ff"},
+		{"a flipped bit in the table of a sealed image", false, func(t *testing.T, dir string) { flip(t, one(t, dir, "images/*.tab"), -6) }, ".tab"},
+		{"a missing table of a sealed image", false, func(t *testing.T, dir string) { remove(t, one(t, dir, "images/*.tab")) }, "has lost its table"},
 		{"a missing image", false, func(t *testing.T, dir string) { remove(t, one(t, dir, "images/*01.img")) }, "image 1 is missing"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -26,3 +26,13 @@ func (s *Store) EndWork(name string) {
 	defer s.mu.Unlock()
 	s.volumes[name].cancel()
 }
+
+// AwaitPunches waits until nothing is left to seal or to punch.
+func (s *Store) AwaitPunches() {
+	q := &s.sealer
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for len(q.queue)+len(q.punches) > 0 || q.working {
+		q.rested.Wait()
+	}
+}

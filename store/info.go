@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/tidemark/tidemark/lookup"
@@ -39,8 +40,18 @@ func (s *Store) Volume(name string) (VolumeInfo, error) {
 }
 
 func (s *Store) volumeInfo(d *disk) VolumeInfo {
-	vluns := d.volume.VLUNs()
-	info := VolumeInfo{SizeBytes: d.volume.SizeBytes(), Scope: d.volume.Scope(), Images: len(vluns)}
+	info := VolumeInfo{SizeBytes: d.volume.SizeBytes(), Scope: d.volume.Scope()}
+	s.mu.Lock()
+	info.Name, info.Created = d.record.Name, d.record.Created
+	var vluns []*volume.VLUN
+	for _, b := range s.branchesLocked(d.record.Name) {
+		info.Snapshots += len(b.snapshots)
+		vluns = append(vluns, b.chainLocked()...)
+	}
+	s.mu.Unlock()
+	slices.SortFunc(vluns, func(a, b *volume.VLUN) int { return cmp.Compare(a.ImageID(), b.ImageID()) })
+	vluns = slices.CompactFunc(vluns, func(a, b *volume.VLUN) bool { return a.ImageID() == b.ImageID() })
+	info.Images = len(vluns)
 	for _, k := range vluns {
 		info.DataBytes += dataBytes(k)
 		if n, err := k.Image().Allocated(); err == nil {
@@ -51,9 +62,6 @@ func (s *Store) volumeInfo(d *disk) VolumeInfo {
 	if err := d.volume.Failed(); err != nil {
 		info.Failed = err.Error()
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	info.Name, info.Created, info.Snapshots = d.record.Name, d.record.Created, len(d.snapshots)
 	return info
 }
 
@@ -69,16 +77,14 @@ func (s *Store) Snapshots(volumeName string) ([]SnapshotInfo, error) {
 	defer s.mu.Unlock()
 	disks := []*disk{}
 	if volumeName != "" {
-		d, err := s.diskLocked(volumeName)
-		if err != nil {
+		if _, err := s.diskLocked(volumeName); err != nil {
 			return nil, err
 		}
-		disks = append(disks, d)
+		disks = s.branchesLocked(volumeName)
 	} else {
-		for _, d := range s.volumes {
-			disks = append(disks, d)
+		for _, name := range slices.Sorted(maps.Keys(s.volumes)) {
+			disks = append(disks, s.branchesLocked(name)...)
 		}
-		slices.SortFunc(disks, func(a, b *disk) int { return cmp.Compare(a.record.Name, b.record.Name) })
 	}
 	var infos []SnapshotInfo
 	for _, d := range disks {
@@ -108,11 +114,10 @@ func (s *Store) snapshotLocked(full string) (*disk, *volume.VLUN, *snapshot, err
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	d, err := s.diskLocked(volumeName)
-	if err != nil {
+	if _, err := s.diskLocked(volumeName); err != nil {
 		return nil, nil, nil, err
 	}
-	k, snap := d.findLocked(name)
+	d, k, snap := s.findLocked(volumeName, name)
 	if k == nil || !k.Cut() {
 		return nil, nil, nil, fmt.Errorf("snapshot %s %w", full, ErrNotFound)
 	}

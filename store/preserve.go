@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,7 +32,7 @@ func (s *Store) Preserve(ctx context.Context, r PreserveRequest) (PreserveReport
 	answers := make(chan answer, 1)
 	go func() {
 		defer s.preserves.Done()
-		defer s.dropName(disks, name)
+		defer s.freeName(disks, name)
 		report, err := s.preserve(disks, name, cutTime, r)
 		answers <- answer{report, err}
 	}()
@@ -93,14 +94,14 @@ func (s *Store) takeName(r PreserveRequest) (disks []*disk, name string, cutTime
 func (s *Store) takenLocked(disks []*disk, name string) string {
 	for _, d := range disks {
 		full := d.record.Name + "@" + name
-		if k, _ := d.findLocked(name); k != nil || s.reserved[full] {
+		if _, k, _ := s.findLocked(d.record.Name, name); k != nil || s.reserved[full] {
 			return full
 		}
 	}
 	return ""
 }
 
-func (s *Store) dropName(disks []*disk, name string) {
+func (s *Store) freeName(disks []*disk, name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, d := range disks {
@@ -109,13 +110,27 @@ func (s *Store) dropName(disks []*disk, name string) {
 }
 
 // findLocked returns a snapshot of a volume by name; Store.mu is held.
-func (d *disk) findLocked(name string) (*volume.VLUN, *snapshot) {
-	for k, snap := range d.snapshots {
-		if snap.name == name {
-			return k, snap
+func (s *Store) findLocked(volumeName, name string) (*disk, *volume.VLUN, *snapshot) {
+	for _, d := range s.branchesLocked(volumeName) {
+		for k, snap := range d.snapshots {
+			if snap.name == name {
+				return d, k, snap
+			}
 		}
 	}
-	return nil, nil
+	return nil, nil, nil
+}
+
+// branchesLocked lists the volume that has a name and those that had it before a
+// rollback, oldest first; Store.mu is held.
+func (s *Store) branchesLocked(volumeName string) (list []*disk) {
+	for _, d := range s.byVolume {
+		if d.record.Name == volumeName {
+			list = append(list, d)
+		}
+	}
+	slices.SortFunc(list, func(a, b *disk) int { return cmp.Compare(a.record.ID, b.record.ID) })
+	return list
 }
 
 func (s *Store) preserve(disks []*disk, name string, cutTime time.Time, r PreserveRequest) (PreserveReport, error) {

@@ -95,12 +95,16 @@ func (s *Store) OpenView(exportName string) (*volume.View, error) {
 	switch {
 	case x.snapshot != "":
 		s.mu.Lock()
-		k, _ := d.findLocked(x.snapshot)
+		_, k, _ := s.findLocked(x.volume, x.snapshot)
 		s.mu.Unlock()
 		if k == nil || !k.Cut() {
 			return nil, fmt.Errorf("snapshot %s@%s %w", x.volume, x.snapshot, ErrNotFound)
 		}
-		return k.Open()
+		w, err := k.Open()
+		if errors.Is(err, volume.ErrRetired) {
+			err = fmt.Errorf("snapshot %s@%s %w: it was deleted", x.volume, x.snapshot, ErrNotFound)
+		}
+		return w, err
 	case x.scope == volume.ScopeSession:
 		return d.volume.OpenSession()
 	case x.scope == volume.ScopeExplicit:
@@ -123,11 +127,13 @@ func (s *Store) Exports() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var names []string
-	for name, d := range s.volumes {
+	for name := range s.volumes {
 		names = append(names, name)
+	}
+	for _, d := range s.byVolume {
 		for k, snap := range d.snapshots {
 			if k.Cut() {
-				names = append(names, name+"@"+snap.name)
+				names = append(names, d.record.Name+"@"+snap.name)
 			}
 		}
 	}

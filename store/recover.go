@@ -4,8 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path"
-	"slices"
 	"strconv"
 	"syscall"
 
@@ -42,17 +42,23 @@ func (s *Store) removeOrphans(state catalog.State) error {
 			removed++
 		}
 	}
-	sums, err := sealed.ListSums(s.fs, imagesDir(s.dir))
+	beside, halves, err := sealed.List(s.fs, imagesDir(s.dir))
 	if err != nil {
 		return err
 	}
-	for _, id := range sums {
+	for _, id := range beside {
 		if !images[id] {
-			if err := sealed.RemoveSums(s.fs, imagesDir(s.dir), id); err != nil {
+			if err := sealed.Remove(s.fs, imagesDir(s.dir), id); err != nil {
 				return err
 			}
 			removed++
 		}
+	}
+	for _, name := range halves {
+		if err := s.fs.Remove(name); err != nil {
+			return err
+		}
+		removed++
 	}
 	if removed > 0 {
 		s.note("removed %d image files that belong to no volume (made ahead, or left by a command that was cut short)", removed)
@@ -82,19 +88,35 @@ func (s *Store) recoverVolume(v catalog.VolumeState) error {
 	d := &disk{images: map[image.ID]image.Image{}}
 	unsealed := map[image.ID]*file.Image{}
 	var ids []image.ID
-	v.Chain = onlyHashed(v.Chain)
-	for _, l := range v.Chain {
+	tables := map[image.ID]*lookup.Table{}
+	for i, l := range v.Chain {
+		if other := s.sharedImage(l); other != nil {
+			d.images[l.Image], tables[l.Image] = other.Image(), other.Table()
+			continue
+		}
 		img, err := file.Open(s.fs, imagesDir(s.dir), l.Image, file.Options{})
 		if err != nil {
 			if errors.Is(err, fs.ErrNotExist) {
 				err = fmt.Errorf("its image %d is missing: %w", l.Image, err)
 			}
-			return errors.Join(err, d.close())
+			return errors.Join(err, d.close(s.heldElsewhere(d)))
 		}
-		ids, d.images[l.Image] = append(ids, l.Image), img
+		d.images[l.Image] = img
 		if !l.Sealed { // else it is durable since its seal
 			unsealed[l.Image] = img
 		}
+		if l.Table == 0 {
+			ids = append(ids, l.Image)
+			continue
+		}
+		t, mark, err := sealed.ReadTable(s.fs, imagesDir(s.dir), l.Image, l.Table)
+		if err == nil && mark > l.Table && !l.Due {
+			err = fmt.Errorf("%w: the table of image %d was written %d times, and %d are recorded", catalog.ErrCorrupt, l.Image, mark, l.Table)
+		}
+		if err != nil {
+			return errors.Join(err, d.close(s.heldElsewhere(d)))
+		}
+		tables[l.Image], v.Chain[i].Table = t, mark
 	}
 	j, rec, err := journal.Open(journal.Options{
 		FS: s.records, Dir: volumeDir(s.dir, v.ID), VolumeID: uint64(v.ID), Images: ids, SegmentBytes: s.journals,
@@ -102,8 +124,9 @@ func (s *Store) recoverVolume(v catalog.VolumeState) error {
 		DropImage: each(unsealed, (*file.Image).DropCache),
 	})
 	if err != nil {
-		return errors.Join(err, d.close())
+		return errors.Join(err, d.close(s.heldElsewhere(d)))
 	}
+	maps.Copy(tables, rec.Tables)
 	for _, n := range rec.Notes {
 		s.note("volume %s: %s", v.Name, n)
 	}
@@ -115,17 +138,33 @@ func (s *Store) recoverVolume(v catalog.VolumeState) error {
 		state := volume.Sealing
 		if l.Sealed {
 			state = volume.Sealed
-			if d.images[l.Image], err = s.recoverSums(l, d.images[l.Image], rec.Tables[l.Image]); err != nil {
-				return errors.Join(err, j.Close(), d.close())
+			if _, shared := d.images[l.Image].(*sealed.Image); !shared {
+				if d.images[l.Image], err = s.recoverSums(l, d.images[l.Image], tables[l.Image]); err != nil {
+					return errors.Join(err, j.Close(), d.close(s.heldElsewhere(d)))
+				}
 			}
 		}
-		chain[i] = volume.Link{ID: l.Image, Image: d.images[l.Image], Table: rec.Tables[l.Image], SizeBytes: l.SizeBytes, State: state}
+		chain[i] = volume.Link{ID: l.Image, Image: d.images[l.Image], Table: tables[l.Image], SizeBytes: l.SizeBytes, State: state}
 	}
 	d, err = s.addDisk(v.Volume, j, d.images, chain)
 	if err != nil {
 		return err
 	}
 	return s.recoverSnapshots(d, v.Chain, rec.Drained)
+}
+
+// sharedImage is the VLUN of a volume that was recovered before and has the image
+// too, or nil.
+func (s *Store) sharedImage(l catalog.Link) *volume.VLUN {
+	if l.Table == 0 {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if holders := s.holdersLocked(l.Image); len(holders) > 0 {
+		return holders[0].vlun
+	}
+	return nil
 }
 
 // each does something with those images that are in the map.
@@ -136,23 +175,6 @@ func each(images map[image.ID]*file.Image, do func(*file.Image) error) func(imag
 		}
 		return nil
 	}
-}
-
-// onlyHashed is a chain in which a link that has no hash counts as not sealed,
-// with all after it: it is sealed again.
-func onlyHashed(chain []catalog.Link) []catalog.Link {
-	chain = slices.Clone(chain)
-	without := slices.IndexFunc(chain, func(l catalog.Link) bool { return l.Hash == "" })
-	for i := range chain[without:] { // the tip has none
-		l := &chain[without+i]
-		l.Sealed = false
-		if l.Snapshot != nil && l.Snapshot.State == volume.Sealed.String() {
-			snap := *l.Snapshot
-			snap.State = volume.Sealing.String()
-			l.Snapshot = &snap
-		}
-	}
-	return chain
 }
 
 // recoverSums joins a sealed image and its checksum file. Where that is lost or
@@ -168,7 +190,7 @@ func (s *Store) recoverSums(l catalog.Link, bare image.Image, t *lookup.Table) (
 	}
 	sums, err := sealed.OpenSums(s.fs, imagesDir(s.dir), l.Image, false)
 	if err == nil {
-		if err = sums.Matches(t, rec.hash, l.SizeBytes); err == nil {
+		if err = sums.Matches(t, rec.hash, l.SizeBytes, rec.punched); err == nil {
 			return sealed.New(bare, sums, s.sums, s.metRot), nil
 		}
 		err = errors.Join(err, sums.Close())
@@ -185,7 +207,7 @@ func recoveredSeal(l catalog.Link) (*seal, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: image %d: %w", catalog.ErrCorrupt, l.Image, err)
 	}
-	return &seal{hash: hash, scrubbed: l.Scrubbed, read: l.Scrubbed, bad: l.Bad}, nil
+	return &seal{hash: hash, scrubbed: l.Scrubbed, read: l.Scrubbed, bad: l.Bad, table: l.Table, punched: l.Punched, due: l.Due}, nil
 }
 
 // recoverSnapshots takes the snapshots over from the catalog. One that still
@@ -197,7 +219,7 @@ func (s *Store) recoverSnapshots(d *disk, chain []catalog.Link, drained map[imag
 	s.mu.Lock()
 	for i, l := range chain {
 		if l.Sealed {
-			d.sealed[vluns[i]], _ = recoveredSeal(l)
+			d.sealed[vluns[i]] = s.recoveredOnceLocked(l)
 		}
 		if l.Snapshot == nil {
 			continue
@@ -221,9 +243,25 @@ func (s *Store) recoverSnapshots(d *disk, chain []catalog.Link, drained map[imag
 	for _, k := range vluns[:len(vluns)-1] {
 		if _, ok := k.Image().(*sealed.Image); !ok || lost(k) {
 			s.sealer.enqueue(k)
+		} else if d.sealed[k].due {
+			s.sealer.punch(k.ImageID())
 		}
 	}
 	return nil
+}
+
+// recoveredOnceLocked is what is recorded of a sealed image: the same for all that
+// have it. Store.mu is held.
+func (s *Store) recoveredOnceLocked(l catalog.Link) *seal {
+	if l.Table > 0 {
+		for _, h := range s.holdersLocked(l.Image) {
+			if rec := h.disk.sealed[h.vlun]; rec != nil {
+				return rec
+			}
+		}
+	}
+	rec, _ := recoveredSeal(l) // recoverSums has said what is wrong
+	return rec
 }
 
 func recoveredSnapshot(l catalog.Link) (*snapshot, error) {
@@ -247,6 +285,8 @@ func (s *Store) putLinks(d *disk, state volume.State, vluns ...*volume.VLUN) err
 	if len(vluns) == 0 {
 		return nil
 	}
+	s.chains.RLock()
+	defer s.chains.RUnlock()
 	return s.catalog.Update(func(tx *catalog.Tx) error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -254,12 +294,26 @@ func (s *Store) putLinks(d *disk, state volume.State, vluns ...*volume.VLUN) err
 			return nil // deleted meanwhile
 		}
 		for _, k := range vluns {
-			if err := tx.PutLink(d.link(k, state)); err != nil {
+			if err := s.putLinkLocked(tx, d, k, state); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
+}
+
+// putLinkLocked records a VLUN, and the VLUNs of other volumes that have its image
+// too: what is known of that is recorded with each. Store.mu is held.
+func (s *Store) putLinkLocked(tx *catalog.Tx, d *disk, k *volume.VLUN, state volume.State) error {
+	if d.sealed[k] == nil { // it stands in one chain
+		return tx.PutLink(d.link(k, state))
+	}
+	for _, h := range s.holdersLocked(k.ImageID()) {
+		if err := tx.PutLink(h.disk.link(h.vlun, state)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // link is the record of a VLUN in a state; one that is sealed stays so, whatever
@@ -268,7 +322,7 @@ func (d *disk) link(k *volume.VLUN, state volume.State) catalog.Link {
 	l := catalog.Link{Volume: d.record.ID, Image: k.ImageID(), SizeBytes: k.SizeBytes()}
 	if rec := d.sealed[k]; rec != nil {
 		state = volume.Sealed
-		l.Sealed, l.Hash, l.Scrubbed, l.Bad = true, rec.hash.String(), rec.scrubbed, rec.bad
+		rec.record(&l)
 	}
 	if snap := d.snapshots[k]; snap != nil {
 		l.Snapshot = &catalog.Snapshot{
@@ -283,7 +337,7 @@ func (d *disk) link(k *volume.VLUN, state volume.State) catalog.Link {
 // recordDrained says in the catalog which snapshots are exact though not
 // sealed. Of a volume that is flushed that stays true over a power cut.
 func (s *Store) recordDrained() (err error) {
-	for _, d := range s.volumes {
+	for _, d := range s.byVolume {
 		if d.volume.Flush() != nil {
 			continue // the close says why
 		}

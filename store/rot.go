@@ -118,10 +118,9 @@ func (s *Store) watchRot() {
 		case r = <-s.rot:
 		}
 		s.mu.Lock()
-		d, i := s.ownerLocked(r.image)
 		known := true
-		if d != nil {
-			if rec := d.sealed[d.volume.VLUNs()[i]]; rec != nil {
+		if holders := s.holdersLocked(r.image); len(holders) > 0 {
+			if rec := holders[0].disk.sealed[holders[0].vlun]; rec != nil {
 				if known = rec.bad.has(r.block); !known {
 					rec.bad.addBlock(r.block)
 				}
@@ -129,38 +128,30 @@ func (s *Store) watchRot() {
 		}
 		s.mu.Unlock()
 		if !known {
-			s.logger.Error("a block is not what was sealed, reads of it fail", "volume", d.volume.Name(),
-				"image", r.image, "block", r.block, "shown by", s.showing(d, i, badBlocks{{Block: r.block, Count: 1}}))
+			s.logger.Error("a block is not what was sealed, reads of it fail",
+				"image", r.image, "block", r.block, "shown by", s.showing(r.image, badBlocks{{Block: r.block, Count: 1}}))
 		}
 	}
 }
 
-// ownerLocked finds the volume that an image belongs to, and its place in the
-// chain; Store.mu is held.
-func (s *Store) ownerLocked(id image.ID) (*disk, int) {
-	for v, d := range s.byVolume {
-		if i := slices.IndexFunc(v.VLUNs(), func(k *volume.VLUN) bool { return k.ImageID() == id }); i >= 0 {
-			return d, i
-		}
-	}
-	return nil, 0
-}
-
-// showing lists who shows a block of a set of image i of a volume: snapshots as
-// VOLUME@SNAPSHOT, and the live volume by its name.
-func (s *Store) showing(d *disk, i int, set badBlocks) (names []string) {
+// showing lists who shows a block of a set of an image: snapshots as
+// VOLUME@SNAPSHOT, and live volumes by their names.
+func (s *Store) showing(id image.ID, set badBlocks) (names []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	vluns := d.volume.VLUNs()
-	for k := i; k < len(vluns); k++ {
-		name := d.record.Name
-		if snap := d.snapshots[vluns[k]]; snap != nil {
-			name += "@" + snap.name
-		} else if k < len(vluns)-1 {
-			continue // an unnamed image
-		}
-		if set.shown(vluns, i, k) > 0 {
-			names = append(names, name)
+	for _, h := range s.holdersLocked(id) {
+		vluns := h.disk.volume.VLUNs()
+		i := slices.Index(vluns, h.vlun)
+		for k := i; k < len(vluns); k++ {
+			name := h.disk.record.Name
+			if snap := h.disk.snapshots[vluns[k]]; snap != nil {
+				name += "@" + snap.name
+			} else if k < len(vluns)-1 {
+				continue // an unnamed image
+			}
+			if set.shown(vluns, i, k) > 0 {
+				names = append(names, name)
+			}
 		}
 	}
 	return names

@@ -427,20 +427,6 @@ func changeLink(t *testing.T, dir string, index int, change func(*catalog.Link))
 	}
 }
 
-func TestASnapshotThatWasSealedWithoutSumsIsSealedAgain(t *testing.T) {
-	s, dir := rotStore(t, store.Options{})
-	want := snapshotInfo(t, s, "v@two").Hash
-	closeStore(t, s)
-	changeLink(t, dir, 0, func(l *catalog.Link) { l.Hash = "" })
-	s = openWith(t, dir, store.Options{})
-	if err := s.WaitSealed(t.Context(), "v@two"); err != nil {
-		t.Fatal(err)
-	}
-	if got := snapshotInfo(t, s, "v@two"); got.Hash != want || got.State != volume.Sealed {
-		t.Errorf("%+v, want the hash %s", got, want)
-	}
-}
-
 func TestADeleteRemovesChecksumFilesAndAnOpenThoseThatBelongToNobody(t *testing.T) {
 	s, dir := rotStore(t, store.Options{})
 	if err := s.DeleteVolume("v", true); err != nil {

@@ -193,17 +193,18 @@ func (s *Store) nextToScrub(every time.Duration) (next *volume.VLUN, due time.Ti
 	return next, due
 }
 
-// sealedLocked lists the sealed images of all volumes, by ID; Store.mu is held.
+// sealedLocked lists the sealed images of all volumes, by ID, each once; Store.mu
+// is held.
 func (s *Store) sealedLocked() (list []*volume.VLUN) {
 	for v, d := range s.byVolume {
 		for _, k := range v.VLUNs() {
-			if d.sealed[k] != nil && k.State() == volume.Sealed {
+			if d.sealed[k] != nil && d.images[k.ImageID()] != nil && k.State() == volume.Sealed {
 				list = append(list, k)
 			}
 		}
 	}
 	slices.SortFunc(list, func(a, b *volume.VLUN) int { return cmp.Compare(a.ImageID(), b.ImageID()) })
-	return list
+	return slices.CompactFunc(list, func(a, b *volume.VLUN) bool { return a.ImageID() == b.ImageID() })
 }
 
 // scrub reads one image and takes note of what it finds: again, if it got new
@@ -251,7 +252,7 @@ func (s *Store) scrubImage(ctx context.Context, d *disk, k *volume.VLUN, img ima
 		return pace(ctx, n)
 	}
 	reading.Block = func(b lookup.BlockNum, _ sealed.Sum, err error) {
-		if err != nil {
+		if err != nil && k.Table().Get(b) == lookup.Data { // else it was punched meanwhile
 			bad.addBlock(b)
 			badCount++
 		}
@@ -274,7 +275,7 @@ func (s *Store) scrubImage(ctx context.Context, d *disk, k *volume.VLUN, img ima
 	}
 	s.mu.Unlock()
 	if badCount > 0 {
-		shownBy := s.showing(d, slices.Index(d.volume.VLUNs(), k), bad)
+		shownBy := s.showing(k.ImageID(), bad)
 		report.BadBlocks += badCount
 		report.Snapshots = append(report.Snapshots, shownBy...)
 		if !slices.Equal(was, bad) {
@@ -286,12 +287,4 @@ func (s *Store) scrubImage(ctx context.Context, d *disk, k *volume.VLUN, img ima
 		return nil
 	}
 	return s.putLinks(d, volume.Sealed, k)
-}
-
-// seal is what is recorded of a sealed image. Guarded by Store.mu.
-type seal struct {
-	hash     sealed.Hash
-	scrubbed time.Time // all of it, to its end
-	read     time.Time // the last time that it was begun
-	bad      badBlocks
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -17,7 +18,8 @@ import (
 )
 
 // sealer seals what has drained, one VLUN at a time, in the background. A volume's
-// come in the order of its chain (R8), since they drain in that order.
+// come in the order of its chain (R8), since they drain in that order. When there
+// is nothing to seal, it punches what nobody sees any more.
 type sealer struct {
 	store  *Store
 	cancel context.CancelFunc
@@ -25,7 +27,11 @@ type sealer struct {
 
 	mu       sync.Mutex
 	queue    []*volume.VLUN
+	punches  []image.ID // of which blocks may be seen by nobody any more
+	working  bool       // on what is in neither any more
+	opened   bool       // every volume is there: before, nobody knows what is seen
 	stopping bool
+	rested   sync.Cond // of mu: there is nothing to do
 	wake     chan struct{}
 
 	paused map[*volume.VLUN]time.Duration // those whose seal failed, before the last try; of run
@@ -34,6 +40,7 @@ type sealer struct {
 func (q *sealer) start(s *Store) {
 	ctx, cancel := context.WithCancel(context.Background())
 	q.store, q.cancel, q.done, q.wake = s, cancel, make(chan struct{}), make(chan struct{}, 1)
+	q.rested.L = &q.mu
 	q.paused = map[*volume.VLUN]time.Duration{}
 	go q.run(ctx)
 }
@@ -42,6 +49,26 @@ func (q *sealer) start(s *Store) {
 func (q *sealer) enqueue(k *volume.VLUN) {
 	q.mu.Lock()
 	q.queue = append(q.queue, k)
+	q.mu.Unlock()
+	q.poke()
+}
+
+// punch asks for the blocks of images to be punched that nobody sees.
+func (q *sealer) punch(ids ...image.ID) {
+	q.mu.Lock()
+	for _, id := range ids {
+		if !slices.Contains(q.punches, id) {
+			q.punches = append(q.punches, id)
+		}
+	}
+	q.mu.Unlock()
+	q.poke()
+}
+
+// open lets it punch, from now on.
+func (q *sealer) open() {
+	q.mu.Lock()
+	q.opened = true
 	q.mu.Unlock()
 	q.poke()
 }
@@ -79,8 +106,20 @@ func (q *sealer) run(ctx context.Context) {
 	defer close(q.done)
 	for {
 		q.mu.Lock()
+		if q.working = false; len(q.queue)+len(q.punches) == 0 {
+			q.rested.Broadcast()
+		}
 		if len(q.queue) == 0 || ctx.Err() != nil {
 			stopping := q.stopping
+			if q.opened && !stopping && ctx.Err() == nil && len(q.punches) > 0 { // what is left is recorded as due
+				id := q.punches[0]
+				q.punches, q.working = q.punches[1:], true
+				q.mu.Unlock()
+				if err := q.store.punch(ctx, id); err != nil && !errors.Is(err, context.Canceled) {
+					q.store.logger.Error("give back the room of deleted snapshots; it is tried again at the next seal or start", "image", id, "err", err)
+				}
+				continue
+			}
 			q.mu.Unlock()
 			if stopping {
 				return
@@ -89,7 +128,7 @@ func (q *sealer) run(ctx context.Context) {
 			continue
 		}
 		k := q.queue[0]
-		q.queue = q.queue[1:]
+		q.queue, q.working = q.queue[1:], true
 		q.mu.Unlock()
 		err := q.store.seal(ctx, k)
 		if ctx.Err() != nil {
@@ -177,8 +216,11 @@ func (s *Store) seal(ctx context.Context, k *volume.VLUN) error {
 	if err != nil {
 		return err
 	}
+	if err := sealed.WriteTable(s.fs, imagesDir(s.dir), k.ImageID(), k.Table(), 1); err != nil {
+		return errors.Join(err, img.CloseSums())
+	}
 	s.mu.Lock()
-	d.sealed[k] = &seal{hash: hash}
+	d.sealed[k] = &seal{hash: hash, table: 1}
 	s.mu.Unlock()
 	if err := s.putLinks(d, volume.Sealed, k); err != nil {
 		s.mu.Lock()
@@ -187,14 +229,39 @@ func (s *Store) seal(ctx context.Context, k *volume.VLUN) error {
 		return errors.Join(err, img.CloseSums())
 	}
 	s.sealedAs(d, k, img)
+	s.leaveJournal(d, k)
+	s.sealer.punch(s.unnamed(d)...)
 	return nil
+}
+
+// unnamed lists the sealed images of a volume that have no name: what was written
+// since may have covered more of their blocks.
+func (s *Store) unnamed(d *disk) (ids []image.ID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, k := range d.chainLocked() {
+		if d.sealed[k] != nil && d.snapshots[k] == nil {
+			ids = append(ids, k.ImageID())
+		}
+	}
+	return ids
+}
+
+// leaveJournal lets the journal forget an image whose table lies beside it, as the
+// catalog says. What is left of it there harms nobody, and goes at the next open.
+func (s *Store) leaveJournal(d *disk, k *volume.VLUN) {
+	if err := d.journal.RemoveImage(k.ImageID()); err != nil {
+		s.logger.Warn("a table that is needed no more could not be removed", "volume", k.Volume().Name(), "image", k.ImageID(), "err", err)
+	}
 }
 
 // sealedAs shows a VLUN as sealed that is recorded so.
 func (s *Store) sealedAs(d *disk, k *volume.VLUN, img *sealed.Image) {
 	s.mu.Lock()
-	d.images[k.ImageID()] = img
-	k.SetSealed(img)
+	for _, h := range s.holdersLocked(k.ImageID()) {
+		h.disk.images[k.ImageID()] = img
+		h.vlun.SetSealed(img)
+	}
 	if snap := d.snapshots[k]; snap != nil {
 		snap.failed = ""
 		snap.settle()
@@ -208,9 +275,15 @@ func (s *Store) sealedAs(d *disk, k *volume.VLUN, img *sealed.Image) {
 // sealed. What was known to be bad is not, and the next scrub reads it all.
 func (s *Store) sealAgain(ctx context.Context, d *disk, k *volume.VLUN, lost *sealed.Image) error {
 	s.mu.Lock()
-	want := d.sealed[k].hash
+	want, punched := d.sealed[k].hash, d.sealed[k].punched
 	s.mu.Unlock()
-	sealing := s.below(d, k)
+	if punched {
+		return fmt.Errorf("%w: image %d has lost its checksum file, and it was punched: nothing says what is left of it", ErrCorrupt, k.ImageID())
+	}
+	sealing, err := s.below(ctx, d, k)
+	if err != nil {
+		return err
+	}
 	sealing.Image = lost.Image
 	hash, err := sealed.Rehash(ctx, sealing)
 	if err != nil {
@@ -243,7 +316,11 @@ func (s *Store) withSums(bare image.Image, k *volume.VLUN, hash sealed.Hash) (*s
 	if err != nil {
 		return nil, err
 	}
-	if err := sums.Matches(k.Table(), hash, k.SizeBytes()); err != nil {
+	s.mu.Lock()
+	rec := s.byVolume[k.Volume()].sealed[k]
+	punched := rec != nil && rec.punched
+	s.mu.Unlock()
+	if err := sums.Matches(k.Table(), hash, k.SizeBytes(), punched); err != nil {
 		return nil, errors.Join(err, sums.Close())
 	}
 	return sealed.New(bare, sums, s.sums, s.metRot), nil
@@ -280,7 +357,10 @@ func (s *Store) writeDown(ctx context.Context, d *disk, k *volume.VLUN) (hash se
 		return sealed.Hash{}, err
 	}
 	defer func() { err = errors.Join(err, img.Close()) }()
-	sealing := s.below(d, k)
+	sealing, err := s.below(ctx, d, k)
+	if err != nil {
+		return sealed.Hash{}, err
+	}
 	sealing.FS, sealing.Image = fsys, img
 	if hash, err = sealed.Write(ctx, sealing); err != nil {
 		return sealed.Hash{}, err
@@ -291,19 +371,25 @@ func (s *Store) writeDown(ctx context.Context, d *disk, k *volume.VLUN) (hash se
 	return hash, nil
 }
 
-// below says on what the image of a VLUN is sealed.
-func (s *Store) below(d *disk, k *volume.VLUN) sealed.Sealing {
-	x := sealed.Sealing{Dir: imagesDir(s.dir), ID: k.ImageID(), SizeBytes: k.SizeBytes(), Table: k.Table()}
+// below says on what the image of a VLUN is sealed. The hash of a view below that
+// was punched is not that of its seal: it is made anew, from sums.
+func (s *Store) below(ctx context.Context, d *disk, k *volume.VLUN) (x sealed.Sealing, err error) {
+	x = sealed.Sealing{Dir: imagesDir(s.dir), ID: k.ImageID(), SizeBytes: k.SizeBytes(), Table: k.Table()}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, j := range k.Volume().VLUNs() {
-		if j == k {
-			break
-		}
+	chain := d.chainLocked()
+	chain = chain[:slices.Index(chain, k)]
+	sound := 0 // so many images make a view whose hash is known
+	for i, j := range chain {
 		x.Older = append(x.Older, sealed.Layer{Table: j.Table(), Sums: j.Image().(*sealed.Image)})
-		x.Below = d.sealed[j].hash
+		if rec := d.sealed[j]; !rec.punched {
+			x.Below, sound = rec.hash, i+1
+		}
 	}
-	return x
+	s.mu.Unlock()
+	for i := sound; i < len(x.Older) && err == nil; i++ {
+		x.Below, err = x.Older[:i+1].Hash(ctx, x.Below)
+	}
+	return x, err
 }
 
 func writeBack(ctx context.Context, img image.Image, t *lookup.Table) error {

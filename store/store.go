@@ -9,12 +9,13 @@
 //	reserve         room for its own records on a full disk
 //	catalog.db      volumes, chains, snapshots (package catalog)
 //	images/         every image of every volume (packages image/file, image/sealed)
-//	volumes/ID/     journal and tables of a volume (package journal)
+//	volumes/ID/     journal of a volume, and tables of its images (package journal)
 //
-// What owns what: the catalog owns the chains, the journals own the tables, and
-// a journal speaks only of images that the catalog already has. So the two
-// never need to commit together: a preserve is one catalog commit, before its
-// cut.
+// What owns what: the catalog owns the chains; the journals own the tables of
+// images that are not sealed, and speak only of images that the catalog already
+// has. So the two never need to commit together: a preserve is one catalog
+// commit, before its cut. A sealed image has its table beside it, and may stand in
+// the chains of many volumes: a clone is one catalog commit.
 package store
 
 import (
@@ -68,7 +69,7 @@ type Options struct {
 
 // Store is an open data directory. Its methods may be called from any goroutine.
 //
-// Two locks, and none that a request takes. mu guards the maps and what they
+// Three locks, and none that a request takes. mu guards the maps and what they
 // hold, and is never held across I/O. admin orders the commands that change the
 // set of volumes and is held across theirs.
 type Store struct {
@@ -90,8 +91,13 @@ type Store struct {
 
 	admin sync.Mutex
 
+	// chains is held by who records what is known of sealed images in all chains
+	// that they stand in, and alone by who makes another such chain. It is taken
+	// before mu, and held across a commit of the catalog.
+	chains sync.RWMutex
+
 	mu        sync.Mutex
-	volumes   map[string]*disk
+	volumes   map[string]*disk // by name; not those that a rollback has left behind
 	byVolume  map[*volume.Volume]*disk
 	reserved  map[string]bool // VOLUME@SNAP names of preserves on their way
 	closed    bool
@@ -189,6 +195,7 @@ func Open(dir string, o Options) (_ *Store, err error) {
 			return nil, fmt.Errorf("open %s: volume %s: %w", dir, v.Name, err)
 		}
 	}
+	s.sealer.open()
 	s.spares.refill()
 	if o.ScrubEvery > 0 {
 		s.scans.running.Add(1)
@@ -318,9 +325,15 @@ func (s *Store) Close(ctx context.Context) error {
 func (s *Store) release() (err error) {
 	s.scans.stop()
 	s.sealer.abandon() // of an Open that failed; a Close has stopped it
-	for _, d := range s.volumes {
+	gone := map[image.ID]bool{}
+	for _, d := range s.byVolume {
 		d.endCheckpoints()
-		err = errors.Join(err, d.close())
+		closed := map[image.ID]bool{}
+		for id := range d.images {
+			closed[id] = gone[id]
+			gone[id] = true
+		}
+		err = errors.Join(err, d.close(func(id image.ID) bool { return closed[id] }))
 	}
 	s.spares.close()
 	if s.catalog.Catalog != nil {
@@ -332,12 +345,15 @@ func (s *Store) release() (err error) {
 	return errors.Join(err, s.lock.Close())
 }
 
-func (d *disk) close() (err error) {
+// close closes the journal, and the images but those.
+func (d *disk) close(but func(image.ID) bool) (err error) {
 	if d.journal != nil {
 		err = d.journal.Close()
 	}
-	for _, img := range d.images {
-		err = errors.Join(err, img.Close())
+	for id, img := range d.images {
+		if !but(id) {
+			err = errors.Join(err, img.Close())
+		}
 	}
 	return err
 }
@@ -459,7 +475,10 @@ func (s *Store) addDisk(record catalog.Volume, j *journal.Journal, images map[im
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.volumes[record.Name], s.byVolume[d.volume] = d, d
+	s.byVolume[d.volume] = d
+	if !record.Past {
+		s.volumes[record.Name] = d
+	}
 	return d, nil
 }
 
@@ -581,28 +600,50 @@ func tip(v *volume.Volume) *volume.VLUN {
 func (s *Store) DeleteVolume(name string, withSnapshots bool) error {
 	s.admin.Lock()
 	defer s.admin.Unlock()
-	d, err := s.disk(name)
-	if err != nil {
+	if _, err := s.disk(name); err != nil {
 		return err
 	}
 	s.mu.Lock()
-	snapshots := len(d.snapshots)
+	branches, snapshots := s.branchesLocked(name), 0
+	for _, b := range branches {
+		snapshots += len(b.snapshots)
+	}
 	s.mu.Unlock()
 	if snapshots > 0 && !withSnapshots {
 		return fmt.Errorf("volume %s is %w: it has %s; delete with --with-snapshots", name, ErrInUse, count(snapshots, "snapshot", "snapshots"))
 	}
-	if views, processes := d.volume.Uses(); views+processes > 0 { // before any work on it ends for nothing
-		return inUse(d.volume)
+	for _, b := range branches { // before any work on it ends for nothing
+		if views, processes := b.volume.Uses(); views+processes > 0 {
+			return inUse(b.volume)
+		}
 	}
+	for _, b := range branches { // the one that has the name is the last
+		if err := s.deleteBranch(b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// deleteBranch deletes one volume of a name. What its images held that stand in
+// other chains too may now be seen by nobody. Store.admin is held.
+func (s *Store) deleteBranch(d *disk) error {
+	name := d.record.Name
 	s.mu.Lock()
 	d.cancel()
 	s.mu.Unlock()
 	d.files.Lock() // a seal of it that is under way ends first
 	defer d.files.Unlock()
 	var unknown error
-	err = s.engine.RemoveVolume(d.volume, func() error {
+	var due []image.ID
+	err := s.engine.RemoveVolume(d.volume, func() error {
 		before := s.catalog.Failed()
-		err := s.catalog.Update(func(tx *catalog.Tx) error { return tx.DeleteVolume(d.record.ID) })
+		err := s.catalog.Update(func(tx *catalog.Tx) error {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			due = due[:0]
+			return s.dropBranch(tx, d, &due)
+		})
 		if before == nil && errors.Is(err, catalog.ErrFailed) { // the next open may find it deleted: it takes no more writes
 			unknown, err = err, nil
 		}
@@ -616,7 +657,9 @@ func (s *Store) DeleteVolume(name string, withSnapshots bool) error {
 		return fmt.Errorf("delete volume %s: %w", name, err)
 	}
 	s.mu.Lock()
-	delete(s.volumes, name)
+	if s.volumes[name] == d {
+		delete(s.volumes, name)
+	}
 	delete(s.byVolume, d.volume)
 	for k := range d.snapshots {
 		d.forget(k)
@@ -624,12 +667,37 @@ func (s *Store) DeleteVolume(name string, withSnapshots bool) error {
 	s.mu.Unlock()
 	d.deleted = true
 	d.endCheckpoints()
-	_ = d.close() // what it could not save goes now, or is recovered
+	held := s.heldElsewhere(d)
+	_ = d.close(held) // what it could not save goes now, or is recovered
 	if unknown != nil {
 		return fmt.Errorf("delete volume %s: whether it is deleted shows when the directory is opened again: %w", name, unknown)
 	}
-	if err := s.removeFiles(d); err != nil {
+	if err := s.removeFiles(d, held); err != nil {
 		return fmt.Errorf("volume %s is deleted, but not all of its files: %w", name, err)
+	}
+	s.sealer.punch(due...)
+	return nil
+}
+
+// dropBranch records that a volume is deleted, and of which images that may make
+// blocks invisible. Store.mu is held.
+func (s *Store) dropBranch(tx *catalog.Tx, d *disk, due *[]image.ID) error {
+	if err := tx.DeleteVolume(d.record.ID); err != nil {
+		return err
+	}
+	for id := range d.images {
+		for _, h := range s.holdersLocked(id) {
+			if h.disk == d {
+				continue
+			}
+			h.disk.sealed[h.vlun].due = true
+			if !slices.Contains(*due, id) {
+				*due = append(*due, id)
+			}
+			if err := tx.PutLink(h.disk.link(h.vlun, volume.Sealed)); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
@@ -666,11 +734,17 @@ func (snap *snapshot) settle() {
 }
 
 // removeFiles unlinks what a volume had on disk. The catalog is free of it.
-func (s *Store) removeFiles(d *disk) (err error) {
+func (s *Store) removeFiles(d *disk, but func(image.ID) bool) (err error) {
 	for id := range d.images {
-		err = errors.Join(err, file.Remove(s.fs, imagesDir(s.dir), id), sealed.RemoveSums(s.fs, imagesDir(s.dir), id))
+		if !but(id) {
+			err = errors.Join(err, s.removeImage(id))
+		}
 	}
 	return errors.Join(err, s.removeVolumeDir(volumeDir(s.dir, d.record.ID)))
+}
+
+func (s *Store) removeImage(id image.ID) error {
+	return errors.Join(file.Remove(s.fs, imagesDir(s.dir), id), sealed.Remove(s.fs, imagesDir(s.dir), id))
 }
 
 // count writes a number with its noun.

@@ -60,7 +60,7 @@ func (e *Engine) begin(t Token, s Scope, volumes []*Volume) (*Process, error) {
 		return nil, fmt.Errorf("process %s: %w", p.token, ErrToken)
 	}
 	for _, v := range volumes {
-		if v.gone {
+		if v.gone || v.frozen {
 			return nil, fmt.Errorf("volume %s: %w", v.name, ErrClosed)
 		}
 		b := &bound{vlun: v.tip()}

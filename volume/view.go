@@ -57,7 +57,8 @@ func (p *Process) Open(v *Volume) (*View, error) {
 	return v.open(&View{process: p, bound: b})
 }
 
-// Open opens a preserved VLUN to read, also while it drains.
+// Open opens a preserved VLUN to read, also while it drains. Errors: ErrRetired,
+// ErrClosed.
 func (k *VLUN) Open() (*View, error) { return k.volume.open(&View{fixed: k}) }
 
 func (v *Volume) open(w *View) (*View, error) {
@@ -65,13 +66,16 @@ func (v *Volume) open(w *View) (*View, error) {
 	w.stripe = int(v.entries.Add(1) % stripes)
 	v.engine.mu.Lock()
 	defer v.engine.mu.Unlock()
-	if v.engine.closed || v.gone {
+	if v.engine.closed || v.gone || v.frozen && w.fixed == nil {
 		return nil, fmt.Errorf("volume %s: %w", v.name, ErrClosed)
 	}
 	k := v.tip()
 	switch {
 	case w.fixed != nil:
-		k = w.fixed
+		if k = w.fixed; k.retired {
+			return nil, fmt.Errorf("volume %s, image %d: %w", v.name, k.id, ErrRetired)
+		}
+		k.views++
 	case w.process != nil:
 		if w.process.ended.Load() {
 			return nil, fmt.Errorf("process %s: %w", w.process.token, ErrEnded)
@@ -98,6 +102,9 @@ func (w *View) close(torn bool) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	w.volume.views--
+	if w.fixed != nil {
+		w.fixed.views--
+	}
 	if w.process != nil {
 		w.process.views--
 		if w.process.scope == ScopeSession {

@@ -33,6 +33,8 @@ type Volume struct {
 
 	views int  // open views; guarded by Engine.mu
 	gone  bool // removed; guarded by Engine.mu
+
+	frozen bool // the live VLUN is opened no more; guarded by Engine.mu
 }
 
 // chain holds the VLUNs of a volume, oldest first. chain[i] has slot i+1.
@@ -71,6 +73,33 @@ func (v *Volume) VLUNs() []*VLUN { return *v.chain.Load() }
 
 // SizeBytes is the size of the live VLUN.
 func (v *Volume) SizeBytes() int64 { return v.tip().SizeBytes() }
+
+// Freeze lets nobody open the live VLUN any more, under no process either. It can
+// still be preserved. ErrBusy if a client has it open, or a process named the
+// volume; preserved views don't count.
+func (v *Volume) Freeze() error {
+	v.engine.mu.Lock()
+	defer v.engine.mu.Unlock()
+	live := v.views
+	for _, k := range *v.chain.Load() {
+		if len(k.processes) > 0 {
+			return ErrBusy
+		}
+		live -= k.views
+	}
+	if live > 0 {
+		return ErrBusy
+	}
+	v.frozen = true
+	return nil
+}
+
+// Thaw undoes Freeze.
+func (v *Volume) Thaw() {
+	v.engine.mu.Lock()
+	defer v.engine.mu.Unlock()
+	v.frozen = false
+}
 
 // Uses returns how many views are open and how many processes named the volume.
 func (v *Volume) Uses() (views, processes int) {
@@ -144,6 +173,8 @@ type VLUN struct {
 	processes map[*Process]struct{} // bound to it
 	preserve  *Preserve             // the one whose own VLUN it is; nil while live
 	quieted   bool                  // quiet is closed
+	views     int                   // open views that read it for ever
+	retired   bool                  // no more of them are opened
 	torn      []Token               // processes that died while it, or an older one, drained
 }
 
@@ -225,6 +256,38 @@ func (k *VLUN) CutTime() time.Time {
 		return time.Time{}
 	}
 	return k.preserve.cutTime
+}
+
+// Needed tells whether somebody may still read through it: it is live, or has not
+// drained, or a preserved view of it is open. What is not needed never is again,
+// unless a preserved view of it is opened.
+func (k *VLUN) Needed() bool {
+	if k.Live() || !k.isDrained() {
+		return true
+	}
+	k.volume.engine.mu.Lock()
+	defer k.volume.engine.mu.Unlock()
+	return k.views > 0
+}
+
+// Retire lets nobody open a preserved view of k any more; ErrBusy if one is open.
+// The record is the caller's durable step; if it fails, k is as it was.
+func (k *VLUN) Retire(record func() error) error {
+	e := k.volume.engine
+	e.mu.Lock()
+	if k.views > 0 {
+		e.mu.Unlock()
+		return ErrBusy
+	}
+	k.retired = true
+	e.mu.Unlock()
+	err := record()
+	if err != nil {
+		e.mu.Lock()
+		k.retired = false
+		e.mu.Unlock()
+	}
+	return err
 }
 
 // Processes lists the processes that are bound to it.

@@ -83,7 +83,7 @@ func (r *rig) open(l *layer) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	if err := sums.Matches(l.table, l.hash, sizeBytes); err != nil {
+	if err := sums.Matches(l.table, l.hash, sizeBytes, false); err != nil {
 		r.t.Fatal(err)
 	}
 	l.sums = sealed.New(l.bare, sums, r.cache, func(_ image.ID, b lookup.BlockNum) { r.found = append(r.found, b) })
@@ -360,7 +360,7 @@ func TestALostChecksumFileMakesAnImageUnreadableAndNotUnverified(t *testing.T) {
 	l := r.layer(1)
 	l.put(0, 'a')
 	r.seal(l)
-	if err := sealed.RemoveSums(vfs.OS{}, r.dir, 1); err != nil {
+	if err := sealed.Remove(vfs.OS{}, r.dir, 1); err != nil {
 		t.Fatal(err)
 	}
 	_, err := sealed.OpenSums(vfs.OS{}, r.dir, 1, false)
@@ -387,12 +387,17 @@ func TestATableThatIsNotThatOfTheSealIsFound(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = sums.Close() }()
-	fewer := lookup.NewTable()
+	fewer, another := lookup.NewTable(), l.table.Clone()
 	fewer.Set(0, 1, lookup.Data)
+	another.Set(1000, 1, lookup.Data)
+	if err := sums.Matches(fewer, l.hash, sizeBytes, true); err != nil {
+		t.Errorf("a table without a block, punched: %v", err)
+	}
 	for name, err := range map[string]error{
-		"a table without a block": sums.Matches(fewer, l.hash, sizeBytes),
-		"another hash":            sums.Matches(l.table, sealed.Hash{1}, sizeBytes),
-		"another size":            sums.Matches(l.table, l.hash, sizeBytes-512),
+		"a table with another block, punched": sums.Matches(another, l.hash, sizeBytes, true),
+		"a table without a block":             sums.Matches(fewer, l.hash, sizeBytes, false),
+		"another hash":                        sums.Matches(l.table, sealed.Hash{1}, sizeBytes, false),
+		"another size":                        sums.Matches(l.table, l.hash, sizeBytes-512, false),
 	} {
 		if !errors.Is(err, image.ErrCorrupt) {
 			t.Errorf("%s: %v, want ErrCorrupt", name, err)
@@ -581,20 +586,21 @@ func TestAScanLooksOnlyAtWhatItsViewShows(t *testing.T) {
 	}
 }
 
-func TestChecksumFilesAreListedAndNothingElse(t *testing.T) {
+func TestWhatLiesBesideAnImageIsListedAndNothingElse(t *testing.T) {
 	r := newRig(t)
 	for _, id := range []image.ID{9, 1} {
 		l := r.layer(id)
 		l.put(1, 'a')
 		r.seal(l)
 	}
-	for _, name := range []string{"0000000000000009.img", "3.sum", "000000000000000g.sum", "0000000000000003.sum.tmp"} {
+	for _, name := range []string{"0000000000000009.img", "3.sum", "000000000000000g.sum", "0000000000000003.sum.tmp", "0000000000000004.tab", "0000000000000009.tab", "5.tab", "0000000000000007.tab.tmp"} {
 		if err := os.WriteFile(filepath.Join(r.dir, name), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if got, err := sealed.ListSums(vfs.OS{}, r.dir); err != nil || !slices.Equal(got, []image.ID{1, 9}) {
-		t.Errorf("%v, %v", got, err)
+	got, halves, err := sealed.List(vfs.OS{}, r.dir)
+	if err != nil || !slices.Equal(got, []image.ID{1, 4, 9}) || len(halves) != 1 || filepath.Base(halves[0]) != "0000000000000007.tab.tmp" {
+		t.Errorf("%v, %v, %v", got, halves, err)
 	}
 }
 

@@ -9,8 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"strconv"
-	"strings"
 	"syscall"
 	"unsafe"
 
@@ -292,30 +290,6 @@ func fill(first lookup.BlockNum, to []Sum, from func(lookup.BlockNum) (packed, e
 		first, to = first+lookup.BlockNum(n), to[n:]
 	}
 	return nil
-}
-
-// RemoveSums unlinks the checksum file of an image; none is no error.
-func RemoveSums(fsys vfs.FS, dir string, id image.ID) error {
-	if err := fsys.Remove(sumsPath(dir, id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove the sums of image %d: %w", id, err)
-	}
-	return nil
-}
-
-// ListSums returns the images that have a checksum file in dir, ascending.
-func ListSums(fsys vfs.FS, dir string) (ids []image.ID, err error) {
-	names, err := fsys.ReadDir(dir)
-	if err != nil {
-		return nil, fmt.Errorf("list checksum files: %w", err)
-	}
-	for _, name := range names {
-		digits, isSums := strings.CutSuffix(name, sumsSuffix)
-		n, err := strconv.ParseUint(digits, 16, 64)
-		if id := image.ID(n); isSums && err == nil && path.Base(sumsPath(dir, id)) == name {
-			ids = append(ids, id)
-		}
-	}
-	return ids, nil
 }
 
 const sumsSuffix = ".sum"

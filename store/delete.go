@@ -1,0 +1,88 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/tidemark/tidemark/catalog"
+	"github.com/tidemark/tidemark/image"
+	"github.com/tidemark/tidemark/volume"
+)
+
+// DeleteSnapshot takes the name of a snapshot away, durably, and returns: nothing
+// is copied. Blocks that nobody can see any more give their room back in the
+// background (type puncher); the others stay where they lie, in an image without a
+// name. Errors: ErrInvalid, ErrNotFound, ErrDraining; ErrInUse if a client has it
+// open or it is being verified.
+func (s *Store) DeleteSnapshot(full string) error {
+	s.admin.Lock()
+	defer s.admin.Unlock()
+	d, k, err := s.deletable(full)
+	if err != nil {
+		return err
+	}
+	var due []image.ID
+	err = k.Retire(func() error {
+		return s.catalog.Update(func(tx *catalog.Tx) error {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return s.dropName(tx, d, k, &due)
+		})
+	})
+	switch {
+	case errors.Is(err, volume.ErrBusy):
+		return fmt.Errorf("snapshot %s is %w: a client has it open; disconnect it first", full, ErrInUse)
+	case err != nil:
+		return fmt.Errorf("delete snapshot %s: %w", full, err)
+	}
+	s.mu.Lock()
+	d.forget(k)
+	empty := d.record.Past && len(d.snapshots) == 0
+	s.mu.Unlock()
+	if empty { // of a past that nobody can see any more nothing is left
+		return s.deleteBranch(d)
+	}
+	s.sealer.punch(due...)
+	return nil
+}
+
+func (s *Store) deletable(full string) (*disk, *volume.VLUN, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d, k, snap, err := s.snapshotLocked(full)
+	switch {
+	case err != nil:
+		return nil, nil, err
+	case k.State() == volume.Draining:
+		return nil, nil, fmt.Errorf("snapshot %s is %w: it waits for %v; delete it when they have ended", full, ErrDraining, d.waitsForLocked(k))
+	case snap.verifying != nil:
+		return nil, nil, fmt.Errorf("snapshot %s is %w: it is being verified", full, ErrInUse)
+	}
+	return d, k, nil
+}
+
+// dropName records that a VLUN has no name any more, and of which images that may
+// make blocks invisible: its own, and those below it that no other name protects.
+// Store.mu is held.
+func (s *Store) dropName(tx *catalog.Tx, d *disk, k *volume.VLUN, due *[]image.ID) error {
+	snap := d.snapshots[k]
+	delete(d.snapshots, k)
+	defer func() { d.snapshots[k] = snap }() // until it is durable
+	chain := d.chainLocked()
+	for i := slices.Index(chain, k); i >= 0 && d.snapshots[chain[i]] == nil; i-- {
+		rec := d.sealed[chain[i]]
+		if rec == nil {
+			if err := tx.PutLink(d.link(chain[i], chain[i].State())); err != nil {
+				return err
+			}
+			continue // when it is sealed, it is its turn
+		}
+		rec.due = true
+		*due = append(*due, chain[i].ImageID())
+		if err := s.putLinkLocked(tx, d, chain[i], volume.Sealed); err != nil {
+			return err
+		}
+	}
+	return nil
+}

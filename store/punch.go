@@ -1,0 +1,298 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/tidemark/tidemark/catalog"
+	"github.com/tidemark/tidemark/image"
+	"github.com/tidemark/tidemark/image/sealed"
+	"github.com/tidemark/tidemark/lookup"
+	"github.com/tidemark/tidemark/volume"
+)
+
+// punch takes the blocks out of a sealed image that nobody can see any more.
+//
+// A view sees the block of an image if it is that image's VLUN or a newer one, and
+// no image between has the block too. Views that count are snapshots, live
+// volumes, and what has not drained or is open. In a chain, the oldest of them at
+// or above the image is its ceiling: if the ceiling does not see the block, nor
+// does any view above it. So a block is dead if in every chain that the image
+// stands in an image up to the ceiling covers it, or there is no ceiling.
+//
+//  1. Dead is for ever. What covers a block can leave a table only for a write
+//     that puts it into an older one that is not sealed, above this image (R1),
+//     or because it is dead itself and something covers that. A clone that is
+//     made meanwhile sees what its snapshot sees.
+//  2. A request that reads the image's block b is over before b is found dead:
+//     who covered b had its exclusive lock.
+//  3. A covering entry that is not sealed is flushed before its word counts, so
+//     that no crash takes it back.
+//  4. Crash-safe: the records say Punched first, of every view that may lose a
+//     block, and Due (what the file has beyond its table is rubbish); then the table file is replaced; then
+//     the table in memory; then the storage goes; then Due ends. At any point
+//     before that the next life begins again, and punches all that the table has
+//     not.
+//  5. It runs where seals run: a seal reads tables and sums of older images.
+//
+// Rejected: moving the blocks that live into the neighbour (copies what a user
+// asked to delete; the more lives the dearer), reference counts a block (each
+// write would pay for it).
+func (s *Store) punch(ctx context.Context, id image.ID) error {
+	s.mu.Lock()
+	holders := s.holdersLocked(id)
+	s.mu.Unlock()
+	if len(holders) == 0 {
+		return nil // gone meanwhile
+	}
+	d, k := holders[0].disk, holders[0].vlun
+	d.files.Lock() // a delete of the volume waits for the end of this
+	defer d.files.Unlock()
+	img, ok := k.Image().(*sealed.Image)
+	if d.deleted || !ok || img.Lost() != nil {
+		return nil
+	}
+	s.mu.Lock()
+	rec := d.sealed[k]
+	was, ceilings := *rec, ceilingsLocked(holders)
+	s.mu.Unlock()
+
+	dead, live := findDead(k.Table(), ceilings)
+	empty := live == 0 && !slices.ContainsFunc(ceilings, ceiling.own)
+	if !empty && len(dead) == 0 && !was.due {
+		return nil
+	}
+	for _, c := range ceilings {
+		if err := c.flush(); err != nil {
+			return err
+		}
+	}
+	if len(dead) > 0 {
+		if err := s.loseHashes(holders, ceilings); err != nil {
+			return err
+		}
+	}
+	if empty {
+		return s.dropImage(k, holders)
+	}
+	if len(dead) > 0 {
+		if err := s.shrink(k, rec, dead); err != nil {
+			return err
+		}
+	}
+	if err := punchAbsent(ctx, img, k.Table(), k.SizeBytes()); err != nil {
+		return fmt.Errorf("punch image %d: %w", id, err)
+	}
+	s.mu.Lock()
+	rec.due = false
+	s.mu.Unlock()
+	return s.putLinks(d, volume.Sealed, k)
+}
+
+// ceiling is the part of a chain from above an image up to the oldest view that
+// counts; to its end, and none, if no view counts.
+type ceiling struct {
+	cover []*volume.VLUN
+	none  bool
+}
+
+// ceilingsLocked finds the ceiling of an image in each chain; Store.mu is held.
+func ceilingsLocked(holders []holder) []ceiling {
+	list := make([]ceiling, len(holders))
+	for i, h := range holders {
+		vluns := h.disk.volume.VLUNs()
+		at := slices.Index(vluns, h.vlun)
+		top := slices.IndexFunc(vluns[at:], h.disk.countsLocked)
+		if list[i].none = top < 0; list[i].none {
+			top = len(vluns) - at - 1
+		}
+		list[i].cover = vluns[at+1 : at+top+1]
+	}
+	return list
+}
+
+// countsLocked tells whether what a VLUN sees must stay; Store.mu is held.
+func (d *disk) countsLocked(k *volume.VLUN) bool {
+	return d.snapshots[k] != nil || k.Needed() && !(k.Live() && d.record.Past)
+}
+
+// own tells whether the image's own view counts.
+func (c ceiling) own() bool { return !c.none && len(c.cover) == 0 }
+
+// countsAnywhereLocked tells whether what a VLUN sees must stay, for its own chain
+// or another that its image stands in; Store.mu is held.
+func (s *Store) countsAnywhereLocked(d *disk, k *volume.VLUN) bool {
+	return d.countsLocked(k) || slices.ContainsFunc(s.holdersLocked(k.ImageID()), func(h holder) bool { return h.disk.countsLocked(h.vlun) })
+}
+
+// flush makes what covers blocks lasting.
+func (c ceiling) flush() error {
+	for _, k := range c.cover {
+		if k.State() != volume.Sealed || k.Live() {
+			return k.Volume().Flush()
+		}
+	}
+	return nil
+}
+
+// covers tells whether an image of the chain up to the ceiling has block b, and
+// for how many blocks, at most limit, that is so.
+func (c ceiling) covers(b lookup.BlockNum, limit uint64) (covered bool, run uint64) {
+	if c.none {
+		return true, limit
+	}
+	run = limit
+	for _, k := range c.cover {
+		s, n := k.Table().Run(b, run)
+		run = min(run, n)
+		if s != lookup.Absent {
+			return true, run
+		}
+	}
+	return false, run
+}
+
+// findDead lists the blocks of a table that are covered in every chain, and counts
+// the others. It takes no lock: what is covered a moment later is found the next
+// time.
+func findDead(t *lookup.Table, ceilings []ceiling) (dead []lookup.Extent, live uint64) {
+	for x := range t.Extents(0, lookup.MaxBlocks) {
+		for x.Count > 0 {
+			all, run := true, x.Count
+			for _, c := range ceilings {
+				covered, n := c.covers(x.Block, run)
+				run = min(run, n)
+				if all = covered; !all {
+					break
+				}
+			}
+			if all {
+				dead = append(dead, lookup.Extent{Block: x.Block, Count: run, State: x.State})
+			} else {
+				live += run
+			}
+			x.Block, x.Count = x.Block+lookup.BlockNum(run), x.Count-run
+		}
+	}
+	return dead, live
+}
+
+// loseHashes records that the views below the ceiling of an image, its own first,
+// have other hashes from now on than at their seals, and that its punch is due.
+func (s *Store) loseHashes(holders []holder, ceilings []ceiling) error {
+	for i, h := range holders {
+		var changed []*volume.VLUN
+		s.mu.Lock()
+		for _, k := range append([]*volume.VLUN{h.vlun}, ceilings[i].cover...) {
+			rec := h.disk.sealed[k]
+			if s.countsAnywhereLocked(h.disk, k) {
+				break // a ceiling, here or in another chain: what it covers, this view and newer ones do not see
+			}
+			if rec == nil || h.disk.images[k.ImageID()] == nil {
+				continue
+			}
+			if due := rec.due || k == h.vlun; !rec.punched || due != rec.due {
+				rec.punched, rec.due = true, due
+				changed = append(changed, k)
+			}
+		}
+		s.mu.Unlock()
+		if err := s.putLinks(h.disk, volume.Sealed, changed...); err != nil {
+			return err // that more is called punched than is does no harm
+		}
+	}
+	return nil
+}
+
+// shrink takes dead blocks out of a table: on the disk first.
+func (s *Store) shrink(k *volume.VLUN, rec *seal, dead []lookup.Extent) error {
+	s.mu.Lock()
+	mark := rec.table + 1
+	s.mu.Unlock()
+	smaller := k.Table().Clone()
+	for _, x := range dead {
+		smaller.Set(x.Block, x.Count, lookup.Absent)
+	}
+	if err := sealed.WriteTable(s.records, imagesDir(s.dir), k.ImageID(), smaller, mark); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	rec.table = mark
+	s.mu.Unlock()
+	for _, x := range dead {
+		k.Table().Set(x.Block, x.Count, lookup.Absent)
+	}
+	return nil
+}
+
+// punchAbsent gives the storage back of all that a table has not as Data. Where
+// the disk is busy, and this slow, it pauses as long as it worked.
+func punchAbsent(ctx context.Context, img image.Image, t *lookup.Table, sizeBytes int64) error {
+	begun, next := time.Now(), lookup.BlockNum(0)
+	punch := func(to lookup.BlockNum) error {
+		if to <= next {
+			return nil
+		}
+		if err := img.Punch(int64(next)*lookup.BlockSize, int64(to-next)*lookup.BlockSize); err != nil {
+			return err
+		}
+		if worked := time.Since(begun); worked >= punchStep {
+			select {
+			case <-ctx.Done():
+			case <-time.After(worked):
+			}
+			begun = time.Now()
+		}
+		return ctx.Err()
+	}
+	for x := range t.Extents(0, lookup.MaxBlocks) {
+		if x.State != lookup.Data {
+			continue
+		}
+		if err := punch(x.Block); err != nil {
+			return err
+		}
+		next = x.Block + lookup.BlockNum(x.Count)
+	}
+	return punch(lookup.BlockNum((sizeBytes + lookup.BlockSize - 1) / lookup.BlockSize))
+}
+
+const punchStep = 10 * time.Millisecond
+
+// dropImage takes an image of which nobody sees a block out of all chains, and
+// removes it. The VLUNs stay in the chains of this life with an empty table.
+func (s *Store) dropImage(k *volume.VLUN, holders []holder) error {
+	id, img := k.ImageID(), k.Image()
+	s.chains.Lock() // no branch is made with it
+	defer s.chains.Unlock()
+	err := s.catalog.Update(func(tx *catalog.Tx) error {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, h := range holders {
+			if s.byVolume[h.disk.volume] != h.disk {
+				continue // deleted meanwhile, with its links
+			}
+			if err := tx.DeleteLink(h.disk.record.ID, id); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("drop image %d: %w", id, err)
+	}
+	k.Table().Set(0, lookup.MaxBlocks, lookup.Absent)
+	s.mu.Lock()
+	for _, h := range holders {
+		delete(h.disk.images, id)
+		h.disk.sealed[h.vlun].bad = nil
+	}
+	s.mu.Unlock()
+	if err := errors.Join(img.Close(), s.removeImage(id)); err != nil {
+		return fmt.Errorf("image %d is in no chain any more, but not all of its files are gone: %w", id, err)
+	}
+	return nil
+}

@@ -61,7 +61,7 @@ func (s *Store) branchable(full string) (*disk, *volume.VLUN, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d, k, _, err := s.snapshotLocked(full)
-	if err == nil && d.sealed[k] == nil {
+	if err == nil && k.State() != volume.Sealed {
 		err = fmt.Errorf("snapshot %s is %w or being sealed", full, ErrDraining)
 	}
 	return d, k, err

@@ -3,9 +3,9 @@ package store_test
 import (
 	"bytes"
 	"errors"
+	"flag"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -17,6 +17,8 @@ import (
 
 const lifeBlocks = 64
 
+var lifeSeeds = flag.Int("life.seeds", 12, "how many random lives of snapshots are lived")
+
 // lives is a store, and what each of its volumes and snapshots must hold.
 type lives struct {
 	t     *testing.T
@@ -25,6 +27,7 @@ type lives struct {
 	holds map[string][]byte // by VOLUME or VOLUME@SNAPSHOT
 	rng   *rand.Rand
 	made  int
+	log   []string
 }
 
 func newLife(t *testing.T, seed uint64) *lives {
@@ -76,6 +79,7 @@ func (l *lives) preserve(name string) string {
 	_, err := l.store.Preserve(l.t.Context(), store.PreserveRequest{Volumes: []string{name}, Name: snap, Wait: 1e9, UntilSealed: l.rng.IntN(2) == 0})
 	l.must(err)
 	full := name + "@" + snap
+	l.log = append(l.log, "preserve "+full)
 	l.holds[full] = bytes.Clone(l.holds[name])
 	return full
 }
@@ -129,7 +133,7 @@ func (l *lives) reopen() {
 	r, err := store.Check(l.dir, nil, store.CheckOptions{})
 	l.must(err)
 	if len(r.Findings) > 0 {
-		l.t.Fatalf("check finds %q", r.Findings)
+		l.t.Fatalf("check finds %q\n%s", r.Findings, strings.Join(l.log, "\n"))
 	}
 	l.store = openWith(l.t, l.dir, store.Options{})
 }
@@ -144,7 +148,7 @@ func (l *lives) blocks() (n int64) {
 }
 
 func TestSnapshotsClonesAndRollbacksAtRandomHoldWhatTheyMust(t *testing.T) {
-	for seed := range uint64(12) {
+	for seed := range uint64(*lifeSeeds) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			l := newLife(t, seed)
 			for range 120 {
@@ -155,6 +159,7 @@ func TestSnapshotsClonesAndRollbacksAtRandomHoldWhatTheyMust(t *testing.T) {
 					l.preserve(live)
 				case 5, 6:
 					if snap != "" {
+						l.log = append(l.log, "delete "+snap)
 						l.must(l.store.DeleteSnapshot(snap))
 						delete(l.holds, snap)
 					}
@@ -165,6 +170,7 @@ func TestSnapshotsClonesAndRollbacksAtRandomHoldWhatTheyMust(t *testing.T) {
 						_, err := l.store.Clone(t.Context(), snap, name)
 						l.must(err)
 						l.holds[name] = bytes.Clone(l.holds[snap])
+						l.log = append(l.log, "clone "+snap+" "+name)
 					}
 				case 8:
 					if snap != "" {
@@ -173,6 +179,7 @@ func TestSnapshotsClonesAndRollbacksAtRandomHoldWhatTheyMust(t *testing.T) {
 						r, err := l.store.Rollback(t.Context(), store.RollbackRequest{Snapshot: snap, Discard: discard, Keep: fmt.Sprintf("k%d", l.made)})
 						l.made++
 						l.must(err)
+						l.log = append(l.log, fmt.Sprint("rollback ", snap, discard, r.Kept))
 						if discard != (r.Kept == "") {
 							t.Fatalf("discard=%v, kept %q", discard, r.Kept)
 						}
@@ -184,11 +191,14 @@ func TestSnapshotsClonesAndRollbacksAtRandomHoldWhatTheyMust(t *testing.T) {
 				case 9:
 					switch l.rng.IntN(3) {
 					case 0:
+						l.store.Reclaim()
 						l.check()
 					case 1:
+						l.log = append(l.log, "reopen")
 						l.reopen()
 					case 2:
 						if len(l.names(false)) > 1 {
+							l.log = append(l.log, "delete "+live)
 							l.must(l.store.DeleteVolume(live, true))
 							for _, name := range append(l.names(true), live) {
 								if name == live || strings.HasPrefix(name, live+"@") {
@@ -229,13 +239,11 @@ func TestADeletedSnapshotGivesBackWhatNobodySees(t *testing.T) {
 	if l.blocks() != 40 {
 		t.Errorf("%d blocks after the delete, want 40", l.blocks())
 	}
-	stat, err := os.Stat(filepath.Join(l.dir, "images"))
-	_ = stat
-	l.must(err)
 	l.check()
 	fill(30, 10, 'c') // and of what was left nobody sees anything now
 	two := l.preserve("v")
 	l.must(l.store.WaitSealed(t.Context(), two))
+	l.store.Reclaim()
 	l.store.AwaitPunches()
 	if info, err := l.store.Volume("v"); err != nil || info.Images != 2 {
 		t.Errorf("%+v, %v; want 2 images", info, err)

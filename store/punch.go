@@ -76,7 +76,7 @@ func (s *Store) punch(ctx context.Context, id image.ID) error {
 		}
 	}
 	if empty {
-		return s.dropImage(k, holders)
+		return s.dropImage(k)
 	}
 	if len(dead) > 0 {
 		if err := s.shrink(k, rec, dead); err != nil {
@@ -90,6 +90,36 @@ func (s *Store) punch(ctx context.Context, id image.ID) error {
 	rec.due = false
 	s.mu.Unlock()
 	return s.putLinks(d, volume.Sealed, k)
+}
+
+// Reclaim asks for every image that has no name to be looked at: what was written
+// since may have covered more of its blocks. It does not wait.
+func (s *Store) Reclaim() {
+	s.mu.Lock()
+	var ids []image.ID
+	for _, d := range s.byVolume {
+		for _, k := range d.chainLocked() {
+			if d.sealed[k] != nil && d.snapshots[k] == nil {
+				ids = append(ids, k.ImageID())
+			}
+		}
+	}
+	s.mu.Unlock()
+	slices.Sort(ids)
+	s.sealer.punch(slices.Compact(ids)...)
+}
+
+func (s *Store) reclaimAlways(every time.Duration) {
+	ctx, end := s.scans.join(context.Background())
+	defer end()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(every):
+			s.Reclaim()
+		}
+	}
 }
 
 // ceiling is the part of a chain from above an image up to the oldest view that
@@ -264,10 +294,13 @@ const punchStep = 10 * time.Millisecond
 
 // dropImage takes an image of which nobody sees a block out of all chains, and
 // removes it. The VLUNs stay in the chains of this life with an empty table.
-func (s *Store) dropImage(k *volume.VLUN, holders []holder) error {
+func (s *Store) dropImage(k *volume.VLUN) error {
 	id, img := k.ImageID(), k.Image()
 	s.chains.Lock() // no branch is made with it
 	defer s.chains.Unlock()
+	s.mu.Lock()
+	holders := s.holdersLocked(id) // with the branches that were made since: they don't see it either
+	s.mu.Unlock()
 	err := s.catalog.Update(func(tx *catalog.Tx) error {
 		s.mu.Lock()
 		defer s.mu.Unlock()

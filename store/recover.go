@@ -290,9 +290,6 @@ func (s *Store) putLinks(d *disk, state volume.State, vluns ...*volume.VLUN) err
 	return s.catalog.Update(func(tx *catalog.Tx) error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if s.byVolume[d.volume] != d {
-			return nil // deleted meanwhile
-		}
 		for _, k := range vluns {
 			if err := s.putLinkLocked(tx, d, k, state); err != nil {
 				return err
@@ -306,6 +303,9 @@ func (s *Store) putLinks(d *disk, state volume.State, vluns ...*volume.VLUN) err
 // too: what is known of that is recorded with each. Store.mu is held.
 func (s *Store) putLinkLocked(tx *catalog.Tx, d *disk, k *volume.VLUN, state volume.State) error {
 	if d.sealed[k] == nil { // it stands in one chain
+		if s.byVolume[d.volume] != d {
+			return nil // deleted meanwhile
+		}
 		return tx.PutLink(d.link(k, state))
 	}
 	for _, h := range s.holdersLocked(k.ImageID()) {

@@ -116,7 +116,7 @@ func (q *sealer) run(ctx context.Context) {
 				q.punches, q.working = q.punches[1:], true
 				q.mu.Unlock()
 				if err := q.store.punch(ctx, id); err != nil && !errors.Is(err, context.Canceled) {
-					q.store.logger.Error("give back the room of deleted snapshots; it is tried again at the next seal or start", "image", id, "err", err)
+					q.store.logger.Error("give back the room of deleted snapshots; it is tried again later", "image", id, "err", err)
 				}
 				continue
 			}
@@ -230,21 +230,7 @@ func (s *Store) seal(ctx context.Context, k *volume.VLUN) error {
 	}
 	s.sealedAs(d, k, img)
 	s.leaveJournal(d, k)
-	s.sealer.punch(s.unnamed(d)...)
 	return nil
-}
-
-// unnamed lists the sealed images of a volume that have no name: what was written
-// since may have covered more of their blocks.
-func (s *Store) unnamed(d *disk) (ids []image.ID) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, k := range d.chainLocked() {
-		if d.sealed[k] != nil && d.snapshots[k] == nil {
-			ids = append(ids, k.ImageID())
-		}
-	}
-	return ids
 }
 
 // leaveJournal lets the journal forget an image whose table lies beside it, as the

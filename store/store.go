@@ -62,6 +62,9 @@ type Options struct {
 	ScrubEvery time.Duration
 	// ScrubBytesPerSecond limits how fast it reads; 0: DefaultScrubBytesPerSecond.
 	ScrubBytesPerSecond int64
+	// ReclaimEvery is the period in which images without a name are looked at for
+	// blocks that nobody sees any more; 0: only when a snapshot or volume is deleted.
+	ReclaimEvery time.Duration
 	// SumCacheBytes limits the memory for checksums of sealed images; 0:
 	// sealed.DefaultCacheBytes.
 	SumCacheBytes int64
@@ -200,6 +203,10 @@ func Open(dir string, o Options) (_ *Store, err error) {
 	if o.ScrubEvery > 0 {
 		s.scans.running.Add(1)
 		go s.scrubAlways(o.ScrubEvery, cmp.Or(o.ScrubBytesPerSecond, DefaultScrubBytesPerSecond))
+	}
+	if o.ReclaimEvery > 0 {
+		s.scans.running.Add(1)
+		go s.reclaimAlways(o.ReclaimEvery)
 	}
 	return s, nil
 }

@@ -22,7 +22,7 @@ import (
 // beyond it is refused with REASON_LIMIT, a connection closed.
 const (
 	maxCalls        = 1024
-	maxTransfers    = 16 // imports, exports and verifications: each has megabytes in memory
+	maxTransfers    = 16 // imports, exports, comparisons and verifications: each has megabytes in memory
 	maxConnections  = 256
 	maxStreams      = 128 // calls of one HTTP/2 connection
 	maxRequestBytes = 1 << 20
@@ -135,8 +135,8 @@ func (l *limits) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	places, what := all.calls, "calls"
 	switch r.URL.Path {
-	case rpc.TidemarkServiceImportProcedure, rpc.TidemarkServiceExportProcedure, rpc.TidemarkServiceVerifySnapshotProcedure:
-		places, what = all.transfers, "imports, exports and verifications"
+	case rpc.TidemarkServiceImportProcedure, rpc.TidemarkServiceExportProcedure, rpc.TidemarkServiceVerifySnapshotProcedure, rpc.TidemarkServiceDiffSnapshotsProcedure:
+		places, what = all.transfers, "imports, exports, comparisons and verifications"
 	}
 	select {
 	case places <- struct{}{}:

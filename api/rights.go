@@ -22,6 +22,10 @@ var rights = map[string]access.Rights{
 	rpc.TidemarkServiceListSnapshotsProcedure:  access.Read,
 	rpc.TidemarkServiceGetSnapshotProcedure:    access.Read,
 	rpc.TidemarkServiceVerifySnapshotProcedure: access.Read,
+	rpc.TidemarkServiceCloneVolumeProcedure:    access.Admin, // of both
+	rpc.TidemarkServiceRollbackVolumeProcedure: access.Admin,
+	rpc.TidemarkServiceDeleteSnapshotProcedure: access.Admin,
+	rpc.TidemarkServiceDiffSnapshotsProcedure:  access.Read,
 	rpc.TidemarkServiceBeginProcessProcedure:   access.Write,
 	rpc.TidemarkServiceEndProcessProcedure:     access.Write,
 	rpc.TidemarkServiceListProcessesProcedure:  access.Read,

@@ -152,6 +152,18 @@ func calls(ctx context.Context, c Client, v, p string) map[string]func() error {
 			}
 			return err
 		},
+		"CloneVolume": func() error {
+			return unary(c.CloneVolume(ctx, &tidemarkv1.CloneVolumeRequest{Snapshot: snapshot, Name: v + "2"}))
+		},
+		"RollbackVolume": func() error {
+			return unary(c.RollbackVolume(ctx, &tidemarkv1.RollbackVolumeRequest{Snapshot: snapshot}))
+		},
+		"DeleteSnapshot": func() error {
+			return unary(c.DeleteSnapshot(ctx, &tidemarkv1.DeleteSnapshotRequest{Name: v + "@none"}))
+		},
+		"DiffSnapshots": func() error {
+			return Diff(ctx, c, snapshot, v, func(int64, int64, bool) error { return nil })
+		},
 		"Import": func() error {
 			stream, err := c.Import(ctx)
 			if err != nil {

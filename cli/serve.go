@@ -40,6 +40,8 @@ type serveOptions struct {
 	stallTimeout    time.Duration
 	reserve         limitFlag
 	scrubEvery      time.Duration
+	reclaimEvery    time.Duration
+	checksumCache   limitFlag
 	scrubRate       limitFlag
 }
 
@@ -48,11 +50,12 @@ func (a *app) serveCommand() *cobra.Command {
 		logFormat: choice{"text", []string{"text", "json"}},
 		logLevel:  choice{"info", []string{"debug", "info", "warn", "error"}},
 
-		protect:      protectOptions{tls: choice{"off", []string{"off", "allow", "require"}}},
-		clientBuffer: 64 << 20,
-		totalBuffer:  1 << 30,
-		reserve:      store.DefaultReserveBytes,
-		scrubRate:    store.DefaultScrubBytesPerSecond,
+		protect:       protectOptions{tls: choice{"off", []string{"off", "allow", "require"}}},
+		clientBuffer:  64 << 20,
+		totalBuffer:   1 << 30,
+		reserve:       store.DefaultReserveBytes,
+		checksumCache: store.DefaultSumCacheBytes,
+		scrubRate:     store.DefaultScrubBytesPerSecond,
 	}
 	c := &cobra.Command{
 		Use:   "serve",
@@ -118,6 +121,8 @@ nothing that was flushed.`,
 	f.Var(&o.totalBuffer, "total-buffer", "`SIZE` of those of all NBD connections together")
 	f.DurationVar(&o.stallTimeout, "stall-timeout", 30*time.Second, "`DURATION` after which an NBD client that makes no progress is cut off while others wait for its memory")
 	f.Var(&o.reserve, "reserve", "`SIZE` of the room that is kept for the server's own records on a full disk; 0 keeps none")
+	f.Var(&o.checksumCache, "checksum-cache", "`SIZE` of the memory for checksums of snapshots")
+	f.DurationVar(&o.reclaimEvery, "reclaim-every", time.Minute, "`DURATION` in which what deleted snapshots have left is looked at for blocks that nobody shows any more; 0 is only at the next delete")
 	f.DurationVar(&o.scrubEvery, "scrub-every", 7*24*time.Hour, "`DURATION` in which every sealed snapshot is read and compared with its checksums once; 0 is never")
 	f.Var(&o.scrubRate, "scrub-rate", "`SIZE` that this may read in a second")
 	f.Var(&o.protect.tls, "tls", "what NBD clients may do without TLS")
@@ -151,7 +156,7 @@ func (a *app) serve(ctx context.Context, o serveOptions) error {
 	log := newServerLog(a.stderr, o)
 	s, err := store.Open(o.data, store.Options{
 		Logger: log.logger, MaxDraining: o.maxDraining, ReserveBytes: int64(o.reserve),
-		ScrubEvery: o.scrubEvery, ScrubBytesPerSecond: int64(o.scrubRate),
+		SumCacheBytes: int64(o.checksumCache), ReclaimEvery: o.reclaimEvery, ScrubEvery: o.scrubEvery, ScrubBytesPerSecond: int64(o.scrubRate),
 	})
 	if err != nil {
 		return cannotOpen(err)
@@ -240,12 +245,14 @@ func (o serveOptions) limits() error {
 		return usage("--max-draining %d: it must be 1 or more", o.maxDraining)
 	case o.maxConnections < 0:
 		return usage("--max-connections %d: it must be 0 (half of the file descriptors) or more", o.maxConnections)
-	case o.clientBuffer == 0 || o.totalBuffer == 0 || o.scrubRate == 0:
-		return usage("--client-buffer, --total-buffer and --scrub-rate must be more than 0")
+	case o.clientBuffer == 0 || o.totalBuffer == 0 || o.scrubRate == 0 || o.checksumCache == 0:
+		return usage("--client-buffer, --total-buffer, --scrub-rate and --checksum-cache must be more than 0")
 	case o.stallTimeout <= 0:
 		return usage("--stall-timeout %v: it must be more than 0", o.stallTimeout)
 	case o.stallTimeout < time.Second:
 		return usage("--stall-timeout %v: it must be 1s or more", o.stallTimeout)
+	case o.reclaimEvery < 0:
+		return usage("--reclaim-every %v: it must be 0 (never) or more", o.reclaimEvery)
 	case o.scrubEvery < 0:
 		return usage("--scrub-every %v: it must be 0 (never) or more", o.scrubEvery)
 	}

@@ -14,9 +14,9 @@ import (
 func (a *app) snapshotCommand() *cobra.Command {
 	return group(&cobra.Command{
 		Use:     "snapshot",
-		Short:   "List, show and verify snapshots",
-		Example: "  tidemark snapshot ls db\n  tidemark snapshot verify db@before-upgrade",
-	}, a.snapshotListCommand(), a.snapshotShowCommand(), a.snapshotVerifyCommand())
+		Short:   "List, show, compare, verify and delete snapshots",
+		Example: "  tidemark snapshot ls db\n  tidemark snapshot verify db@before-upgrade\n  tidemark snapshot delete db@before-upgrade",
+	}, a.snapshotListCommand(), a.snapshotShowCommand(), a.snapshotDiffCommand(), a.snapshotVerifyCommand(), a.snapshotDeleteCommand())
 }
 
 func (a *app) snapshotListCommand() *cobra.Command {

@@ -45,9 +45,9 @@ func main() {
 
 // counts are what was done; the report shows them.
 type counts struct {
-	reads, writes, trims, flushes, sessions, processes atomic.Int64
-	preserves, aborted, snapshotsRead, verified        atomic.Int64
-	generations, kills, stops, attacks                 atomic.Int64
+	reads, writes, trims, flushes, sessions, processes         atomic.Int64
+	preserves, aborted, snapshotsRead, verified, clones, letGo atomic.Int64
+	generations, kills, stops, attacks                         atomic.Int64
 }
 
 func run(ctx context.Context, o options) (err error) {

@@ -44,7 +44,7 @@ func (s *server) start(ctx context.Context) error {
 		return err
 	}
 	cmd := exec.Command(s.program, "serve", "--data", s.path("data"), "--nbd", "unix:"+s.path("nbd.sock"), "--api", addr.String(),
-		"--scrub-every", "2m", "--scrub-rate", "64MiB", "--shutdown-timeout", "60s")
+		"--checksum-cache", "8MiB", "--reclaim-every", "20s", "--scrub-every", "2m", "--scrub-rate", "64MiB", "--shutdown-timeout", "60s")
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		return err

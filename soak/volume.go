@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -125,7 +126,8 @@ func (w *worker) most(b *bounds) {
 	b.issued, b.zeroed = w.issued, append([]seq(nil), w.zeroed...)
 }
 
-// readBack reads a snapshot at a time, of all ages, over NBD and by verify.
+// readBack reads a snapshot at a time, of all ages, over NBD and by verify; clones
+// some, and deletes some.
 func (v *volume) readBack(ctx context.Context) error {
 	for ctx.Err() == nil {
 		pause(ctx, rand.N(3*time.Second))
@@ -146,8 +148,56 @@ func (v *volume) readBack(ctx context.Context) error {
 		if err := v.verify(ctx, k.name); err != nil {
 			return err
 		}
+		switch rand.IntN(6) {
+		case 0:
+			err = v.clone(ctx, k)
+		case 1, 2:
+			err = v.letGo(ctx, k)
+		default:
+			err = nil
+		}
+		if err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+// clone clones a snapshot, reads the clone, and deletes it. One that a server left
+// that died goes first.
+func (v *volume) clone(ctx context.Context, k *kept) error {
+	name := v.name + "-clone"
+	_, err := v.server.client().DeleteVolume(ctx, &tidemarkv1.DeleteVolumeRequest{Name: name})
+	if err == nil || reason(err) == tidemarkv1.Reason_REASON_NOT_FOUND {
+		_, err = v.server.client().CloneVolume(ctx, &tidemarkv1.CloneVolumeRequest{Snapshot: k.name, Name: name})
+	}
+	if err == nil {
+		var wrong *wrongError
+		if err := v.readSnapshot(ctx, &kept{name: name, workers: k.workers}); errors.As(err, &wrong) {
+			return err
+		}
+		_, err = v.server.client().DeleteVolume(ctx, &tidemarkv1.DeleteVolumeRequest{Name: name})
+		v.done.clones.Add(1)
+	}
+	if err == nil || over(ctx, err) || gone(err) || reason(err) == tidemarkv1.Reason_REASON_DRAINING || reason(err) == tidemarkv1.Reason_REASON_IN_USE {
+		return nil
+	}
+	return fmt.Errorf("clone %s: %w", k.name, err)
+}
+
+// letGo deletes a snapshot.
+func (v *volume) letGo(ctx context.Context, k *kept) error {
+	v.mu.Lock()
+	v.kept = slices.DeleteFunc(v.kept, func(other *kept) bool { return other == k })
+	v.mu.Unlock()
+	_, err := v.server.client().DeleteSnapshot(ctx, &tidemarkv1.DeleteSnapshotRequest{Name: k.name})
+	if err == nil {
+		v.done.letGo.Add(1)
+	}
+	if err == nil || over(ctx, err) || gone(err) || reason(err) == tidemarkv1.Reason_REASON_DRAINING || reason(err) == tidemarkv1.Reason_REASON_IN_USE || reason(err) == tidemarkv1.Reason_REASON_NOT_FOUND {
+		return nil
+	}
+	return fmt.Errorf("delete snapshot %s: %w", k.name, err)
 }
 
 func (v *volume) readSnapshot(ctx context.Context, k *kept) error {

@@ -149,8 +149,8 @@ func (w *watch) report(out io.Writer, done *counts) error {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "%d writes, %d trims, %d flushes, %d reads; %d connections, %d of them under %d explicit processes\n",
 		done.writes.Load(), done.trims.Load(), done.flushes.Load(), done.reads.Load(), done.sessions.Load()+done.processes.Load(), done.processes.Load(), done.processes.Load())
-	fmt.Fprintf(&b, "%d preserves, %d more given up; snapshots read back %d times, verified %d times; %d volumes lived and were deleted\n",
-		done.preserves.Load(), done.aborted.Load(), done.snapshotsRead.Load(), done.verified.Load(), done.generations.Load())
+	fmt.Fprintf(&b, "%d preserves, %d more given up; snapshots read back %d times, verified %d times, cloned %d times, deleted %d times; %d volumes lived and were deleted\n",
+		done.preserves.Load(), done.aborted.Load(), done.snapshotsRead.Load(), done.verified.Load(), done.clones.Load(), done.letGo.Load(), done.generations.Load())
 	fmt.Fprintf(&b, "the server was killed %d times and stopped %d times; %d connections meant harm\n\n",
 		done.kills.Load(), done.stops.Load(), done.attacks.Load())
 	var table bytes.Buffer

@@ -15,7 +15,7 @@ import (
 	"github.com/tidemark/tidemark/store"
 )
 
-var rotBits = flag.Int("rot.bits", 40, "bits that are flipped in each file of a data directory; 0: all")
+var rotBits = flag.Int("rot.bits", 40, "bits that are flipped in each file of a data directory; 0: all, and of those that check does not find one in 31 is opened with")
 
 // Any bit of a closed data directory may flip: Check finds it, or Open refuses
 // it, or it is provably harmless: every byte of every view and all that the lists
@@ -83,6 +83,9 @@ func flipIsFound(t *testing.T, dir, name string, bit int64, want string) bool {
 	r, err := store.Check(dir, nil, store.CheckOptions{})
 	if err != nil || len(r.Findings) > 0 {
 		return true
+	}
+	if *rotBits == 0 && bit%31 != 0 { // bits that nobody reads are many, and to open takes long
+		return false
 	}
 	t.Run(fmt.Sprintf("%s_%d", filepath.Base(name), bit), func(t *testing.T) { changesNothing(t, dir, name, bit, want) })
 	return false

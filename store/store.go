@@ -66,9 +66,13 @@ type Options struct {
 	// blocks that nobody sees any more; 0: only when a snapshot or volume is deleted.
 	ReclaimEvery time.Duration
 	// SumCacheBytes limits the memory for checksums of sealed images; 0:
-	// sealed.DefaultCacheBytes.
+	// DefaultSumCacheBytes.
 	SumCacheBytes int64
 }
+
+// DefaultSumCacheBytes is the memory for checksums of a server that was told
+// nothing else.
+const DefaultSumCacheBytes = sealed.DefaultCacheBytes
 
 // Store is an open data directory. Its methods may be called from any goroutine.
 //
@@ -191,7 +195,7 @@ func Open(dir string, o Options) (_ *Store, err error) {
 	s.engine = volume.New(keeper{s}, o.MaxDraining)
 	s.spares.store = s
 	s.sealer.start(s)
-	s.sums = sealed.NewCache(cmp.Or(o.SumCacheBytes, sealed.DefaultCacheBytes))
+	s.sums = sealed.NewCache(cmp.Or(o.SumCacheBytes, DefaultSumCacheBytes))
 	s.startScans()
 	for _, v := range state.Volumes {
 		if err := s.recoverVolume(v); err != nil {

@@ -82,6 +82,18 @@ const (
 	// TidemarkServiceGetSnapshotProcedure is the fully-qualified name of the TidemarkService's
 	// GetSnapshot RPC.
 	TidemarkServiceGetSnapshotProcedure = "/tidemark.v1.TidemarkService/GetSnapshot"
+	// TidemarkServiceCloneVolumeProcedure is the fully-qualified name of the TidemarkService's
+	// CloneVolume RPC.
+	TidemarkServiceCloneVolumeProcedure = "/tidemark.v1.TidemarkService/CloneVolume"
+	// TidemarkServiceRollbackVolumeProcedure is the fully-qualified name of the TidemarkService's
+	// RollbackVolume RPC.
+	TidemarkServiceRollbackVolumeProcedure = "/tidemark.v1.TidemarkService/RollbackVolume"
+	// TidemarkServiceDeleteSnapshotProcedure is the fully-qualified name of the TidemarkService's
+	// DeleteSnapshot RPC.
+	TidemarkServiceDeleteSnapshotProcedure = "/tidemark.v1.TidemarkService/DeleteSnapshot"
+	// TidemarkServiceDiffSnapshotsProcedure is the fully-qualified name of the TidemarkService's
+	// DiffSnapshots RPC.
+	TidemarkServiceDiffSnapshotsProcedure = "/tidemark.v1.TidemarkService/DiffSnapshots"
 	// TidemarkServiceVerifySnapshotProcedure is the fully-qualified name of the TidemarkService's
 	// VerifySnapshot RPC.
 	TidemarkServiceVerifySnapshotProcedure = "/tidemark.v1.TidemarkService/VerifySnapshot"
@@ -142,6 +154,30 @@ type TidemarkServiceClient interface {
 	// GetSnapshot returns one snapshot. Errors: REASON_NOT_FOUND.
 	// Needs: read on the snapshot.
 	GetSnapshot(context.Context, *tidemarkv1.GetSnapshotRequest) (*tidemarkv1.GetSnapshotResponse, error)
+	// CloneVolume makes a volume that begins as a snapshot is and shares its images:
+	// nothing is copied. It waits until the snapshot is sealed.
+	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_EXISTS, REASON_DRAINING,
+	// REASON_NO_SPACE.
+	// Needs: admin on the volume of the snapshot and on the name of the new one.
+	CloneVolume(context.Context, *tidemarkv1.CloneVolumeRequest) (*tidemarkv1.CloneVolumeResponse, error)
+	// RollbackVolume makes a volume what a snapshot of it holds; nothing is copied.
+	// The present state is preserved first, and every snapshot stays.
+	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_EXISTS, REASON_DRAINING,
+	// REASON_NO_SPACE; REASON_IN_USE while a client is connected to the volume or a
+	// process named it: then nothing has changed.
+	// Needs: admin on the volume.
+	RollbackVolume(context.Context, *tidemarkv1.RollbackVolumeRequest) (*tidemarkv1.RollbackVolumeResponse, error)
+	// DeleteSnapshot takes the name of a snapshot away and returns at once. Blocks
+	// that nobody can see any more give their room back in the background.
+	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_DRAINING; REASON_IN_USE while
+	// a client has it open or it is being verified.
+	// Needs: admin on its volume.
+	DeleteSnapshot(context.Context, *tidemarkv1.DeleteSnapshotRequest) (*tidemarkv1.DeleteSnapshotResponse, error)
+	// DiffSnapshots sends, in ascending order, where a state of a volume may differ
+	// from a snapshot of it. It reads tables only: its cost is that of what changed.
+	// Errors: REASON_NOT_FOUND, REASON_INVALID.
+	// Needs: read on both.
+	DiffSnapshots(context.Context, *tidemarkv1.DiffSnapshotsRequest) (*connect.ServerStreamForClient[tidemarkv1.DiffSnapshotsResponse], error)
 	// VerifySnapshot reads every block of a sealed snapshot from the disk and
 	// compares it with its checksum. It sends its progress from time to time and
 	// the result at the end; bad blocks are a result, not an error.
@@ -252,6 +288,30 @@ func NewTidemarkServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
+		cloneVolume: connect.NewClient[tidemarkv1.CloneVolumeRequest, tidemarkv1.CloneVolumeResponse](
+			httpClient,
+			baseURL+TidemarkServiceCloneVolumeProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("CloneVolume")),
+			connect.WithClientOptions(opts...),
+		),
+		rollbackVolume: connect.NewClient[tidemarkv1.RollbackVolumeRequest, tidemarkv1.RollbackVolumeResponse](
+			httpClient,
+			baseURL+TidemarkServiceRollbackVolumeProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("RollbackVolume")),
+			connect.WithClientOptions(opts...),
+		),
+		deleteSnapshot: connect.NewClient[tidemarkv1.DeleteSnapshotRequest, tidemarkv1.DeleteSnapshotResponse](
+			httpClient,
+			baseURL+TidemarkServiceDeleteSnapshotProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("DeleteSnapshot")),
+			connect.WithClientOptions(opts...),
+		),
+		diffSnapshots: connect.NewClient[tidemarkv1.DiffSnapshotsRequest, tidemarkv1.DiffSnapshotsResponse](
+			httpClient,
+			baseURL+TidemarkServiceDiffSnapshotsProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("DiffSnapshots")),
+			connect.WithClientOptions(opts...),
+		),
 		verifySnapshot: connect.NewClient[tidemarkv1.VerifySnapshotRequest, tidemarkv1.VerifySnapshotResponse](
 			httpClient,
 			baseURL+TidemarkServiceVerifySnapshotProcedure,
@@ -309,6 +369,10 @@ type tidemarkServiceClient struct {
 	preserve       *connect.Client[tidemarkv1.PreserveRequest, tidemarkv1.PreserveResponse]
 	listSnapshots  *connect.Client[tidemarkv1.ListSnapshotsRequest, tidemarkv1.ListSnapshotsResponse]
 	getSnapshot    *connect.Client[tidemarkv1.GetSnapshotRequest, tidemarkv1.GetSnapshotResponse]
+	cloneVolume    *connect.Client[tidemarkv1.CloneVolumeRequest, tidemarkv1.CloneVolumeResponse]
+	rollbackVolume *connect.Client[tidemarkv1.RollbackVolumeRequest, tidemarkv1.RollbackVolumeResponse]
+	deleteSnapshot *connect.Client[tidemarkv1.DeleteSnapshotRequest, tidemarkv1.DeleteSnapshotResponse]
+	diffSnapshots  *connect.Client[tidemarkv1.DiffSnapshotsRequest, tidemarkv1.DiffSnapshotsResponse]
 	verifySnapshot *connect.Client[tidemarkv1.VerifySnapshotRequest, tidemarkv1.VerifySnapshotResponse]
 	beginProcess   *connect.Client[tidemarkv1.BeginProcessRequest, tidemarkv1.BeginProcessResponse]
 	endProcess     *connect.Client[tidemarkv1.EndProcessRequest, tidemarkv1.EndProcessResponse]
@@ -399,6 +463,38 @@ func (c *tidemarkServiceClient) GetSnapshot(ctx context.Context, req *tidemarkv1
 	return nil, err
 }
 
+// CloneVolume calls tidemark.v1.TidemarkService.CloneVolume.
+func (c *tidemarkServiceClient) CloneVolume(ctx context.Context, req *tidemarkv1.CloneVolumeRequest) (*tidemarkv1.CloneVolumeResponse, error) {
+	response, err := c.cloneVolume.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RollbackVolume calls tidemark.v1.TidemarkService.RollbackVolume.
+func (c *tidemarkServiceClient) RollbackVolume(ctx context.Context, req *tidemarkv1.RollbackVolumeRequest) (*tidemarkv1.RollbackVolumeResponse, error) {
+	response, err := c.rollbackVolume.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// DeleteSnapshot calls tidemark.v1.TidemarkService.DeleteSnapshot.
+func (c *tidemarkServiceClient) DeleteSnapshot(ctx context.Context, req *tidemarkv1.DeleteSnapshotRequest) (*tidemarkv1.DeleteSnapshotResponse, error) {
+	response, err := c.deleteSnapshot.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// DiffSnapshots calls tidemark.v1.TidemarkService.DiffSnapshots.
+func (c *tidemarkServiceClient) DiffSnapshots(ctx context.Context, req *tidemarkv1.DiffSnapshotsRequest) (*connect.ServerStreamForClient[tidemarkv1.DiffSnapshotsResponse], error) {
+	return c.diffSnapshots.CallServerStream(ctx, connect.NewRequest(req))
+}
+
 // VerifySnapshot calls tidemark.v1.TidemarkService.VerifySnapshot.
 func (c *tidemarkServiceClient) VerifySnapshot(ctx context.Context, req *tidemarkv1.VerifySnapshotRequest) (*connect.ServerStreamForClient[tidemarkv1.VerifySnapshotResponse], error) {
 	return c.verifySnapshot.CallServerStream(ctx, connect.NewRequest(req))
@@ -485,6 +581,30 @@ type TidemarkServiceHandler interface {
 	// GetSnapshot returns one snapshot. Errors: REASON_NOT_FOUND.
 	// Needs: read on the snapshot.
 	GetSnapshot(context.Context, *tidemarkv1.GetSnapshotRequest) (*tidemarkv1.GetSnapshotResponse, error)
+	// CloneVolume makes a volume that begins as a snapshot is and shares its images:
+	// nothing is copied. It waits until the snapshot is sealed.
+	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_EXISTS, REASON_DRAINING,
+	// REASON_NO_SPACE.
+	// Needs: admin on the volume of the snapshot and on the name of the new one.
+	CloneVolume(context.Context, *tidemarkv1.CloneVolumeRequest) (*tidemarkv1.CloneVolumeResponse, error)
+	// RollbackVolume makes a volume what a snapshot of it holds; nothing is copied.
+	// The present state is preserved first, and every snapshot stays.
+	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_EXISTS, REASON_DRAINING,
+	// REASON_NO_SPACE; REASON_IN_USE while a client is connected to the volume or a
+	// process named it: then nothing has changed.
+	// Needs: admin on the volume.
+	RollbackVolume(context.Context, *tidemarkv1.RollbackVolumeRequest) (*tidemarkv1.RollbackVolumeResponse, error)
+	// DeleteSnapshot takes the name of a snapshot away and returns at once. Blocks
+	// that nobody can see any more give their room back in the background.
+	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_DRAINING; REASON_IN_USE while
+	// a client has it open or it is being verified.
+	// Needs: admin on its volume.
+	DeleteSnapshot(context.Context, *tidemarkv1.DeleteSnapshotRequest) (*tidemarkv1.DeleteSnapshotResponse, error)
+	// DiffSnapshots sends, in ascending order, where a state of a volume may differ
+	// from a snapshot of it. It reads tables only: its cost is that of what changed.
+	// Errors: REASON_NOT_FOUND, REASON_INVALID.
+	// Needs: read on both.
+	DiffSnapshots(context.Context, *tidemarkv1.DiffSnapshotsRequest, *connect.ServerStream[tidemarkv1.DiffSnapshotsResponse]) error
 	// VerifySnapshot reads every block of a sealed snapshot from the disk and
 	// compares it with its checksum. It sends its progress from time to time and
 	// the result at the end; bad blocks are a result, not an error.
@@ -591,6 +711,30 @@ func NewTidemarkServiceHandler(svc TidemarkServiceHandler, opts ...connect.Handl
 		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
+	tidemarkServiceCloneVolumeHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServiceCloneVolumeProcedure,
+		svc.CloneVolume,
+		connect.WithSchema(tidemarkServiceMethods.ByName("CloneVolume")),
+		connect.WithHandlerOptions(opts...),
+	)
+	tidemarkServiceRollbackVolumeHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServiceRollbackVolumeProcedure,
+		svc.RollbackVolume,
+		connect.WithSchema(tidemarkServiceMethods.ByName("RollbackVolume")),
+		connect.WithHandlerOptions(opts...),
+	)
+	tidemarkServiceDeleteSnapshotHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServiceDeleteSnapshotProcedure,
+		svc.DeleteSnapshot,
+		connect.WithSchema(tidemarkServiceMethods.ByName("DeleteSnapshot")),
+		connect.WithHandlerOptions(opts...),
+	)
+	tidemarkServiceDiffSnapshotsHandler := connect.NewServerStreamHandlerSimple(
+		TidemarkServiceDiffSnapshotsProcedure,
+		svc.DiffSnapshots,
+		connect.WithSchema(tidemarkServiceMethods.ByName("DiffSnapshots")),
+		connect.WithHandlerOptions(opts...),
+	)
 	tidemarkServiceVerifySnapshotHandler := connect.NewServerStreamHandlerSimple(
 		TidemarkServiceVerifySnapshotProcedure,
 		svc.VerifySnapshot,
@@ -654,6 +798,14 @@ func NewTidemarkServiceHandler(svc TidemarkServiceHandler, opts ...connect.Handl
 			tidemarkServiceListSnapshotsHandler.ServeHTTP(w, r)
 		case TidemarkServiceGetSnapshotProcedure:
 			tidemarkServiceGetSnapshotHandler.ServeHTTP(w, r)
+		case TidemarkServiceCloneVolumeProcedure:
+			tidemarkServiceCloneVolumeHandler.ServeHTTP(w, r)
+		case TidemarkServiceRollbackVolumeProcedure:
+			tidemarkServiceRollbackVolumeHandler.ServeHTTP(w, r)
+		case TidemarkServiceDeleteSnapshotProcedure:
+			tidemarkServiceDeleteSnapshotHandler.ServeHTTP(w, r)
+		case TidemarkServiceDiffSnapshotsProcedure:
+			tidemarkServiceDiffSnapshotsHandler.ServeHTTP(w, r)
 		case TidemarkServiceVerifySnapshotProcedure:
 			tidemarkServiceVerifySnapshotHandler.ServeHTTP(w, r)
 		case TidemarkServiceBeginProcessProcedure:
@@ -711,6 +863,22 @@ func (UnimplementedTidemarkServiceHandler) ListSnapshots(context.Context, *tidem
 
 func (UnimplementedTidemarkServiceHandler) GetSnapshot(context.Context, *tidemarkv1.GetSnapshotRequest) (*tidemarkv1.GetSnapshotResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.GetSnapshot is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) CloneVolume(context.Context, *tidemarkv1.CloneVolumeRequest) (*tidemarkv1.CloneVolumeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.CloneVolume is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) RollbackVolume(context.Context, *tidemarkv1.RollbackVolumeRequest) (*tidemarkv1.RollbackVolumeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.RollbackVolume is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) DeleteSnapshot(context.Context, *tidemarkv1.DeleteSnapshotRequest) (*tidemarkv1.DeleteSnapshotResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.DeleteSnapshot is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) DiffSnapshots(context.Context, *tidemarkv1.DiffSnapshotsRequest, *connect.ServerStream[tidemarkv1.DiffSnapshotsResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.DiffSnapshots is not implemented"))
 }
 
 func (UnimplementedTidemarkServiceHandler) VerifySnapshot(context.Context, *tidemarkv1.VerifySnapshotRequest, *connect.ServerStream[tidemarkv1.VerifySnapshotResponse]) error {

@@ -1,0 +1,86 @@
+package api
+
+import (
+	"context"
+	"strings"
+
+	"connectrpc.com/connect"
+
+	"github.com/tidemark/tidemark/api/tidemarkv1"
+	rpc "github.com/tidemark/tidemark/api/tidemarkv1/tidemarkv1connect"
+	"github.com/tidemark/tidemark/store"
+)
+
+// volumeOf is the volume of a snapshot: who may change that may change those.
+func volumeOf(snapshot string) string {
+	name, _, _ := strings.Cut(snapshot, "@")
+	return name
+}
+
+func (s *service) CloneVolume(ctx context.Context, r *tidemarkv1.CloneVolumeRequest) (*tidemarkv1.CloneVolumeResponse, error) {
+	if err := s.may(ctx, rpc.TidemarkServiceCloneVolumeProcedure, volumeOf(r.GetSnapshot()), r.GetName()); err != nil {
+		return nil, wireError(err, nil)
+	}
+	v, err := s.store.Clone(ctx, r.GetSnapshot(), r.GetName())
+	return &tidemarkv1.CloneVolumeResponse{Volume: toVolume(v)}, wireError(err, nil)
+}
+
+func (s *service) RollbackVolume(ctx context.Context, r *tidemarkv1.RollbackVolumeRequest) (*tidemarkv1.RollbackVolumeResponse, error) {
+	if err := s.may(ctx, rpc.TidemarkServiceRollbackVolumeProcedure, volumeOf(r.GetSnapshot())); err != nil {
+		return nil, wireError(err, nil)
+	}
+	// It goes on when the caller is gone: half of it would be a snapshot that nobody asked for.
+	report, err := s.store.Rollback(context.WithoutCancel(ctx), store.RollbackRequest{Snapshot: r.GetSnapshot(), Keep: r.GetKeep(), Discard: r.GetDiscard()})
+	return &tidemarkv1.RollbackVolumeResponse{Volume: toVolume(report.Volume), Kept: report.Kept}, wireError(err, nil)
+}
+
+func (s *service) DeleteSnapshot(ctx context.Context, r *tidemarkv1.DeleteSnapshotRequest) (*tidemarkv1.DeleteSnapshotResponse, error) {
+	if err := s.may(ctx, rpc.TidemarkServiceDeleteSnapshotProcedure, volumeOf(r.GetName())); err != nil {
+		return nil, wireError(err, nil)
+	}
+	return &tidemarkv1.DeleteSnapshotResponse{}, wireError(s.store.DeleteSnapshot(r.GetName()), nil)
+}
+
+// diffBatch is how many extents a message has at most.
+const diffBatch = 4096
+
+func (s *service) DiffSnapshots(ctx context.Context, r *tidemarkv1.DiffSnapshotsRequest, stream *connect.ServerStream[tidemarkv1.DiffSnapshotsResponse]) error {
+	if err := s.may(ctx, rpc.TidemarkServiceDiffSnapshotsProcedure, r.GetFrom(), r.GetTo()); err != nil {
+		return wireError(err, nil)
+	}
+	var batch []*tidemarkv1.DiffExtent
+	send := func() error {
+		err := stream.Send(&tidemarkv1.DiffSnapshotsResponse{Extents: batch})
+		batch = nil
+		return err
+	}
+	err := s.store.Diff(r.GetFrom(), r.GetTo(), func(e store.DiffExtent) error {
+		batch = append(batch, &tidemarkv1.DiffExtent{OffsetBytes: e.OffsetBytes, LengthBytes: e.LengthBytes, Data: e.Data})
+		if len(batch) < diffBatch {
+			return nil
+		}
+		return send()
+	})
+	if err != nil {
+		return wireError(err, nil)
+	}
+	return send()
+}
+
+// Diff calls each for where a state of a volume may differ from a snapshot of it,
+// in ascending order.
+func Diff(ctx context.Context, c Client, from, to string, each func(offsetBytes, lengthBytes int64, data bool) error) error {
+	stream, err := c.DiffSnapshots(ctx, &tidemarkv1.DiffSnapshotsRequest{From: from, To: to})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = stream.Close() }()
+	for stream.Receive() {
+		for _, x := range stream.Msg().GetExtents() {
+			if err := each(x.GetOffsetBytes(), x.GetLengthBytes(), x.GetData()); err != nil {
+				return err
+			}
+		}
+	}
+	return stream.Err()
+}

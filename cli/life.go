@@ -1,0 +1,187 @@
+package cli
+
+import (
+	"fmt"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tidemark/tidemark/api"
+	"github.com/tidemark/tidemark/api/tidemarkv1"
+)
+
+func (a *app) cloneCommand() *cobra.Command {
+	return exits(&cobra.Command{
+		Use:   "clone VOLUME@SNAPSHOT NEW",
+		Short: "Make a volume that begins as a snapshot is",
+		Long: `Make a volume that begins as a snapshot is. Nothing is copied: it is there at
+once, and takes room only for what is written to it. A clone is a volume like
+any other. What it needs of the snapshot's images stays when the snapshot, or
+its volume, is deleted.`,
+		Example:           "  tidemark clone db@monday db-test\n  tidemark snapshot delete db@monday   # db-test keeps what it needs",
+		Args:              cobra.ExactArgs(2),
+		ValidArgsFunction: a.completeSnapshots(),
+		RunE:              func(c *cobra.Command, args []string) error { return a.clone(c, args[0], args[1]) },
+	}, exitNotFound, exitTaken, exitNoServer)
+}
+
+func (a *app) clone(c *cobra.Command, snapshot, name string) error {
+	server, err := a.server()
+	if err != nil {
+		return err
+	}
+	r, err := server.CloneVolume(c.Context(), &tidemarkv1.CloneVolumeRequest{Snapshot: snapshot, Name: name})
+	if err != nil {
+		return hint(err, tidemarkv1.Reason_REASON_NOT_FOUND, "see tidemark snapshot list")
+	}
+	if a.json {
+		return a.printJSON(asVolume(r.GetVolume()))
+	}
+	return a.printf("cloned %s as volume %s, %s\n", snapshot, name, formatSize(r.GetVolume().GetSizeBytes()))
+}
+
+func (a *app) rollbackCommand() *cobra.Command {
+	var keep string
+	var discard bool
+	c := &cobra.Command{
+		Use:   "rollback VOLUME@SNAPSHOT",
+		Short: "Make a volume again what a snapshot of it holds",
+		Long: `Make a volume again what a snapshot of it holds, at once and at any size:
+nothing is copied. The present state is kept as a snapshot first, unless
+--discard is given, and every snapshot stays, the newer ones too.
+
+It refuses while a client is connected to the volume or a process named it.`,
+		Example:           "  tidemark rollback db@before-upgrade\n  tidemark rollback db@before-upgrade --keep broken\n  tidemark rollback db@before-upgrade --discard",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeSnapshots(),
+		RunE:              func(c *cobra.Command, args []string) error { return a.rollback(c, args[0], keep, discard) },
+	}
+	c.Flags().StringVar(&keep, "keep", "", "`NAME` of the snapshot that keeps the present state (default before-rollback- and the time)")
+	c.Flags().BoolVar(&discard, "discard", false, "let the present state go")
+	c.MarkFlagsMutuallyExclusive("keep", "discard")
+	return exits(c, exitNotFound, exitTaken, exitNoServer)
+}
+
+func (a *app) rollback(c *cobra.Command, snapshot, keep string, discard bool) error {
+	server, err := a.server()
+	if err != nil {
+		return err
+	}
+	r, err := server.RollbackVolume(c.Context(), &tidemarkv1.RollbackVolumeRequest{Snapshot: snapshot, Keep: keep, Discard: discard})
+	if err != nil {
+		return hint(err, tidemarkv1.Reason_REASON_NOT_FOUND, "see tidemark snapshot list")
+	}
+	if a.json {
+		return a.printJSON(map[string]any{"volume": asVolume(r.GetVolume()), "kept": r.GetKept()})
+	}
+	if err := a.printf("volume %s is again what %s holds\n", r.GetVolume().GetName(), snapshot); err != nil {
+		return err
+	}
+	if r.GetKept() != "" {
+		return a.printf("what it held before is %s\n", r.GetKept())
+	}
+	return nil
+}
+
+func (a *app) snapshotDeleteCommand() *cobra.Command {
+	return exits(&cobra.Command{
+		Use:     "delete VOLUME@SNAPSHOT...",
+		Aliases: []string{"rm"},
+		Short:   "Delete snapshots",
+		Long: `Delete snapshots. It returns at once and copies nothing: blocks that no volume
+and no other snapshot shows give their room back in the background, the others
+stay where they lie. Clones of a deleted snapshot go on.
+
+One that still drains, that a client has open or that is being verified is not
+deleted. Of many, those before the first that can't be deleted are.`,
+		Example:           "  tidemark snapshot delete db@before-upgrade\n  tidemark snapshot ls db --json | jq -r '.snapshots[:-3][] | .volume+\"@\"+.snapshot' | xargs tidemark snapshot rm",
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: a.completeSnapshots(),
+		RunE:              func(c *cobra.Command, args []string) error { return a.deleteSnapshots(c, args) },
+	}, exitNotFound, exitTaken, exitNoServer)
+}
+
+func (a *app) deleteSnapshots(c *cobra.Command, names []string) error {
+	server, err := a.server()
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if _, err := server.DeleteSnapshot(c.Context(), &tidemarkv1.DeleteSnapshotRequest{Name: name}); err != nil {
+			return hint(err, tidemarkv1.Reason_REASON_NOT_FOUND, "see tidemark snapshot list")
+		}
+		if !a.json {
+			if err := a.printf("deleted snapshot %s\n", name); err != nil {
+				return err
+			}
+		}
+	}
+	if a.json {
+		return a.printJSON(map[string]any{"deleted": names})
+	}
+	return nil
+}
+
+func (a *app) snapshotDiffCommand() *cobra.Command {
+	return exits(&cobra.Command{
+		Use:   "diff VOLUME@SNAPSHOT VOLUME[@SNAPSHOT]",
+		Short: "List where two states of a volume differ",
+		Long: `List where a snapshot of a volume, or the volume as it is now, may differ from
+another snapshot: the blocks that were written or trimmed since what both
+share. Only tables are read, no data: it takes as long as there are changes. A
+block that was written with what it held before is listed too.`,
+		Example:           "  tidemark snapshot diff db@monday db@tuesday\n  tidemark snapshot diff db@monday db --json | jq '[.extents[].lengthBytes] | add'",
+		Args:              cobra.ExactArgs(2),
+		ValidArgsFunction: a.complete(2, listSnapshotNames, listVolumeNames),
+		RunE:              func(c *cobra.Command, args []string) error { return a.diff(c, args[0], args[1]) },
+	}, exitNotFound, exitNoServer)
+}
+
+// diffJSON is a comparison in --json.
+type diffJSON struct {
+	From      string       `json:"from"`
+	To        string       `json:"to"`
+	DataBytes int64        `json:"dataBytes"`
+	ZeroBytes int64        `json:"zeroBytes"`
+	Extents   []extentJSON `json:"extents"`
+}
+
+type extentJSON struct {
+	OffsetBytes int64 `json:"offsetBytes"`
+	LengthBytes int64 `json:"lengthBytes"`
+	Data        bool  `json:"data"`
+}
+
+func (a *app) diff(c *cobra.Command, from, to string) error {
+	server, err := a.server()
+	if err != nil {
+		return err
+	}
+	d := diffJSON{From: from, To: to, Extents: []extentJSON{}}
+	if err := api.Diff(c.Context(), server, from, to, func(off, n int64, data bool) error {
+		d.Extents = append(d.Extents, extentJSON{off, n, data})
+		if data {
+			d.DataBytes += n
+		} else {
+			d.ZeroBytes += n
+		}
+		return nil
+	}); err != nil {
+		return hint(err, tidemarkv1.Reason_REASON_NOT_FOUND, "see tidemark snapshot list")
+	}
+	if a.json {
+		return a.printJSON(d)
+	}
+	rows := each(d.Extents, func(x extentJSON) []string {
+		holds := "zeros"
+		if x.Data {
+			holds = "data"
+		}
+		return []string{strconv.FormatInt(x.OffsetBytes, 10), strconv.FormatInt(x.LengthBytes, 10), holds}
+	})
+	if err := a.printTable("OFFSET LENGTH HOLDS", rows); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(a.stderr, "%s: %s of data, %s of zeros\n", plural(len(d.Extents), "extent"), formatSize(d.DataBytes), formatSize(d.ZeroBytes))
+	return err
+}

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/tidemark/tidemark/internal/vfs"
 	"github.com/tidemark/tidemark/store"
 	"github.com/tidemark/tidemark/volume"
 )
@@ -19,23 +21,34 @@ const lifeBlocks = 64
 
 var lifeSeeds = flag.Int("life.seeds", 12, "how many random lives of snapshots are lived")
 
+var lifeCrashes = flag.Int("life.crashes", 4, "how many random lives are crashed, 25 times each")
+
 // lives is a store, and what each of its volumes and snapshots must hold.
 type lives struct {
 	t     *testing.T
 	dir   string
+	fs    vfs.FS
 	store *store.Store
 	holds map[string][]byte // by VOLUME or VOLUME@SNAPSHOT
 	rng   *rand.Rand
 	made  int
-	log   []string
+	// writes is how many a step makes at most.
+	writes int
+	did    []string
 }
 
 func newLife(t *testing.T, seed uint64) *lives {
-	l := &lives{t: t, dir: filepath.Join(t.TempDir(), "data"), holds: map[string][]byte{}, rng: rand.New(rand.NewPCG(seed, 1))}
-	l.store = openWith(t, l.dir, store.Options{})
+	return newLifeOn(t, seed, vfs.OS{}, filepath.Join(t.TempDir(), "data"))
+}
+
+func newLifeOn(t *testing.T, seed uint64, fs vfs.FS, dir string) *lives {
+	l := &lives{t: t, dir: dir, fs: fs, writes: 6, holds: map[string][]byte{}, rng: rand.New(rand.NewPCG(seed, 1))}
+	l.store = openWith(t, l.dir, store.Options{FS: fs})
 	l.create("v")
 	return l
 }
+
+func (l *lives) log(format string, args ...any) { l.did = append(l.did, fmt.Sprintf(format, args...)) }
 
 func (l *lives) must(err error) {
 	l.t.Helper()
@@ -57,7 +70,7 @@ func (l *lives) write(name string) {
 	w, err := l.store.OpenView(name)
 	l.must(err)
 	defer func() { l.must(w.Close()) }()
-	for range 1 + l.rng.IntN(6) {
+	for range 1 + l.rng.IntN(l.writes) {
 		off := int64(l.rng.IntN(lifeBlocks)) * 4096
 		n := min(int64(1+l.rng.IntN(8))*4096, lifeBlocks*4096-off)
 		if l.rng.IntN(4) == 0 {
@@ -70,6 +83,8 @@ func (l *lives) write(name string) {
 		l.must(err)
 		copy(l.holds[name][off:], data)
 	}
+	l.must(w.Flush())
+	l.log("write %s", name)
 }
 
 func (l *lives) preserve(name string) string {
@@ -79,7 +94,7 @@ func (l *lives) preserve(name string) string {
 	_, err := l.store.Preserve(l.t.Context(), store.PreserveRequest{Volumes: []string{name}, Name: snap, Wait: 1e9, UntilSealed: l.rng.IntN(2) == 0})
 	l.must(err)
 	full := name + "@" + snap
-	l.log = append(l.log, "preserve "+full)
+	l.log("preserve %s", full)
 	l.holds[full] = bytes.Clone(l.holds[name])
 	return full
 }
@@ -130,12 +145,12 @@ func (l *lives) check() {
 func (l *lives) reopen() {
 	l.t.Helper()
 	l.must(l.store.Close(l.t.Context()))
-	r, err := store.Check(l.dir, nil, store.CheckOptions{})
+	r, err := store.Check(l.dir, l.fs, store.CheckOptions{})
 	l.must(err)
 	if len(r.Findings) > 0 {
-		l.t.Fatalf("check finds %q\n%s", r.Findings, strings.Join(l.log, "\n"))
+		l.t.Fatalf("check finds %q\n%s", r.Findings, strings.Join(l.did, "\n"))
 	}
-	l.store = openWith(l.t, l.dir, store.Options{})
+	l.store = openWith(l.t, l.dir, store.Options{FS: l.fs})
 }
 
 // files is how many blocks the images take on the disk.
@@ -152,61 +167,13 @@ func TestSnapshotsClonesAndRollbacksAtRandomHoldWhatTheyMust(t *testing.T) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			l := newLife(t, seed)
 			for range 120 {
-				switch live, snap := l.any(false), l.any(true); l.rng.IntN(10) {
-				case 0, 1, 2:
-					l.write(live)
-				case 3, 4:
-					l.preserve(live)
-				case 5, 6:
-					if snap != "" {
-						l.log = append(l.log, "delete "+snap)
-						l.must(l.store.DeleteSnapshot(snap))
-						delete(l.holds, snap)
-					}
-				case 7:
-					if snap != "" && len(l.names(false)) < 5 {
-						l.made++
-						name := fmt.Sprintf("c%d", l.made)
-						_, err := l.store.Clone(t.Context(), snap, name)
-						l.must(err)
-						l.holds[name] = bytes.Clone(l.holds[snap])
-						l.log = append(l.log, "clone "+snap+" "+name)
-					}
-				case 8:
-					if snap != "" {
-						name, _, _ := strings.Cut(snap, "@")
-						discard := l.rng.IntN(3) == 0
-						r, err := l.store.Rollback(t.Context(), store.RollbackRequest{Snapshot: snap, Discard: discard, Keep: fmt.Sprintf("k%d", l.made)})
-						l.made++
-						l.must(err)
-						l.log = append(l.log, fmt.Sprint("rollback ", snap, discard, r.Kept))
-						if discard != (r.Kept == "") {
-							t.Fatalf("discard=%v, kept %q", discard, r.Kept)
-						}
-						if !discard {
-							l.holds[r.Kept] = l.holds[name]
-						}
-						l.holds[name] = bytes.Clone(l.holds[snap])
-					}
-				case 9:
-					switch l.rng.IntN(3) {
-					case 0:
-						l.store.Reclaim()
-						l.check()
-					case 1:
-						l.log = append(l.log, "reopen")
-						l.reopen()
-					case 2:
-						if len(l.names(false)) > 1 {
-							l.log = append(l.log, "delete "+live)
-							l.must(l.store.DeleteVolume(live, true))
-							for _, name := range append(l.names(true), live) {
-								if name == live || strings.HasPrefix(name, live+"@") {
-									delete(l.holds, name)
-								}
-							}
-						}
-					}
+				l.step()
+				switch l.rng.IntN(25) {
+				case 0:
+					l.store.Reclaim()
+					l.check()
+				case 1:
+					l.reopen()
 				}
 			}
 			l.check()
@@ -214,6 +181,153 @@ func TestSnapshotsClonesAndRollbacksAtRandomHoldWhatTheyMust(t *testing.T) {
 			l.check()
 		})
 	}
+}
+
+// step does something to a volume or a snapshot.
+func (l *lives) step() {
+	l.t.Helper()
+	switch live, snap := l.any(false), l.any(true); l.rng.IntN(10) {
+	case 0, 1, 2:
+		l.write(live)
+	case 3, 4:
+		l.preserve(live)
+	case 5, 6:
+		if snap != "" {
+			l.log("delete %s", snap)
+			l.must(l.store.DeleteSnapshot(snap))
+			delete(l.holds, snap)
+		}
+	case 7:
+		if snap != "" && len(l.names(false)) < 5 {
+			l.clone(snap)
+		}
+	case 8:
+		if snap != "" {
+			l.rollback(snap)
+		}
+	case 9:
+		if len(l.names(false)) > 1 && l.rng.IntN(2) == 0 {
+			l.log("delete %s", live)
+			l.must(l.store.DeleteVolume(live, true))
+			maps.DeleteFunc(l.holds, func(name string, _ []byte) bool { return name == live || strings.HasPrefix(name, live+"@") })
+		}
+	}
+}
+
+func (l *lives) clone(snap string) {
+	l.t.Helper()
+	l.made++
+	name := fmt.Sprintf("c%d", l.made)
+	l.log("clone %s %s", snap, name)
+	_, err := l.store.Clone(l.t.Context(), snap, name)
+	l.must(err)
+	l.holds[name] = bytes.Clone(l.holds[snap])
+}
+
+func (l *lives) rollback(snap string) {
+	l.t.Helper()
+	l.made++
+	name, _, _ := strings.Cut(snap, "@")
+	discard := l.rng.IntN(3) == 0
+	l.log("rollback %s, discard %v", snap, discard)
+	r, err := l.store.Rollback(l.t.Context(), store.RollbackRequest{Snapshot: snap, Discard: discard, Keep: fmt.Sprintf("k%d", l.made)})
+	l.must(err)
+	if discard != (r.Kept == "") {
+		l.t.Fatalf("discard=%v, kept %q", discard, r.Kept)
+	}
+	if !discard {
+		l.holds[r.Kept] = l.holds[name]
+	}
+	l.holds[name] = bytes.Clone(l.holds[snap])
+}
+
+// moment is what a life held when so many operations on the disk were done.
+type moment struct {
+	ops   int
+	holds map[string][]byte
+}
+
+// A life is cut at operations on its disk, by a death of the server or of the
+// power. What was acknowledged is there, with all that was flushed; what was on its
+// way is there or not; and the next life goes on with what the last left undone.
+func TestACrashOfALifeLosesNoSnapshotCloneOrRollback(t *testing.T) {
+	for seed := range uint64(*lifeCrashes) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
+			sim := vfs.NewSim(memoryDir(t))
+			l := newLifeOn(t, seed, sim, "data")
+			l.writes = 1 // else a crash shows what nobody knows of
+			holds := func() map[string][]byte {
+				c := map[string][]byte{}
+				for name, p := range l.holds {
+					c[name] = bytes.Clone(p)
+				}
+				return c
+			}
+			moments := []moment{{sim.Ops(), holds()}}
+			for range 40 {
+				l.step()
+				if l.rng.IntN(5) == 0 {
+					l.store.AwaitPunches()
+				}
+				moments = append(moments, moment{sim.Ops(), holds()})
+				l.log("until operation %d", sim.Ops())
+			}
+			l.store.AwaitPunches()
+			for range 25 {
+				at := moments[0].ops + l.rng.IntN(sim.Ops()-moments[0].ops)
+				i, _ := slices.BinarySearchFunc(moments, at+1, func(m moment, at int) int { return m.ops - at })
+				last := moments[i-1] // the moment when all of it was acknowledged
+				next := last
+				if i < len(moments) {
+					next = moments[i]
+				}
+				cut, rng := sim.KillAt, rand.New(rand.NewPCG(seed, uint64(at)))
+				if l.rng.IntN(2) == 0 {
+					cut = sim.PowerCut
+				}
+				l.crash(cut(at, rng), at, last.holds, next.holds)
+			}
+		})
+	}
+}
+
+// crash opens what a crash has left.
+func (l *lives) crash(disk *vfs.Sim, at int, last, next map[string][]byte) {
+	l.t.Helper()
+	s, err := store.Open(l.dir, store.Options{FS: disk})
+	if err != nil {
+		l.t.Fatalf("crash at operation %d: %v\n%s", at, err, strings.Join(l.did, "\n"))
+	}
+	after := &lives{t: l.t, dir: l.dir, fs: disk, store: s, holds: map[string][]byte{}, rng: l.rng, did: l.did}
+	there := s.Exports()
+	for name, was := range last {
+		becomes, stays := next[name]
+		if !slices.Contains(there, name) {
+			if stays {
+				l.t.Fatalf("crash at operation %d: %s is lost\n%s", at, name, strings.Join(l.did, "\n"))
+			}
+			continue
+		}
+		w, err := s.OpenView(name)
+		l.must(err)
+		got := make([]byte, len(was))
+		_, err = w.ReadAt(got, 0)
+		l.must(err)
+		l.must(w.Close())
+		for b := 0; b < len(got); b += 512 { // a write may be torn between sectors
+			if p := string(got[b:][:512]); p != string(was[b:][:512]) && (!stays || p != string(becomes[b:][:512])) {
+				l.t.Fatalf("crash at operation %d: %s: byte %d is %x, and was %x\n%s", at, name, b, p[0], was[b], strings.Join(l.did, "\n"))
+			}
+		}
+		after.holds[name] = got
+	}
+	after.check()
+	s.Reclaim()
+	s.AwaitPunches()
+	after.check()
+	after.reopen()
+	l.must(after.store.Close(l.t.Context()))
 }
 
 func TestADeletedSnapshotGivesBackWhatNobodySees(t *testing.T) {

@@ -41,6 +41,14 @@ func (s *service) DeleteSnapshot(ctx context.Context, r *tidemarkv1.DeleteSnapsh
 	return &tidemarkv1.DeleteSnapshotResponse{}, wireError(s.store.DeleteSnapshot(r.GetName()), nil)
 }
 
+func (s *service) PreviewDelete(ctx context.Context, r *tidemarkv1.PreviewDeleteRequest) (*tidemarkv1.PreviewDeleteResponse, error) {
+	if err := s.may(ctx, rpc.TidemarkServicePreviewDeleteProcedure, r.GetNames()...); err != nil {
+		return nil, wireError(err, nil)
+	}
+	n, err := s.store.Freed(r.GetNames()...)
+	return &tidemarkv1.PreviewDeleteResponse{FreedBytes: n}, wireError(err, nil)
+}
+
 // diffBatch is how many extents a message has at most.
 const diffBatch = 4096
 

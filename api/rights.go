@@ -25,6 +25,7 @@ var rights = map[string]access.Rights{
 	rpc.TidemarkServiceCloneVolumeProcedure:    access.Admin, // of both
 	rpc.TidemarkServiceRollbackVolumeProcedure: access.Admin,
 	rpc.TidemarkServiceDeleteSnapshotProcedure: access.Admin,
+	rpc.TidemarkServicePreviewDeleteProcedure:  access.Read,
 	rpc.TidemarkServiceDiffSnapshotsProcedure:  access.Read,
 	rpc.TidemarkServiceBeginProcessProcedure:   access.Write,
 	rpc.TidemarkServiceEndProcessProcedure:     access.Write,

@@ -161,6 +161,9 @@ func calls(ctx context.Context, c Client, v, p string) map[string]func() error {
 		"DeleteSnapshot": func() error {
 			return unary(c.DeleteSnapshot(ctx, &tidemarkv1.DeleteSnapshotRequest{Name: v + "@none"}))
 		},
+		"PreviewDelete": func() error {
+			return unary(c.PreviewDelete(ctx, &tidemarkv1.PreviewDeleteRequest{Names: []string{snapshot}}))
+		},
 		"DiffSnapshots": func() error {
 			return Diff(ctx, c, snapshot, v, func(int64, int64, bool) error { return nil })
 		},

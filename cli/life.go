@@ -84,7 +84,8 @@ func (a *app) rollback(c *cobra.Command, snapshot, keep string, discard bool) er
 }
 
 func (a *app) snapshotDeleteCommand() *cobra.Command {
-	return exits(&cobra.Command{
+	var dryRun bool
+	c := &cobra.Command{
 		Use:     "delete VOLUME@SNAPSHOT...",
 		Aliases: []string{"rm"},
 		Short:   "Delete snapshots",
@@ -93,18 +94,33 @@ and no other snapshot shows give their room back in the background, the others
 stay where they lie. Clones of a deleted snapshot go on.
 
 One that still drains, that a client has open or that is being verified is not
-deleted. Of many, those before the first that can't be deleted are.`,
-		Example:           "  tidemark snapshot delete db@before-upgrade\n  tidemark snapshot ls db --json | jq -r '.snapshots[:-3][] | .volume+\"@\"+.snapshot' | xargs tidemark snapshot rm",
+deleted. Of many, those before the first that can't be deleted are.
+
+--dry-run deletes nothing, and tells how much room all of them together would
+give back: what neither a volume nor another snapshot shows.`,
+		Example:           "  tidemark snapshot delete db@before-upgrade\n  tidemark snapshot delete db@monday db@tuesday --dry-run\n  tidemark snapshot ls db --json | jq -r '.snapshots[:-3][] | .volume+\"@\"+.snapshot' | xargs tidemark snapshot rm",
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: a.completeSnapshots(),
-		RunE:              func(c *cobra.Command, args []string) error { return a.deleteSnapshots(c, args) },
-	}, exitNotFound, exitTaken, exitNoServer)
+		RunE:              func(c *cobra.Command, args []string) error { return a.deleteSnapshots(c, args, dryRun) },
+	}
+	c.Flags().BoolVar(&dryRun, "dry-run", false, "delete nothing; tell how much room it would give back")
+	return exits(c, exitNotFound, exitTaken, exitNoServer)
 }
 
-func (a *app) deleteSnapshots(c *cobra.Command, names []string) error {
+func (a *app) deleteSnapshots(c *cobra.Command, names []string, dryRun bool) error {
 	server, err := a.server()
 	if err != nil {
 		return err
+	}
+	if dryRun {
+		r, err := server.PreviewDelete(c.Context(), &tidemarkv1.PreviewDeleteRequest{Names: names})
+		if err != nil {
+			return hint(err, tidemarkv1.Reason_REASON_NOT_FOUND, "see tidemark snapshot list")
+		}
+		if a.json {
+			return a.printJSON(map[string]any{"freedBytes": r.GetFreedBytes()})
+		}
+		return a.printf("%s would be given back\n", formatSize(r.GetFreedBytes()))
 	}
 	for _, name := range names {
 		if _, err := server.DeleteSnapshot(c.Context(), &tidemarkv1.DeleteSnapshotRequest{Name: name}); err != nil {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/tidemark/tidemark/catalog"
 	"github.com/tidemark/tidemark/image"
+	"github.com/tidemark/tidemark/lookup"
 	"github.com/tidemark/tidemark/volume"
 )
 
@@ -24,6 +25,8 @@ func (s *Store) DeleteSnapshot(full string) error {
 	}
 	var due []image.ID
 	err = k.Retire(func() error {
+		s.chains.RLock()
+		defer s.chains.RUnlock()
 		return s.catalog.Update(func(tx *catalog.Tx) error {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -60,6 +63,41 @@ func (s *Store) deletable(full string) (*disk, *volume.VLUN, error) {
 		return nil, nil, fmt.Errorf("snapshot %s is %w: it is being verified", full, ErrInUse)
 	}
 	return d, k, nil
+}
+
+// Freed returns how many bytes of data would be given back if all of these
+// snapshots were deleted, and nobody wrote meanwhile: exact, from the tables alone.
+// Errors: ErrInvalid, ErrNotFound.
+func (s *Store) Freed(fulls ...string) (sizeBytes int64, err error) {
+	s.mu.Lock()
+	deleted, images := map[*volume.VLUN]bool{}, map[image.ID][]ceiling{}
+	tables := map[image.ID]*lookup.Table{}
+	named := map[*volume.VLUN]*disk{}
+	for _, full := range fulls {
+		d, k, _, err := s.snapshotLocked(full)
+		if err != nil {
+			s.mu.Unlock()
+			return 0, err
+		}
+		deleted[k], named[k] = true, d
+	}
+	for k, d := range named {
+		chain := d.chainLocked()
+		for i := slices.Index(chain, k); i >= 0 && (d.snapshots[chain[i]] == nil || deleted[chain[i]]); i-- {
+			id := chain[i].ImageID()
+			images[id], tables[id] = ceilingsLocked(s.holdersLocked(id), deleted), chain[i].Table()
+		}
+	}
+	s.mu.Unlock()
+	for id, ceilings := range images {
+		dead, _ := findDead(tables[id], ceilings)
+		for _, x := range dead {
+			if x.State == lookup.Data {
+				sizeBytes += int64(x.Count) * lookup.BlockSize
+			}
+		}
+	}
+	return sizeBytes, nil
 }
 
 // dropName records that a VLUN has no name any more, and of which images that may

@@ -347,6 +347,9 @@ func TestADeletedSnapshotGivesBackWhatNobodySees(t *testing.T) {
 	if l.blocks() != 70 {
 		t.Fatalf("%d blocks, want 70", l.blocks())
 	}
+	if n, err := l.store.Freed(one); err != nil || n != 30*4096 {
+		t.Errorf("%d bytes, %v, would be freed, want 30 blocks", n, err)
+	}
 	l.must(l.store.DeleteSnapshot(one))
 	delete(l.holds, one)
 	l.store.AwaitPunches()

@@ -646,6 +646,9 @@ func (s *Store) deleteBranch(d *disk) error {
 	d.files.Lock() // a seal of it that is under way ends first
 	defer d.files.Unlock()
 	var unknown error
+	s.chains.RLock() // until nobody finds it among the holders of its images
+	unlock := sync.OnceFunc(s.chains.RUnlock)
+	defer unlock()
 	var due []image.ID
 	err := s.engine.RemoveVolume(d.volume, func() error {
 		before := s.catalog.Failed()
@@ -676,6 +679,7 @@ func (s *Store) deleteBranch(d *disk) error {
 		d.forget(k)
 	}
 	s.mu.Unlock()
+	unlock()
 	d.deleted = true
 	d.endCheckpoints()
 	held := s.heldElsewhere(d)

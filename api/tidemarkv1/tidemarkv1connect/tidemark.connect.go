@@ -91,6 +91,9 @@ const (
 	// TidemarkServiceDeleteSnapshotProcedure is the fully-qualified name of the TidemarkService's
 	// DeleteSnapshot RPC.
 	TidemarkServiceDeleteSnapshotProcedure = "/tidemark.v1.TidemarkService/DeleteSnapshot"
+	// TidemarkServicePreviewDeleteProcedure is the fully-qualified name of the TidemarkService's
+	// PreviewDelete RPC.
+	TidemarkServicePreviewDeleteProcedure = "/tidemark.v1.TidemarkService/PreviewDelete"
 	// TidemarkServiceDiffSnapshotsProcedure is the fully-qualified name of the TidemarkService's
 	// DiffSnapshots RPC.
 	TidemarkServiceDiffSnapshotsProcedure = "/tidemark.v1.TidemarkService/DiffSnapshots"
@@ -173,6 +176,11 @@ type TidemarkServiceClient interface {
 	// a client has it open or it is being verified.
 	// Needs: admin on its volume.
 	DeleteSnapshot(context.Context, *tidemarkv1.DeleteSnapshotRequest) (*tidemarkv1.DeleteSnapshotResponse, error)
+	// PreviewDelete tells how much room would be given back if snapshots were deleted,
+	// all of them, and changes nothing.
+	// Errors: REASON_NOT_FOUND, REASON_INVALID.
+	// Needs: read on each.
+	PreviewDelete(context.Context, *tidemarkv1.PreviewDeleteRequest) (*tidemarkv1.PreviewDeleteResponse, error)
 	// DiffSnapshots sends, in ascending order, where a state of a volume may differ
 	// from a snapshot of it. It reads tables only: its cost is that of what changed.
 	// Errors: REASON_NOT_FOUND, REASON_INVALID.
@@ -306,6 +314,13 @@ func NewTidemarkServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithSchema(tidemarkServiceMethods.ByName("DeleteSnapshot")),
 			connect.WithClientOptions(opts...),
 		),
+		previewDelete: connect.NewClient[tidemarkv1.PreviewDeleteRequest, tidemarkv1.PreviewDeleteResponse](
+			httpClient,
+			baseURL+TidemarkServicePreviewDeleteProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("PreviewDelete")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
 		diffSnapshots: connect.NewClient[tidemarkv1.DiffSnapshotsRequest, tidemarkv1.DiffSnapshotsResponse](
 			httpClient,
 			baseURL+TidemarkServiceDiffSnapshotsProcedure,
@@ -372,6 +387,7 @@ type tidemarkServiceClient struct {
 	cloneVolume    *connect.Client[tidemarkv1.CloneVolumeRequest, tidemarkv1.CloneVolumeResponse]
 	rollbackVolume *connect.Client[tidemarkv1.RollbackVolumeRequest, tidemarkv1.RollbackVolumeResponse]
 	deleteSnapshot *connect.Client[tidemarkv1.DeleteSnapshotRequest, tidemarkv1.DeleteSnapshotResponse]
+	previewDelete  *connect.Client[tidemarkv1.PreviewDeleteRequest, tidemarkv1.PreviewDeleteResponse]
 	diffSnapshots  *connect.Client[tidemarkv1.DiffSnapshotsRequest, tidemarkv1.DiffSnapshotsResponse]
 	verifySnapshot *connect.Client[tidemarkv1.VerifySnapshotRequest, tidemarkv1.VerifySnapshotResponse]
 	beginProcess   *connect.Client[tidemarkv1.BeginProcessRequest, tidemarkv1.BeginProcessResponse]
@@ -490,6 +506,15 @@ func (c *tidemarkServiceClient) DeleteSnapshot(ctx context.Context, req *tidemar
 	return nil, err
 }
 
+// PreviewDelete calls tidemark.v1.TidemarkService.PreviewDelete.
+func (c *tidemarkServiceClient) PreviewDelete(ctx context.Context, req *tidemarkv1.PreviewDeleteRequest) (*tidemarkv1.PreviewDeleteResponse, error) {
+	response, err := c.previewDelete.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // DiffSnapshots calls tidemark.v1.TidemarkService.DiffSnapshots.
 func (c *tidemarkServiceClient) DiffSnapshots(ctx context.Context, req *tidemarkv1.DiffSnapshotsRequest) (*connect.ServerStreamForClient[tidemarkv1.DiffSnapshotsResponse], error) {
 	return c.diffSnapshots.CallServerStream(ctx, connect.NewRequest(req))
@@ -600,6 +625,11 @@ type TidemarkServiceHandler interface {
 	// a client has it open or it is being verified.
 	// Needs: admin on its volume.
 	DeleteSnapshot(context.Context, *tidemarkv1.DeleteSnapshotRequest) (*tidemarkv1.DeleteSnapshotResponse, error)
+	// PreviewDelete tells how much room would be given back if snapshots were deleted,
+	// all of them, and changes nothing.
+	// Errors: REASON_NOT_FOUND, REASON_INVALID.
+	// Needs: read on each.
+	PreviewDelete(context.Context, *tidemarkv1.PreviewDeleteRequest) (*tidemarkv1.PreviewDeleteResponse, error)
 	// DiffSnapshots sends, in ascending order, where a state of a volume may differ
 	// from a snapshot of it. It reads tables only: its cost is that of what changed.
 	// Errors: REASON_NOT_FOUND, REASON_INVALID.
@@ -729,6 +759,13 @@ func NewTidemarkServiceHandler(svc TidemarkServiceHandler, opts ...connect.Handl
 		connect.WithSchema(tidemarkServiceMethods.ByName("DeleteSnapshot")),
 		connect.WithHandlerOptions(opts...),
 	)
+	tidemarkServicePreviewDeleteHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServicePreviewDeleteProcedure,
+		svc.PreviewDelete,
+		connect.WithSchema(tidemarkServiceMethods.ByName("PreviewDelete")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
 	tidemarkServiceDiffSnapshotsHandler := connect.NewServerStreamHandlerSimple(
 		TidemarkServiceDiffSnapshotsProcedure,
 		svc.DiffSnapshots,
@@ -804,6 +841,8 @@ func NewTidemarkServiceHandler(svc TidemarkServiceHandler, opts ...connect.Handl
 			tidemarkServiceRollbackVolumeHandler.ServeHTTP(w, r)
 		case TidemarkServiceDeleteSnapshotProcedure:
 			tidemarkServiceDeleteSnapshotHandler.ServeHTTP(w, r)
+		case TidemarkServicePreviewDeleteProcedure:
+			tidemarkServicePreviewDeleteHandler.ServeHTTP(w, r)
 		case TidemarkServiceDiffSnapshotsProcedure:
 			tidemarkServiceDiffSnapshotsHandler.ServeHTTP(w, r)
 		case TidemarkServiceVerifySnapshotProcedure:
@@ -875,6 +914,10 @@ func (UnimplementedTidemarkServiceHandler) RollbackVolume(context.Context, *tide
 
 func (UnimplementedTidemarkServiceHandler) DeleteSnapshot(context.Context, *tidemarkv1.DeleteSnapshotRequest) (*tidemarkv1.DeleteSnapshotResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.DeleteSnapshot is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) PreviewDelete(context.Context, *tidemarkv1.PreviewDeleteRequest) (*tidemarkv1.PreviewDeleteResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.PreviewDelete is not implemented"))
 }
 
 func (UnimplementedTidemarkServiceHandler) DiffSnapshots(context.Context, *tidemarkv1.DiffSnapshotsRequest, *connect.ServerStream[tidemarkv1.DiffSnapshotsResponse]) error {

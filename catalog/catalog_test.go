@@ -206,7 +206,10 @@ func TestLoadFindsChainsThatCannotBe(t *testing.T) {
 	v1 := Volume{ID: 1, Name: "a", SizeBytes: 4096, Scope: "request"}
 	v2 := Volume{ID: 2, Name: "b", SizeBytes: 4096, Scope: "session"}
 	l := func(v VolumeID, i image.ID, sealed bool, name string) Link {
-		l := Link{Volume: v, Image: i, SizeBytes: 4096, Sealed: sealed}
+		l := Link{Volume: v, Image: i, SizeBytes: 4096}
+		if sealed {
+			l.Sealed, l.Hash, l.Table = true, strings.Repeat("0", 64), 1
+		}
 		if name != "" {
 			l.Snapshot = &Snapshot{Name: name, Cut: 1, State: "sealed"}
 		}

@@ -32,6 +32,13 @@ func generationOf(ctx context.Context, s *server, name string, done *counts) err
 	if err := v.use(ctx); err != nil || ctx.Err() != nil {
 		return err
 	}
+	if err := s.deleteVolume(ctx, name+"-clone"); err != nil && reason(err) != tidemarkv1.Reason_REASON_NOT_FOUND {
+		return err
+	}
+	return s.deleteVolume(ctx, name)
+}
+
+func (s *server) deleteVolume(ctx context.Context, name string) error {
 	return s.call(ctx, func(ctx context.Context, a api.Client) (err error) {
 		for range 200 { // the ends of connections, and of preserves, are on their way
 			_, err = a.DeleteVolume(ctx, &tidemarkv1.DeleteVolumeRequest{Name: name, WithSnapshots: true})

@@ -192,6 +192,47 @@ var all = []mutant{
 		old: "l.Snapshot.State == volume.Draining.String() && !drained[l.Image] {", new: "l.Snapshot.State == \"\" {",
 		packages: "./store", tests: "Interrupt|Crash|PowerCut|Model|Recover",
 	},
+	// Clone, delete, punch, rollback.
+	{
+		name: "punch: a block is dead if one chain of many covers it", file: "store/punch.go",
+		old: "				if all = covered; !all {", new: "				if all = covered; all {",
+		packages: "./store", tests: "AtRandom|ALife|DeletedSnapshot", flags: "-life.seeds 30",
+	},
+	{
+		name: "punch: a snapshot is no ceiling", file: "store/punch.go",
+		old: "	return d.snapshots[k] != nil || k.Needed()", new: "	return k.Needed()",
+		packages: "./store", tests: "AtRandom|ALife|DeletedSnapshot", flags: "-life.seeds 30",
+	},
+	{
+		name: "punch: what covers a block is not flushed first", file: "store/punch.go",
+		old: "			return k.Volume().Flush()\n", new: "			return nil\n",
+		packages: "./store", tests: "ALife", flags: "-life.crashes 60",
+	},
+	{
+		name: "punch: hashes that are lost are not recorded as such", file: "store/punch.go",
+		old: "				rec.punched, rec.due = true, due\n", new: "				rec.due = due\n",
+		packages: "./store", tests: "AtRandom|ALife", flags: "-life.seeds 60",
+	},
+	{
+		name: "punch: the table is smaller in memory before it is on the disk", file: "store/punch.go",
+		old: "	if err := sealed.WriteTable(s.records, imagesDir(s.dir), k.ImageID(), smaller, mark); err != nil {\n		return err\n	}\n", new: "	_ = smaller\n",
+		packages: "./store", tests: "AtRandom|ALife", flags: "-life.seeds 30",
+	},
+	{
+		name: "punch: it begins before every volume is there", file: "store/seal.go",
+		old: "if q.opened && !stopping", new: "if !stopping",
+		packages: "./store", tests: "AtRandom|ALife", flags: "-life.seeds 200 -life.crashes 20",
+	},
+	{
+		name: "a branch has the next image too", file: "store/clone.go",
+		old: "		if below == k {\n			break\n", new: "		if below.ImageID() > k.ImageID() {\n			break\n",
+		packages: "./store", tests: "AtRandom|ALife",
+	},
+	{
+		name: "a diff leaves out what the older side has of its own", file: "store/diff.go",
+		old: "slices.Concat(older[shared:], newer[shared:])", new: "slices.Concat(newer[shared:])",
+		packages: "./store", tests: "Diff",
+	},
 	{
 		name: "a preserve that was given up keeps its name", file: "store/preserve.go",
 		old: "			d.forget(k)\n", new: "",

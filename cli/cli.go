@@ -1,6 +1,7 @@
 // Package cli is the command line: it reads flags, calls the server's API, and
 // prints what it says. It does no I/O on volumes itself, but for bench, which is
-// a client of any NBD server. Only serve and check touch a data directory: serve
+// a client of any NBD server, and for images of formats other than raw, which
+// qemu-img reads and writes over NBD. Only serve and check touch a data directory: serve
 // wires store, nbd and api together, check looks at one that no server has open.
 package cli
 

@@ -1,32 +1,45 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/tidemark/tidemark/api"
+	"github.com/tidemark/tidemark/api/tidemarkv1"
 )
 
 func (a *app) exportCommand() *cobra.Command {
 	var force bool
+	format := newFormat()
 	c := &cobra.Command{
 		Use:   "export VOLUME[@SNAPSHOT] FILE|-",
-		Short: "Write a snapshot or a volume to a raw image",
-		Long: `Write a snapshot or a volume to a raw image. In FILE holes stay holes; - is the
+		Short: "Write a snapshot or a volume to an image",
+		Long: `Write a snapshot or a volume to an image. In FILE holes stay holes; - is the
 standard output, where they are zeros. An existing file is overwritten only with
 --force.
 
+--format says what FILE is to be. By default its suffix does (.qcow2, .vmdk,
+.vhdx, .vdi, .vpc, .vhd), and any other means raw. Formats other than raw take
+qemu-img, and an NBD address of the server that is reachable from here, without
+TLS.
+
 A live volume is read while its clients write: the image mixes instants. Export
 a snapshot instead: 'tidemark preserve VOLUME --name NAME' makes one at once.`,
-		Example:           "  tidemark export db@before-upgrade db.img\n  tidemark export db@before-upgrade - | zstd > db.img.zst",
+		Example:           "  tidemark export db@before-upgrade db.img\n  tidemark export db@before-upgrade db.qcow2\n  tidemark export db@before-upgrade - | zstd > db.img.zst",
 		Args:              cobra.ExactArgs(2),
 		ValidArgsFunction: a.completeExport,
-		RunE:              func(c *cobra.Command, args []string) error { return a.exportVolume(c, args[0], args[1], force) },
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.exportVolume(c, args[0], args[1], format.value, force)
+		},
 	}
 	c.Flags().BoolVar(&force, "force", false, "overwrite FILE")
+	c.Flags().Var(&format, "format", "format of FILE")
+	completeWords(c, "format", imageFormats)
 	return exits(c, exitNotFound, exitTaken, exitNoServer)
 }
 
@@ -37,28 +50,90 @@ func (a *app) completeExport(c *cobra.Command, args []string, to string) ([]stri
 	return a.complete(1, listSnapshotNames, listVolumeNames)(c, args, to)
 }
 
-func (a *app) exportVolume(c *cobra.Command, name, file string, force bool) error {
+func (a *app) exportVolume(c *cobra.Command, name, file, format string, force bool) error {
 	server, err := a.server()
 	if err != nil {
 		return err
 	}
-	dst, err := openTarget(file, force)
-	if err != nil {
-		return err
+	if format == formatAuto {
+		format = formatBySuffix(file)
 	}
-	bar := newProgress(a.stderr)
-	dataBytes, holeBytes, err := api.Export(c.Context(), server, name, dst, bar.start, bar.add)
-	bar.stop()
-	if err = dst.finish(err); err != nil {
+	var moved amounts
+	switch {
+	case format == formatRaw:
+		moved, err = a.exportRaw(c.Context(), server, name, file, force)
+	case file == "-":
+		return usage("--format %s needs a FILE: only raw goes to the standard output", format)
+	default:
+		moved, err = a.exportConverted(c.Context(), server, name, file, format, force)
+	}
+	if err != nil {
 		return seeVolumes(err)
 	}
 	if file == "-" {
 		return nil // the image is the output
 	}
 	if a.json {
-		return a.printJSON(map[string]any{"name": name, "file": file, "dataBytes": dataBytes, "holeBytes": holeBytes})
+		return a.printJSON(map[string]any{"name": name, "file": file, "format": format, "dataBytes": moved.dataBytes, "holeBytes": moved.holeBytes})
 	}
-	return a.printf("exported %s to %s: %s of data, %s of holes\n", name, file, formatSize(dataBytes), formatSize(holeBytes))
+	return a.printf("exported %s to %s: %s\n", name, file, moved)
+}
+
+func (a *app) exportRaw(ctx context.Context, server api.Client, name, file string, force bool) (moved amounts, err error) {
+	dst, err := openTarget(file, force)
+	if err != nil {
+		return moved, err
+	}
+	bar := newProgress(a.stderr)
+	moved.dataBytes, moved.holeBytes, err = api.Export(ctx, server, name, dst, bar.start, bar.add)
+	bar.stop()
+	return moved, dst.finish(err)
+}
+
+// exportConverted lets qemu-img write the image, over NBD. Whatever can be wrong
+// before is found before FILE is touched.
+func (a *app) exportConverted(ctx context.Context, server api.Client, name, file, format string, force bool) (moved amounts, err error) {
+	if err := needQemuImg(file, format, "; or export it with --format raw"); err != nil {
+		return moved, err
+	}
+	if err := exists(ctx, server, name); err != nil {
+		return moved, err
+	}
+	src, err := a.openNBD(ctx, server, name)
+	if err != nil {
+		return moved, err
+	}
+	defer src.close()
+	path, err := imagePath(file)
+	if err != nil {
+		return moved, err
+	}
+	if moved.dataBytes, moved.holeBytes, err = src.count(src.SizeBytes()); err != nil {
+		return moved, err
+	}
+	dst, err := openTarget(file, force)
+	if err != nil {
+		return moved, err
+	}
+	args := []string{"-f", formatRaw, "-O", format}
+	if format == "vpc" {
+		args = append(args, "-o", "force_size=on") // or it would be rounded up to whole cylinders
+	}
+	err = convert(ctx, newProgress(a.stderr), src.SizeBytes(), append(args, src.uri, path)...)
+	if err == nil {
+		err = checkImage(ctx, file, path, format)
+	}
+	return moved, dst.finish(err)
+}
+
+// exists asks the API for a volume or a snapshot: its errors say more than NBD's.
+func exists(ctx context.Context, server api.Client, name string) (err error) {
+	if strings.Contains(name, "@") {
+		_, err = server.GetSnapshot(ctx, &tidemarkv1.GetSnapshotRequest{Name: name})
+	} else {
+		_, err = server.GetVolume(ctx, &tidemarkv1.GetVolumeRequest{Name: name})
+	}
+	return err
 }
 
 // target is where an export goes.

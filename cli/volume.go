@@ -20,45 +20,96 @@ func (a *app) volumeCommand() *cobra.Command {
 
 func (a *app) volumeCreateCommand() *cobra.Command {
 	var size sizeFlag
+	var from string
 	scope := choice{"request", []string{"request", "session"}}
+	flags := newImageFlags()
 	c := &cobra.Command{
-		Use:   "create NAME --size SIZE",
-		Short: "Create an empty volume",
-		Long: `Create an empty volume. It reads as zeros and takes no space until it is
-written.
+		Use:   "create NAME {--size SIZE | --from FILE}",
+		Short: "Create a volume, empty or from an image",
+		Long: `Create a volume. It is empty: it reads as zeros and takes no space until it is
+written. With --from it begins as the image FILE is; then it is as large as the
+image, rounded up to 4 KiB, or as --size says, which may be more. When FILE
+can't be imported whole, there is no volume. --from - is the standard input, and
+takes --size.
 
 NAME is a letter or a digit, then up to 62 letters, digits, dots, underscores
 and hyphens. SIZE is a number of bytes, or of KiB, MiB, GiB, TiB (10G is 10GiB).
 
 --scope says what a preserve waits for on a connection that asks for nothing
-else: request, each command by itself, or session, the whole connection.`,
-		Example: "  tidemark volume create db --size 10GiB\n  tidemark volume create jobs --size 512M --scope session",
+else: request, each command by itself, or session, the whole connection.
+
+` + formatHelp,
+		Example: "  tidemark volume create db --size 10GiB\n  tidemark volume create web --from debian.qcow2 --size 40GiB\n  tidemark volume create jobs --size 512M --scope session",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			return a.createVolume(c, args[0], int64(size), tidemarkv1.Scope(scope.number()))
+			request := &tidemarkv1.CreateVolumeRequest{Name: args[0], SizeBytes: int64(size), Scope: tidemarkv1.Scope(scope.number())}
+			switch {
+			case from != "":
+				return a.createVolumeFrom(c, request, from, flags)
+			case c.Flags().Changed("format") || c.Flags().Changed("allow-backing"):
+				return usage("--format and --allow-backing are of no use without --from FILE")
+			case size == 0:
+				return usage("give --size SIZE for an empty volume, or --from FILE for one that begins as an image")
+			}
+			return a.createVolume(c, request)
 		},
 	}
 	c.Flags().Var(&size, "size", "size of the volume")
 	c.Flags().Var(&scope, "scope", "scope of a plain connection")
-	mustHave(c, "size")
+	c.Flags().StringVar(&from, "from", "", "image `FILE` that the volume begins as")
+	flags.add(c)
 	completeWords(c, "scope", scope.allowed)
 	c.ValidArgsFunction = cobra.NoFileCompletions
 	return exits(c, exitTaken, exitNoServer)
 }
 
-func (a *app) createVolume(c *cobra.Command, name string, sizeBytes int64, scope tidemarkv1.Scope) error {
+const otherVolumeName = "choose another name, or see tidemark volume list"
+
+func (a *app) createVolume(c *cobra.Command, request *tidemarkv1.CreateVolumeRequest) error {
 	server, err := a.server()
 	if err != nil {
 		return err
 	}
-	r, err := server.CreateVolume(c.Context(), &tidemarkv1.CreateVolumeRequest{Name: name, SizeBytes: sizeBytes, Scope: scope})
+	r, err := server.CreateVolume(c.Context(), request)
 	if err != nil {
-		return hint(err, tidemarkv1.Reason_REASON_EXISTS, "choose another name, or see tidemark volume list")
+		return hint(err, tidemarkv1.Reason_REASON_EXISTS, otherVolumeName)
 	}
 	if a.json {
 		return a.printJSON(asVolume(r.GetVolume()))
 	}
-	return a.printf("created volume %s, %s\n", name, formatSize(r.GetVolume().GetSizeBytes()))
+	return a.printf("created volume %s, %s\n", request.GetName(), formatSize(r.GetVolume().GetSizeBytes()))
+}
+
+func (a *app) createVolumeFrom(c *cobra.Command, request *tidemarkv1.CreateVolumeRequest, file string, flags *imageFlags) error {
+	server, err := a.server()
+	if err != nil {
+		return err
+	}
+	src, err := openSource(c.Context(), file, flags)
+	if err != nil {
+		return err
+	}
+	defer src.close()
+	switch sizeBytes := request.GetSizeBytes(); {
+	case sizeBytes == 0 && src.sizeBytes < 0:
+		return usage("the size of %s is not known before its end: give --size too", file)
+	case sizeBytes == 0:
+		request.SizeBytes = src.volumeBytes()
+	case sizeBytes < src.sizeBytes:
+		return usage("--size is %d bytes, and the image has %d: give as much, or leave --size out", sizeBytes, src.sizeBytes)
+	}
+	moved, err := a.createFrom(c, server, src, request, otherVolumeName)
+	if err != nil {
+		return err
+	}
+	r, err := server.GetVolume(c.Context(), &tidemarkv1.GetVolumeRequest{Name: request.GetName()})
+	if err != nil {
+		return err
+	}
+	if a.json {
+		return a.printJSON(asVolume(r.GetVolume()))
+	}
+	return a.printf("created volume %s, %s, from %s: %s\n", request.GetName(), formatSize(r.GetVolume().GetSizeBytes()), file, moved)
 }
 
 func (a *app) volumeListCommand() *cobra.Command {

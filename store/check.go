@@ -115,11 +115,6 @@ func (r *CheckReport) checkVolume(fsys vfs.FS, dir string, v catalog.VolumeState
 		r.found("volume %s: %s", v.Name, f)
 	}
 	for _, l := range v.Chain {
-		if l.Table > 0 {
-			if _, _, err := sealed.ReadTable(fsys, imagesDir(dir), l.Image, l.Table); err != nil {
-				r.found("volume %s: %v", v.Name, err)
-			}
-		}
 		if l.Snapshot == nil {
 			continue
 		}
@@ -147,29 +142,9 @@ func journalOf(fsys vfs.FS, dir string, v catalog.VolumeState) journal.Options {
 	return o
 }
 
-// tablesOf reads the tables of a chain. Errors: those of journal and image/sealed.
-func tablesOf(fsys vfs.FS, dir string, v catalog.VolumeState) (map[image.ID]*lookup.Table, error) {
-	tables, err := journal.Read(journalOf(fsys, dir, v))
-	if err != nil {
-		return nil, err
-	}
-	for _, l := range v.Chain {
-		if l.Table > 0 {
-			t, _, e := sealed.ReadTable(fsys, imagesDir(dir), l.Image, l.Table)
-			err = errors.Join(err, e)
-			tables[l.Image] = t
-		}
-	}
-	return tables, err
-}
-
 // checkSealed holds the checksum files of a volume against its tables, its
 // hashes against the sums, each from the one before, and the data against both.
 func (r *CheckReport) checkSealed(fsys vfs.FS, dir string, v catalog.VolumeState, o CheckOptions) {
-	tables, err := tablesOf(fsys, dir, v)
-	if err != nil {
-		return // checkVolume said so
-	}
 	var chain sealed.Chain
 	var hash sealed.Hash
 	for _, l := range v.Chain {
@@ -180,13 +155,18 @@ func (r *CheckReport) checkSealed(fsys vfs.FS, dir string, v catalog.VolumeState
 		if l.Snapshot != nil {
 			where = fmt.Sprintf("snapshot %s@%s: image %d", v.Name, l.Snapshot.Name, l.Image)
 		}
-		sums, err := checkSums(fsys, dir, l, tables[l.Image])
+		table, _, err := sealed.ReadTable(fsys, imagesDir(dir), l.Image, l.Table)
+		if err != nil {
+			r.found("%s: %v", where, err)
+			return // the next hash rests on it
+		}
+		sums, err := checkSums(fsys, dir, l, table)
 		if err != nil {
 			r.found("%s: %v", where, err)
 			return // the next hash rests on it
 		}
 		defer func() { _ = sums.Close() }() // only read
-		chain = append(chain, sealed.Layer{Table: tables[l.Image], Sums: sums})
+		chain = append(chain, sealed.Layer{Table: table, Sums: sums})
 		hash, err = chain.Hash(context.Background(), hash)
 		if err == nil && hash.String() != l.Hash && !l.Punched {
 			err = fmt.Errorf("%w: its sums and those below make the hash %s, and %s was recorded", ErrCorrupt, hash, l.Hash)
@@ -196,7 +176,7 @@ func (r *CheckReport) checkSealed(fsys vfs.FS, dir string, v catalog.VolumeState
 		}
 		if !o.Quick && !r.read[l.Image] {
 			r.read[l.Image] = true
-			if err := r.checkData(fsys, dir, where, l, tables[l.Image]); err != nil {
+			if err := r.checkData(fsys, dir, where, l, table); err != nil {
 				r.found("%s: %v", where, err)
 			}
 		}

@@ -7,13 +7,14 @@ import (
 
 	"github.com/tidemark/tidemark/catalog"
 	"github.com/tidemark/tidemark/image"
+	"github.com/tidemark/tidemark/internal/yield"
 	"github.com/tidemark/tidemark/lookup"
 	"github.com/tidemark/tidemark/volume"
 )
 
 // DeleteSnapshot takes the name of a snapshot away, durably, and returns: nothing
 // is copied. Blocks that nobody can see any more give their room back in the
-// background (type puncher); the others stay where they lie, in an image without a
+// background (punch); the others stay where they lie, in an image without a
 // name. Errors: ErrInvalid, ErrNotFound, ErrDraining; ErrInUse if a client has it
 // open or it is being verified.
 func (s *Store) DeleteSnapshot(full string) error {
@@ -23,16 +24,7 @@ func (s *Store) DeleteSnapshot(full string) error {
 	if err != nil {
 		return err
 	}
-	var due []image.ID
-	err = k.Retire(func() error {
-		s.chains.RLock()
-		defer s.chains.RUnlock()
-		return s.catalog.Update(func(tx *catalog.Tx) error {
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			return s.dropName(tx, d, k, &due)
-		})
-	})
+	due, err := s.nameless(d, k)
 	switch {
 	case errors.Is(err, volume.ErrBusy):
 		return fmt.Errorf("snapshot %s is %w: a client has it open; disconnect it first", full, ErrInUse)
@@ -40,7 +32,6 @@ func (s *Store) DeleteSnapshot(full string) error {
 		return fmt.Errorf("delete snapshot %s: %w", full, err)
 	}
 	s.mu.Lock()
-	d.forget(k)
 	empty := d.record.Past && len(d.snapshots) == 0
 	s.mu.Unlock()
 	if empty { // of a past that nobody can see any more nothing is left
@@ -64,6 +55,34 @@ func (s *Store) deletable(full string) (*disk, *volume.VLUN, error) {
 	}
 	return d, k, nil
 }
+
+// nameless takes the name of a VLUN away, on the disk and then in memory. Nobody
+// records anything of a sealed image between the two: it would bring the name back.
+func (s *Store) nameless(d *disk, k *volume.VLUN) (due []image.ID, err error) {
+	s.chains.Lock()
+	defer s.chains.Unlock()
+	err = k.Retire(func() error {
+		return s.catalog.Update(func(tx *catalog.Tx) error {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return s.dropName(tx, d, k, &due)
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	yield.Here("delete: recorded")
+	if nameDropped != nil {
+		nameDropped()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d.forget(k)
+	return due, nil
+}
+
+// Tests do something between the two.
+var nameDropped func()
 
 // Freed returns how many bytes of data would be given back if all of these
 // snapshots were deleted, and nobody wrote meanwhile: exact, from the tables alone.

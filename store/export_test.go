@@ -1,5 +1,7 @@
 package store
 
+import "github.com/tidemark/tidemark/volume"
+
 // Checkpoint folds the journal of a volume, as its growth would have it folded.
 func (s *Store) Checkpoint(name string) error {
 	d, err := s.disk(name)
@@ -35,4 +37,23 @@ func (s *Store) AwaitPunches() {
 	for len(q.queue)+len(q.punches) > 0 || q.working {
 		q.rested.Wait()
 	}
+}
+
+// RecordWhileNameless records the image of a snapshot when a delete has taken the
+// name away on the disk and not yet in memory, if anybody can at that time, and lets
+// nothing be punched, which records the image too. restore ends the first.
+func (s *Store) RecordWhileNameless(full string) (restore func()) {
+	s.mu.Lock()
+	d, k, _, _ := s.snapshotLocked(full)
+	s.mu.Unlock()
+	s.sealer.mu.Lock()
+	s.sealer.opened = false
+	s.sealer.mu.Unlock()
+	nameDropped = func() {
+		if s.chains.TryRLock() {
+			s.chains.RUnlock()
+			_ = s.putLinks(d, volume.Sealed, k)
+		}
+	}
+	return func() { nameDropped = nil }
 }

@@ -408,3 +408,20 @@ func TestWhatIsInUseOrUnknownIsNotDeletedClonedOrRolledBack(t *testing.T) {
 }
 
 func second[T any](_ T, err error) error { return err }
+
+// A seal, a scrub or a verification may record what it knows of an image while the
+// snapshot on it is deleted.
+func TestADeletedSnapshotDoesNotComeBackThroughWhatIsRecordedBesideIt(t *testing.T) {
+	l := newLife(t, 1)
+	l.write("v")
+	snap := l.preserve("v")
+	l.must(l.store.WaitSealed(t.Context(), snap))
+	t.Cleanup(l.store.RecordWhileNameless(snap))
+	l.must(l.store.DeleteSnapshot(snap))
+	delete(l.holds, snap)
+	l.reopen()
+	if list, err := l.store.Snapshots("v"); err != nil || len(list) > 0 {
+		t.Errorf("%+v, %v; want none", list, err)
+	}
+	l.check()
+}

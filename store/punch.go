@@ -32,10 +32,10 @@ import (
 //  3. A covering entry that is not sealed is flushed before its word counts, so
 //     that no crash takes it back.
 //  4. Crash-safe: the records say Punched first, of every view that may lose a
-//     block, and Due (what the file has beyond its table is rubbish); then the table file is replaced; then
-//     the table in memory; then the storage goes; then Due ends. At any point
-//     before that the next life begins again, and punches all that the table has
-//     not.
+//     block, and Due (what the file has beyond its table is rubbish); then the
+//     table file is replaced; then the table in memory; then the storage goes;
+//     then Due ends. At any point before that the next life begins again, and
+//     punches all that the table has not.
 //  5. It runs where seals run: a seal reads tables and sums of older images.
 //
 // Rejected: moving the blocks that live into the neighbour (copies what a user

@@ -78,7 +78,7 @@ const DefaultSumCacheBytes = sealed.DefaultCacheBytes
 //
 // Three locks, and none that a request takes. mu guards the maps and what they
 // hold, and is never held across I/O. admin orders the commands that change the
-// set of volumes and is held across theirs.
+// set of volumes and is held across theirs; chains is between the two.
 type Store struct {
 	fs       vfs.FS
 	dir      string
@@ -99,8 +99,8 @@ type Store struct {
 	admin sync.Mutex
 
 	// chains is held by who records what is known of sealed images in all chains
-	// that they stand in, and alone by who makes another such chain. It is taken
-	// before mu, and held across a commit of the catalog.
+	// that they stand in, and alone by who makes or ends such a chain, or takes a name
+	// out of one. It is taken before mu, and held across a commit of the catalog.
 	chains sync.RWMutex
 
 	mu        sync.Mutex
@@ -339,12 +339,10 @@ func (s *Store) release() (err error) {
 	gone := map[image.ID]bool{}
 	for _, d := range s.byVolume {
 		d.endCheckpoints()
-		closed := map[image.ID]bool{}
-		for id := range d.images {
-			closed[id] = gone[id]
-			gone[id] = true
-		}
-		err = errors.Join(err, d.close(func(id image.ID) bool { return closed[id] }))
+		err = errors.Join(err, d.close(func(id image.ID) (closed bool) {
+			closed, gone[id] = gone[id], true
+			return closed
+		}))
 	}
 	s.spares.close()
 	if s.catalog.Catalog != nil {
@@ -646,8 +644,8 @@ func (s *Store) deleteBranch(d *disk) error {
 	d.files.Lock() // a seal of it that is under way ends first
 	defer d.files.Unlock()
 	var unknown error
-	s.chains.RLock() // until nobody finds it among the holders of its images
-	unlock := sync.OnceFunc(s.chains.RUnlock)
+	s.chains.Lock() // until nobody finds it among the holders of its images
+	unlock := sync.OnceFunc(s.chains.Unlock)
 	defer unlock()
 	var due []image.ID
 	err := s.engine.RemoveVolume(d.volume, func() error {

@@ -206,7 +206,7 @@ var all = []mutant{
 	{
 		name: "punch: what covers a block is not flushed first", file: "store/punch.go",
 		old: "			return k.Volume().Flush()\n", new: "			return nil\n",
-		packages: "./store", tests: "ALife", flags: "-life.crashes 60",
+		packages: "./store", tests: "ABlockThatNothing",
 	},
 	{
 		name: "punch: hashes that are lost are not recorded as such", file: "store/punch.go",

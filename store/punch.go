@@ -253,9 +253,7 @@ func (s *Store) shrink(k *volume.VLUN, rec *seal, dead []lookup.Extent) error {
 	s.mu.Lock()
 	rec.table = mark
 	s.mu.Unlock()
-	for _, x := range dead {
-		k.Table().Set(x.Block, x.Count, lookup.Absent)
-	}
+	k.Table().Replace(smaller)
 	return nil
 }
 
@@ -318,7 +316,7 @@ func (s *Store) dropImage(k *volume.VLUN) error {
 	if err != nil {
 		return fmt.Errorf("drop image %d: %w", id, err)
 	}
-	k.Table().Set(0, lookup.MaxBlocks, lookup.Absent)
+	k.Table().Replace(lookup.NewTable())
 	s.mu.Lock()
 	for _, h := range holders {
 		delete(h.disk.images, id)

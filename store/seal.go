@@ -229,6 +229,7 @@ func (s *Store) seal(ctx context.Context, k *volume.VLUN) error {
 		return errors.Join(err, img.CloseSums())
 	}
 	s.sealedAs(d, k, img)
+	k.Table().Pack()
 	s.leaveJournal(d, k)
 	return nil
 }

@@ -51,7 +51,7 @@ func ReadTable(fsys vfs.FS, dir string, id image.ID, atLeast uint64) (t *lookup.
 	defer func() { _ = f.Close() }() // only read
 	sizeBytes, err := f.Size()
 	if err == nil {
-		t, mark, err = lookup.DecodeFile(f, sizeBytes, 0, uint64(id))
+		t, mark, err = lookup.DecodeFile(f, sizeBytes, 0, uint64(id), lookup.DecodePacked)
 	}
 	switch {
 	case errors.Is(err, lookup.ErrCorrupt):

@@ -52,7 +52,7 @@ func (s *Store) punch(ctx context.Context, id image.ID) error {
 	d.files.Lock() // a delete of the volume waits for the end of this
 	defer d.files.Unlock()
 	img, ok := k.Image().(*sealed.Image)
-	if d.deleted || !ok || img.Lost() != nil {
+	if d.deleted || !ok || img.Lost() != nil || s.isStuck(id) {
 		return nil
 	}
 	s.mu.Lock()
@@ -85,6 +85,14 @@ func (s *Store) punch(ctx context.Context, id image.ID) error {
 	}
 	if err := punchAbsent(ctx, img, k.Table(), k.SizeBytes()); err != nil {
 		return fmt.Errorf("punch image %d: %w", id, err)
+	}
+	s.mu.Lock()
+	punched := rec.punched
+	s.mu.Unlock()
+	if !punched { // else the sums may be more than the table's
+		if err := s.exactSums(ctx, k, rec); err != nil {
+			return fmt.Errorf("punch image %d: %w", id, err)
+		}
 	}
 	s.mu.Lock()
 	rec.due = false

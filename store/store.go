@@ -26,6 +26,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"math"
 	"path"
 	"slices"
 	"strings"
@@ -65,6 +66,12 @@ type Options struct {
 	// ReclaimEvery is the period in which images without a name are looked at for
 	// blocks that nobody sees any more; 0: only when a snapshot or volume is deleted.
 	ReclaimEvery time.Duration
+	// FoldAbove is from how many images without a name a volume on the cheapest are
+	// folded into their neighbours; 0: DefaultFoldAbove, negative: never.
+	FoldAbove int
+	// ReclaimBytesPerSecond limits how fast folding copies; 0:
+	// DefaultReclaimBytesPerSecond.
+	ReclaimBytesPerSecond int64
 	// SumCacheBytes limits the memory for checksums of sealed images; 0:
 	// DefaultSumCacheBytes.
 	SumCacheBytes int64
@@ -96,6 +103,13 @@ type Store struct {
 	rot      chan rotten
 	recovery []string
 
+	foldAbove   int
+	reclaimRate int64 // bytes a second
+
+	// looking is held by verifications, which share it, and by who changes through
+	// which image a block is shown.
+	looking sync.RWMutex
+
 	admin sync.Mutex
 
 	// chains is held by who records what is known of sealed images in all chains
@@ -106,7 +120,8 @@ type Store struct {
 	mu        sync.Mutex
 	volumes   map[string]*disk // by name; not those that a rollback has left behind
 	byVolume  map[*volume.Volume]*disk
-	reserved  map[string]bool // VOLUME@SNAP names of preserves on their way
+	reserved  map[string]bool   // VOLUME@SNAP names of preserves on their way
+	stuck     map[image.ID]bool // a fold has failed, and nobody touches their files
 	closed    bool
 	preserves sync.WaitGroup
 }
@@ -167,7 +182,7 @@ func Open(dir string, o Options) (_ *Store, err error) {
 	}
 	s := &Store{
 		fs: o.FS, dir: dir, logger: o.Logger,
-		volumes: map[string]*disk{}, byVolume: map[*volume.Volume]*disk{}, reserved: map[string]bool{},
+		volumes: map[string]*disk{}, byVolume: map[*volume.Volume]*disk{}, reserved: map[string]bool{}, stuck: map[image.ID]bool{},
 	}
 	if err := s.takeDirectory(); err != nil {
 		return nil, err
@@ -180,6 +195,10 @@ func Open(dir string, o Options) (_ *Store, err error) {
 	if s.reserve, err = openReserve(s.fs, dir, o.ReserveBytes); err != nil {
 		return nil, fmt.Errorf("open %s: %w", dir, err)
 	}
+	if s.foldAbove = cmp.Or(o.FoldAbove, DefaultFoldAbove); s.foldAbove < 0 {
+		s.foldAbove = math.MaxInt
+	}
+	s.reclaimRate = cmp.Or(o.ReclaimBytesPerSecond, DefaultReclaimBytesPerSecond)
 	s.records, s.journals = records{s.fs, s.reserve}, o.JournalBytes
 	s.catalog.reserve = s.reserve
 	if s.catalog.Catalog, err = catalog.Open(s.fs, catalogName(dir)); err != nil {

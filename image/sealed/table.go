@@ -84,7 +84,7 @@ func List(fsys vfs.FS, dir string) (ids []image.ID, halves []string, err error) 
 	}
 	for _, name := range names {
 		stem, suffix := name[:len(name)-len(path.Ext(name))], path.Ext(name)
-		if suffix == vfs.TempSuffix && strings.HasSuffix(stem, tableSuffix) {
+		if suffix == vfs.TempSuffix && (strings.HasSuffix(stem, tableSuffix) || strings.HasSuffix(stem, sumsSuffix)) {
 			halves = append(halves, path.Join(dir, name))
 			continue
 		}

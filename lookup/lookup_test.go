@@ -60,7 +60,11 @@ func TestATableAnswersLikeAPlainMap(t *testing.T) {
 				}
 			},
 			"clone": func(*rapid.T) { table = table.Clone() },
-			"code":  func(t *rapid.T) { table = mustDecode(t, mustEncode(t, table)) },
+			"fold": func(t *rapid.T) {
+				b, _ := anyRange(t)
+				table.Fold(b / LeafBlocks * LeafBlocks)
+			},
+			"code": func(t *rapid.T) { table = mustDecode(t, mustEncode(t, table)) },
 			"pack": func(t *rapid.T) {
 				if packed, err := DecodePacked(bytes.NewReader(mustEncode(t, table))); err != nil || !slices.Equal(slices.Collect(packed.Extents(0, MaxBlocks)), slices.Collect(table.Extents(0, MaxBlocks))) {
 					t.Fatalf("%v decodes to %v, %v", table, packed, err)
@@ -114,6 +118,13 @@ func TestAnIndexAnswersLikeAPlainMap(t *testing.T) {
 				x.Set(b, n, e)
 				for i := range BlockNum(n) {
 					model[b+i] = e
+				}
+			},
+			"fold": func(t *rapid.T) {
+				b, _ := anyRange(t)
+				x.Fold(b / LeafBlocks * LeafBlocks)
+				if n := int64(len(slices.Collect(x.Dense()))); n != x.DenseLeaves() {
+					t.Fatalf("DenseLeaves = %d, and there are %d", x.DenseLeaves(), n)
 				}
 			},
 			"run": func(t *rapid.T) {
@@ -431,5 +442,26 @@ func TestAThousandScatteredBlocksTakeTenKilobytesPacked(t *testing.T) {
 	table.Replace(NewTable())
 	if data, zero := table.Counts(); data+zero > 0 || table.MemoryBytes() > 500 {
 		t.Errorf("%v: want nothing", table)
+	}
+}
+
+func TestZerosInHalvesOfLeavesCostNothingOnceFolded(t *testing.T) {
+	x, table := NewIndex(), NewTable()
+	for b := BlockNum(0); b < 100*LeafBlocks; b += LeafBlocks / 2 {
+		x.Set(b, LeafBlocks/2, MakeEntry(1, Zero))
+		table.Set(b, LeafBlocks/2, Zero)
+	}
+	if x.DenseLeaves() != 100 {
+		t.Errorf("%d dense leaves, want 100", x.DenseLeaves())
+	}
+	for b := range x.Dense() {
+		x.Fold(b)
+		table.Fold(b)
+	}
+	if x.DenseLeaves() != 0 || x.MemoryBytes()+table.MemoryBytes() > 64<<10 {
+		t.Errorf("%d dense leaves, %d and %d bytes", x.DenseLeaves(), x.MemoryBytes(), table.MemoryBytes())
+	}
+	if e, n := x.Run(0, 200*LeafBlocks); e != MakeEntry(1, Zero) || n != 100*LeafBlocks {
+		t.Errorf("Run = %v, %d", e, n)
 	}
 }

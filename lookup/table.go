@@ -27,8 +27,8 @@ import (
 //     wins, the others use its leaf, and no block has changed by it.
 //  3. A dense leaf leaves its place only in a Set that covers the leaf from end
 //     to end. Its caller holds all locks of the leaf, so no other Set is between
-//     loading the pointer and changing a word, and no change is lost. Nothing
-//     else folds a dense leaf that has become uniform, except Clone in its copy.
+//     loading the pointer and changing a word, and no change is lost. Or in a Fold,
+//     under the same locks.
 //  4. Sentinels are never written.
 //  5. A table that nobody sets blocks in any more may be packed: its runs are
 //     published, then forms is counted, then the leaves go. Who looked at leaves
@@ -285,6 +285,16 @@ func (l *leaf) set(i, n uint64, s State, d *delta) {
 		}
 		i += k
 		n -= k
+	}
+}
+
+// Fold makes the leaf that begins at block b cost nothing, if all its blocks have the
+// same state. The caller holds the exclusive locks of all of them.
+func (t *Table) Fold(b BlockNum) {
+	if c := t.cell(b); c != nil {
+		if l := c.Load(); l != nil {
+			c.Store(l.folded())
+		}
 	}
 }
 

@@ -141,7 +141,7 @@ func (s *service) ListSnapshots(ctx context.Context, r *tidemarkv1.ListSnapshots
 		return nil, wireError(err, nil)
 	} // who may not read the volume does not learn that there is none
 	list = visible(ctx, s, rpc.TidemarkServiceListSnapshotsProcedure, list, func(v store.SnapshotInfo) []string { return []string{v.Volume + "@" + v.Name} })
-	return &tidemarkv1.ListSnapshotsResponse{Snapshots: each(list, toSnapshot)}, nil
+	return &tidemarkv1.ListSnapshotsResponse{Snapshots: each(list, toSnapshot), Reclaim: toReclaim(s.store.Reclaiming())}, nil
 }
 
 func (s *service) GetSnapshot(ctx context.Context, r *tidemarkv1.GetSnapshotRequest) (*tidemarkv1.GetSnapshotResponse, error) {

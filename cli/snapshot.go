@@ -36,7 +36,10 @@ or interrupted (the server or the machine stopped: all that was flushed).
 VERIFIED is what came of the last comparison with its checksums: ok, bad,
 running, or - for none yet. HASH is the beginning of its content hash.
 
-WAITS-FOR names the processes and older snapshots that keep it draining.`,
+WAITS-FOR names the processes and older snapshots that keep it draining.
+
+While the room of deleted snapshots is given back, a line on stderr says how far
+that is.`,
 		Example:           "  tidemark snapshot list\n  tidemark snapshot ls db --json | jq -r '.snapshots[].snapshot'",
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: a.completeVolumes(1),
@@ -54,7 +57,7 @@ func (a *app) listSnapshots(c *cobra.Command, volume string) error {
 		return seeVolumes(err)
 	}
 	if a.json {
-		return a.printJSON(map[string]any{"snapshots": each(r.GetSnapshots(), asSnapshot)})
+		return a.printJSON(map[string]any{"snapshots": each(r.GetSnapshots(), asSnapshot), "reclaim": asReclaim(r.GetReclaim())})
 	}
 	rows := each(r.GetSnapshots(), func(s *tidemarkv1.Snapshot) []string {
 		return []string{
@@ -63,7 +66,11 @@ func (a *app) listSnapshots(c *cobra.Command, volume string) error {
 			verificationWord(s.GetVerification()), fmt.Sprintf("%.12s", orDash(s.GetHash())), orDash(strings.Join(s.GetWaitsFor(), ",")),
 		}
 	})
-	return a.printTable("SNAPSHOT CUT AGE STATE HOLDS SIZE DATA CONFLICTS VERIFIED HASH WAITS-FOR", rows)
+	err = a.printTable("SNAPSHOT CUT AGE STATE HOLDS SIZE DATA CONFLICTS VERIFIED HASH WAITS-FOR", rows)
+	if text := reclaimText(r.GetReclaim()); err == nil && text != "" {
+		_, err = fmt.Fprintln(a.stderr, text)
+	}
+	return err
 }
 
 func fullName(s *tidemarkv1.Snapshot) string { return s.GetVolume() + "@" + s.GetName() }

@@ -123,6 +123,9 @@ func (f *fold) run(ctx context.Context, idle func()) error {
 	}
 	s.looking.Unlock()
 	f.taken = missing(f.lower.Table(), f.upper.Table())
+	data, _ := f.taken.Counts()
+	s.reclaiming.begin(f.lower.ImageID(), true, int64(data)*lookup.BlockSize)
+	defer s.reclaiming.end()
 	due, err := f.begin()
 	if err != nil {
 		return err
@@ -202,6 +205,7 @@ func (f *fold) copy(ctx context.Context, idle func()) error {
 				return err
 			}
 			x.Block, x.Count = x.Block+lookup.BlockNum(n), x.Count-n
+			f.store.reclaiming.done(int64(len(data)))
 			if err := f.pause(ctx, int64(len(data)), time.Since(begun)); err != nil {
 				return err
 			}

@@ -104,6 +104,7 @@ type Store struct {
 	rot      chan rotten
 	recovery []string
 
+	reclaiming  reclaiming
 	foldAbove   int
 	reclaimRate int64 // bytes a second
 
@@ -791,6 +792,11 @@ func (snap *snapshot) settle() {
 
 // removeFiles unlinks what a volume had on disk. The catalog is free of it.
 func (s *Store) removeFiles(d *disk, but func(image.ID) bool) (err error) {
+	for _, k := range d.volume.VLUNs() {
+		if !but(k.ImageID()) {
+			s.reclaiming.gave(dataBytes(k))
+		}
+	}
 	for id := range d.images {
 		if !but(id) {
 			err = errors.Join(err, s.removeImage(id))

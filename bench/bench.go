@@ -30,6 +30,7 @@ var sections = []section{
 	{"stalls", "the latency of requests near snapshots and apart from them", (*bench).stallSteps},
 	{"chain", "reads from a volume with a thousand snapshots", (*bench).chainSteps},
 	{"preserve", "the time that a preserve takes", (*bench).preserveSteps},
+	{"scale", "a directory with a thousand snapshots and a thousand volumes: times of commands, memory", (*bench).scaleSteps},
 	{"verify", "what was written is there, and in the snapshots what was there", (*bench).verifySteps},
 }
 

@@ -14,7 +14,7 @@ func page(records []record, plots []string) string {
 	p := &pager{results: results(records), plots: plots}
 	// The parts come first: they find which goals were missed.
 	for _, part := range []func(){
-		p.throughput, p.light, p.tls, p.floor, p.after, p.stalls, p.chain, p.preserve, p.verify, p.commands,
+		p.throughput, p.light, p.tls, p.floor, p.after, p.stalls, p.chain, p.preserve, p.scale, p.verify, p.commands,
 	} {
 		part()
 	}
@@ -350,7 +350,7 @@ func (p *pager) stalls() {
 
 func (p *pager) stallVerdict(name string, own, beside results) []string {
 	goal := goalStall
-	if strings.Contains(name, scrubLoad().name) || strings.Contains(name, crowdLoad().name) {
+	if strings.Contains(name, scrubLoad().name) || strings.Contains(name, crowdLoad().name) || strings.Contains(name, "deleted and folded") {
 		goal = goalBusyStall
 	}
 	over := func(value string) float64 { return own.median(value) / beside.median(value) }
@@ -402,6 +402,31 @@ func (p *pager) preserve() {
 			p.judge("p50 of a preserve in ms, "+name, p50, goalPreserveP50, true), p.judge("p99 of a preserve in ms, "+name, p99, goalPreserveP99, true)})
 	}
 	p.table([]string{"volumes", "preserves", "p50", "p99", "max", "sync p50", "p99", "p50", "p99"}, rows)
+}
+
+func (p *pager) scale() {
+	all := p.where("scale", "", "", "")
+	if len(all) == 0 {
+		return
+	}
+	p.say("## A large directory\n\n%d snapshots of a volume of 1 TiB, each with %d blocks written at random since the one before, and %d more volumes,", scaleSnapshots, scaleBlocks, scaleVolumes)
+	p.say("in one directory. A time is that of the whole command, the program's start included; the first line is a command that does nothing.\n")
+	var rows [][]string
+	for _, name := range all.cases() {
+		own := all.where("", name, "", "")
+		for _, value := range []string{"p50Millis", "maxMillis", "seconds", "MiB"} {
+			v, goal := own.median(value), scaleGoals[name+", "+value]
+			if math.IsNaN(v) {
+				continue
+			}
+			judged, said := "", ""
+			if goal > 0 {
+				said, judged = number(goal), p.judge(name+", "+value, v, goal, true)
+			}
+			rows = append(rows, []string{name, value, number(v), said, judged})
+		}
+	}
+	p.table([]string{"what", "unit", "value", "goal", ""}, rows)
 }
 
 func (p *pager) verify() {

@@ -96,6 +96,7 @@ type server struct {
 	fresh     func(context.Context) error                                   // nil, or puts it into its state after a snapshot again
 	tidemark  func(ctx context.Context, args ...string) ([]byte, error)     // its command line, if it is one
 	snapshot  func(ctx context.Context, number int, others ...string) error // nil if it has none beside running clients
+	again     func(ctx context.Context) error                               // starts one that was stopped; nil if it can't
 	close     func() error                                                  // nil, or what else there is to close
 }
 
@@ -137,6 +138,10 @@ func startTidemark(b *bench, ctx context.Context, p place) (*server, error) {
 		return nil, err
 	}
 	s := &server{uri: p.uri("v"), process: process, files: p.file("data/images/*.img")}
+	s.again = func(ctx context.Context) (err error) {
+		s.process, err = b.start(ctx, p.dir, p.network, p.addr, b.program, args...)
+		return err
+	}
 	s.tidemark = func(ctx context.Context, args ...string) ([]byte, error) {
 		return output(ctx, b.program, append(args, "--api", "unix:"+p.file("data/api.sock"))...)
 	}

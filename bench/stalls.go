@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,6 +19,7 @@ type sideLoad struct {
 	flags    []string // of the server
 	others   int      // volumes preserved together with it
 	ready    func(context.Context, *server) error
+	command  func(ctx context.Context, s *server, number int) error // nil: a snapshot
 }
 
 const (
@@ -67,6 +69,50 @@ func crowdLoad() sideLoad {
 	return l
 }
 
+// deleteLoad has snapshots that each hold some scattered blocks deleted, in random
+// order, and what they leave folded as soon as it can be.
+func (b *bench) deleteLoad() sideLoad {
+	l := write32
+	l.name += ", while snapshots are deleted and folded"
+	l.flags = []string{"--fold-above", "1", "--reclaim-every", "1s"}
+	order := rand.Perm(b.stallCount)
+	l.ready = func(ctx context.Context, s *server) error {
+		return s.scatter(ctx, b.stallCount, 2000)
+	}
+	l.command = func(ctx context.Context, s *server, number int) error {
+		_, err := s.tidemark(ctx, "snapshot", "delete", fmt.Sprintf("v@s%d", order[number]))
+		return err
+	}
+	return l
+}
+
+// scatter makes snapshots of a volume with so many random blocks written before
+// each, and waits until they are sealed.
+func (s *server) scatter(ctx context.Context, snapshots, blocks int) error {
+	of := int(s.place.sizeBytes / 4096)
+	for i := range snapshots {
+		list := make([]int, blocks)
+		for j := range list {
+			list[j] = rand.IntN(of)
+		}
+		if err := s.writeBlocks(ctx, list); err != nil {
+			return err
+		}
+		preserve := []string{"preserve", "v", "--name", fmt.Sprintf("s%d", i)}
+		if i%scatterSealed == 0 { // ext4 may fail a sync when very many scattered blocks wait for their write-back
+			preserve = append(preserve, "--until", "sealed")
+		}
+		if _, err := s.tidemark(ctx, preserve...); err != nil {
+			return err
+		}
+	}
+	_, err := s.tidemark(ctx, "preserve", "v", "--name", "last", "--until", "sealed")
+	return err
+}
+
+// scatterSealed is after how many snapshots scatter waits for the seals.
+const scatterSealed = 20
+
 func otherVolume(i int) string { return "other" + strconv.Itoa(i) }
 
 // afterSteps take one snapshot of a full volume under load, again and again: of a
@@ -100,6 +146,7 @@ func (b *bench) stallSteps() (steps []step) {
 			{write1, 0.5, b.stallCount, []string{control, "tidemark"}}, {write1, 2, b.stallCount / 4, []string{control, "tidemark"}},
 			{write32, 0.5, b.stallCount, []string{control, "tidemark"}}, {write32, 2, b.stallCount / 4, []string{control, "tidemark"}},
 			{steadyLoad(), 0.5, b.stallCount, []string{control, "tidemark"}}, {steadyLoad(), 2, b.stallCount / 4, []string{control, "tidemark"}},
+			{b.deleteLoad(), 0.5, b.stallCount, []string{control, "tidemark"}},
 			{scrubLoad(), 0.5, b.stallCount, []string{control, "tidemark"}}, {crowdLoad(), 0.5, b.stallCount, []string{control, "tidemark"}},
 			{write1, 2, max(4, b.stallCount/8), []string{storageDaemon.name}}, {write32, 2, max(4, b.stallCount/8), []string{storageDaemon.name}},
 		}
@@ -145,6 +192,9 @@ func (b *bench) besideStep(section string, p peer, l sideLoad, every float64, co
 			return err
 		}
 		command := func(number int) error { return s.snapshot(ctx, number, others...) }
+		if l.command != nil {
+			command = func(number int) error { return l.command(ctx, s, number) }
+		}
 		if with == control {
 			command = func(int) error { _, err := output(ctx, "true"); return err }
 		}

@@ -435,34 +435,40 @@ func (s *Store) below(ctx context.Context, d *disk, k *volume.VLUN) (x sealed.Se
 	return x, err
 }
 
+// writeBack writes an image back in steps of so much data, wherever it lies, and
+// syncs it.
 func writeBack(ctx context.Context, img image.Image, t *lookup.Table) error {
-	for x := range t.Extents(0, lastBlock) {
-		if x.State != lookup.Data {
-			continue
-		}
-		if err := writeBackExtent(ctx, img, int64(x.Block)*lookup.BlockSize, int64(x.Count)*lookup.BlockSize); err != nil {
+	begin, end, dataBytes := int64(0), int64(0), int64(0)
+	step := func() error {
+		if err := ctx.Err(); err != nil || dataBytes == 0 {
 			return err
 		}
+		dataBytes = 0
+		return img.WriteBack(begin, end-begin)
+	}
+	for x := range t.Extents(0, lastBlock) {
+		off, left := int64(x.Block)*lookup.BlockSize, int64(x.Count)*lookup.BlockSize
+		for x.State == lookup.Data && left > 0 {
+			if dataBytes == 0 {
+				begin = off
+			}
+			n := min(left, writeBackStep-dataBytes)
+			off, left, dataBytes = off+n, left-n, dataBytes+n
+			if end = off; dataBytes == writeBackStep {
+				if err := step(); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	if err := errors.Join(step(), ctx.Err()); err != nil {
+		return err
 	}
 	return img.Sync()
 }
 
 // lastBlock is as many blocks as any table has.
 const lastBlock = MaxSizeBytes / lookup.BlockSize
-
-func writeBackExtent(ctx context.Context, img image.Image, off, lengthBytes int64) error {
-	for lengthBytes > 0 {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		n := min(lengthBytes, writeBackStep)
-		if err := img.WriteBack(off, n); err != nil {
-			return err
-		}
-		off, lengthBytes = off+n, lengthBytes-n
-	}
-	return nil
-}
 
 func (s *Store) sealFailed(k *volume.VLUN, err error) {
 	s.mu.Lock()

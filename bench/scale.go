@@ -1,0 +1,151 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// What the directory of section scale holds.
+const (
+	scaleSnapshots = 1000
+	scaleBlocks    = 1000 // written before each
+	scaleVolumes   = 1000
+	scaleBytes     = 1 << 40
+	scaleTimes     = 5 // of each command
+)
+
+// scaleGoals are by case and unit; that commands take milliseconds is a goal in words.
+var scaleGoals = map[string]float64{"open, seconds": 2, "memory after the open, MiB": 1024}
+
+// scaleSteps make a large directory and do with it what people do.
+func (b *bench) scaleSteps() []step {
+	var s *server
+	on := func(run func(context.Context, *server) error) func(context.Context) error {
+		return func(ctx context.Context) error {
+			if s == nil {
+				return nil // said before
+			}
+			return run(ctx, s)
+		}
+	}
+	return []step{
+		{"scale: make a large directory", seconds(180), func(ctx context.Context) (err error) {
+			s, err = b.largeDirectory(ctx)
+			return err
+		}},
+		{"scale: open it", seconds(20), on(b.reopen)},
+		{"scale: commands", seconds(20), on(b.scaleCommands)},
+		{"scale: delete its snapshots", seconds(120), on(b.deleteAll)},
+		{"scale: end", seconds(5), on(func(context.Context, *server) error { return s.end() })},
+	}
+}
+
+func (b *bench) largeDirectory(ctx context.Context) (*server, error) {
+	p, err := b.newPlace("unix")
+	if err != nil {
+		return nil, err
+	}
+	p.sizeBytes, p.flags = scaleBytes, []string{"--scrub-every", "0"}
+	s, err := b.run(ctx, peers[0], p)
+	if err != nil {
+		return nil, err
+	}
+	for i := range scaleVolumes {
+		if err := s.create(ctx, otherVolume(i), scaleBytes); err != nil {
+			return nil, errors.Join(err, s.end())
+		}
+	}
+	if err := s.scatter(ctx, scaleSnapshots, scaleBlocks); err != nil {
+		return nil, errors.Join(err, s.end())
+	}
+	return s, b.scaleMemory(s, "memory with all of it made")
+}
+
+// reopen starts the server again, on what the disk cache still has.
+func (b *bench) reopen(ctx context.Context, s *server) error {
+	for range scaleTimes {
+		if err := s.process.stop(); err != nil {
+			return err
+		}
+		begin := time.Now()
+		if err := s.again(ctx); err != nil {
+			return err
+		}
+		if err := b.add(record{Section: "scale", Case: "open", Peer: "tidemark", Values: map[string]float64{"seconds": time.Since(begin).Seconds()}}); err != nil {
+			return err
+		}
+	}
+	return b.scaleMemory(s, "memory after the open")
+}
+
+// scaleMemory is what the server has in memory of its own, not of files.
+func (b *bench) scaleMemory(s *server, name string) error {
+	text := fieldOf(filepath.Join("/proc", strconv.Itoa(s.process.pid), "status"), "RssAnon")
+	kib, err := strconv.ParseFloat(strings.TrimSuffix(text, " kB"), 64)
+	if err != nil {
+		return fmt.Errorf("memory of the server: %q: %w", text, err)
+	}
+	return b.add(record{Section: "scale", Case: name, Peer: "tidemark", Values: map[string]float64{"MiB": kib / 1024}})
+}
+
+func (b *bench) scaleCommands(ctx context.Context, s *server) error {
+	for _, c := range []struct {
+		name string
+		args func(i string) []string
+	}{
+		{"a command that does nothing", func(string) []string { return []string{"version"} }},
+		{"preserve", func(i string) []string { return []string{"preserve", "v", "--name", "n" + i, "--until", "sealed"} }},
+		{"clone of the newest snapshot", func(i string) []string { return []string{"clone", "v@last", "c" + i} }},
+		{"clone of the oldest snapshot", func(i string) []string { return []string{"clone", "v@s0", "d" + i} }},
+		{"rollback to the newest snapshot", func(i string) []string { return []string{"rollback", "v@last", "--keep", "k" + i} }},
+		{"diff of nothing", func(string) []string { return []string{"snapshot", "diff", "v@n0", "v@n1"} }},
+		{"list of the snapshots", func(string) []string { return []string{"snapshot", "list", "v"} }},
+		{"list of the volumes", func(string) []string { return []string{"volume", "list"} }},
+	} {
+		var millis []float64
+		for i := range scaleTimes {
+			begin := time.Now()
+			if _, err := s.tidemark(ctx, c.args(strconv.Itoa(i))...); err != nil {
+				return err
+			}
+			millis = append(millis, time.Since(begin).Seconds()*1e3)
+		}
+		slices.Sort(millis)
+		if err := b.add(record{Section: "scale", Case: c.name, Peer: "tidemark", Values: map[string]float64{
+			"p50Millis": percentile(millis, 0.5), "maxMillis": percentile(millis, 1),
+		}}); err != nil {
+			return err
+		}
+	}
+	return b.scaleMemory(s, "memory with the clones")
+}
+
+// deleteAll deletes the snapshots in random order, and waits until what they leave
+// is given back and folded.
+func (b *bench) deleteAll(ctx context.Context, s *server) error {
+	begin := time.Now()
+	for _, i := range rand.Perm(scaleSnapshots) {
+		if _, err := s.tidemark(ctx, "snapshot", "delete", fmt.Sprintf("v@s%d", i)); err != nil {
+			return err
+		}
+	}
+	deleted := time.Since(begin)
+	if _, err := s.tidemark(ctx, "snapshot", "delete", "v@last", "--wait"); err != nil {
+		return err
+	}
+	files, err := os.ReadDir(s.place.file("data/images"))
+	if err != nil {
+		return err
+	}
+	return errors.Join(
+		b.add(record{Section: "scale", Case: fmt.Sprintf("delete of %d snapshots", scaleSnapshots), Peer: "tidemark", Values: map[string]float64{"seconds": deleted.Seconds()}}),
+		b.add(record{Section: "scale", Case: "until all is given back", Peer: "tidemark", Values: map[string]float64{"seconds": time.Since(begin).Seconds(), "files": float64(len(files))}}))
+}

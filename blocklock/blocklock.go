@@ -36,7 +36,8 @@ const (
 //
 // Goal: a request waits only for requests that came earlier, overlap with it by
 // at least a block, and are not both shared with it; a wide range (a trim of
-// terabytes) costs a bounded amount; nothing is allocated.
+// terabytes) costs a bounded amount; nothing is allocated, but by
+// who waits.
 //
 // The volume is cut into regions of 32 MiB and each region belongs to one of 64
 // shards. A shard is a mutex and the list, in order of arrival, of an entry for
@@ -101,8 +102,7 @@ func (e *entry) conflicts(with *entry) bool {
 
 // Held is the room that a caller lends for a lock, from Lock to Unlock. The zero
 // value is ready; it must not be copied, and may be used again after Unlock,
-// with any Table. What it allocated, for a first wait or for a range in more than
-// two regions, it keeps.
+// with any Table. What it allocated for a range in more than two regions it keeps.
 type Held struct {
 	inUse    bool
 	shards   uint64        // a bit for each shard entered
@@ -124,6 +124,7 @@ func (t *Table) Lock(h *Held, r Range, m Mode) {
 	if blockers := t.enter(h); blockers > 0 {
 		yield.Here("lock: before its wait")
 		<-h.ready
+		h.ready = nil // a wait costs far more than a channel, and a test may have its next one in another synctest bubble
 	}
 }
 

@@ -14,11 +14,15 @@ import (
 type Slot uint16
 
 // MaxSlot bounds the length of a chain.
-const MaxSlot Slot = 1<<15 - 1
+const MaxSlot Slot = 1<<15 - 2
 
 // Entry says who holds a block: the slot of the newest image that does, and
 // whether it is Zero there. 0: nobody holds it.
 type Entry uint16
+
+// Unknown is the entry of a block of which the index does not say who holds it: ask
+// the tables. Its slot is above that of every image.
+const Unknown = Entry(MaxSlot+1)<<1 | 1
 
 // MakeEntry returns the entry of a block that the image in slot holds in state
 // s: 0 for Absent or slot 0. It panics for a slot past MaxSlot, which would read
@@ -47,7 +51,9 @@ func (e Entry) State() State {
 // Index gives for each block of a volume the entry of the newest image that
 // holds it, so that a read costs the same at one image and at a thousand.
 //
-// The leaf is one value for a uniform stretch, or dense: an entry a block.
+// The leaf is one value for a uniform stretch, or dense: an entry a block. An index
+// may begin blank, Unknown everywhere: then it costs nothing to make for a chain of
+// any length, and what is asked for is learnt.
 //
 //  1. An element of a dense leaf is guarded by the lock of its block alone.
 //     Elements are separate variables: neighbours' writers don't meet.
@@ -57,8 +63,11 @@ func (e Entry) State() State {
 //     to the uniform value: of writers that race here one wins, the others use
 //     its leaf, and no block has changed by it. It becomes uniform as in 2,
 //     or by Fold under the same locks.
+//  4. What a leaf holds is entry XOR blank: so a leaf that was never made says what
+//     the index began with.
 type Index struct {
 	radix[indexCell]
+	blank Entry        // 0 or Unknown
 	dense atomic.Int64 // leaves
 }
 
@@ -72,8 +81,14 @@ type entries [LeafBlocks]Entry
 // NewIndex returns an index in which nobody holds any block.
 func NewIndex() *Index { return new(Index) }
 
+// NewBlankIndex returns an index that knows of no block who holds it.
+func NewBlankIndex() *Index { return &Index{blank: Unknown} }
+
 // Get returns the entry of block b. The caller holds the lock of b.
-func (x *Index) Get(b BlockNum) Entry {
+func (x *Index) Get(b BlockNum) Entry { return x.raw(b) ^ x.blank }
+
+// raw is what a leaf holds of b: see Index, 4.
+func (x *Index) raw(b BlockNum) Entry {
 	c := x.cell(b)
 	if c == nil {
 		return 0
@@ -88,7 +103,7 @@ func (x *Index) Get(b BlockNum) Entry {
 // longest run, at least 1 and at most limit, which is at least 1. The caller
 // holds the locks of all limit blocks.
 func (x *Index) Run(b BlockNum, limit uint64) (Entry, uint64) {
-	e := x.Get(b)
+	e := x.raw(b)
 	n := uint64(1)
 	for n < limit {
 		got, to := x.stretch(b+BlockNum(n), limit-n, e)
@@ -97,10 +112,10 @@ func (x *Index) Run(b BlockNum, limit uint64) (Entry, uint64) {
 			break
 		}
 	}
-	return e, n
+	return e ^ x.blank, n
 }
 
-// stretch is as Table.stretch.
+// stretch is as Table.stretch, for what a leaf holds.
 func (x *Index) stretch(b BlockNum, limit uint64, e Entry) (got, to uint64) {
 	if to = x.unwritten(b, limit); to > 0 {
 		if e != 0 {
@@ -131,6 +146,7 @@ func (x *Index) stretch(b BlockNum, limit uint64, e Entry) (got, to uint64) {
 // the range ends past MaxBlocks.
 func (x *Index) Set(b BlockNum, n uint64, e Entry) {
 	mustLieInVolume(b, n)
+	e ^= x.blank
 	for n > 0 {
 		done := min(n, LeafBlocks-uint64(b%LeafBlocks))
 		if c := x.cell(b); c != nil {
@@ -217,6 +233,46 @@ func (x *Index) Fold(b BlockNum) {
 	c.uniform = l[0]
 	c.dense.Store(nil)
 	x.dense.Add(-1)
+}
+
+// Learn makes the leaf that begins at block b say who holds its blocks, from the
+// tables, as Rebuild. It does nothing if no block of it is Unknown. The caller holds
+// the exclusive locks of all of them.
+func (x *Index) Learn(b BlockNum, tables []*Table) {
+	if _, n := x.Run(b, LeafBlocks); x.knows(b, n) {
+		return
+	}
+	l := new(entries)
+	for i, t := range tables {
+		for ext := range t.Extents(b, LeafBlocks) {
+			l.fill(uint64(ext.Block-b), ext.Count, MakeEntry(Slot(i+1), ext.State))
+		}
+	}
+	for i := uint64(0); i < LeafBlocks; {
+		n := uint64(1)
+		for i+n < LeafBlocks && l[i+n] == l[i] {
+			n++
+		}
+		x.Set(b+BlockNum(i), n, l[i])
+		i += n
+	}
+}
+
+// knows tells whether no block of the leaf at b is Unknown; all of the first n have
+// one entry.
+func (x *Index) knows(b BlockNum, n uint64) bool {
+	if x.Get(b) == Unknown {
+		return false
+	}
+	if n == LeafBlocks {
+		return true
+	}
+	for _, raw := range x.cell(b).dense.Load() {
+		if raw^x.blank == Unknown {
+			return false
+		}
+	}
+	return true
 }
 
 // Rebuild derives the index of a volume from its tables, oldest first: tables[i]

@@ -526,6 +526,7 @@ func (s *Store) addDisk(record catalog.Volume, j *journal.Journal, images map[im
 		d.endCheckpoints()
 		return nil, err
 	}
+	go d.volume.Warm(d.stop)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.byVolume[d.volume] = d

@@ -228,7 +228,7 @@ func (e *Engine) AddVolume(c Config) (*Volume, error) {
 			chain[i].endDrained(l.State)
 		}
 	}
-	v.index = lookup.Rebuild(tables)
+	v.index = newIndex(tables)
 	v.chain.Store(&chain)
 	e.volumes[v] = struct{}{}
 	return v, nil

@@ -22,8 +22,8 @@ func (v *Volume) Moved(ctx context.Context, from, to *VLUN, moved *lookup.Table)
 	for x := range moved.Extents(0, lookup.MaxBlocks) {
 		for x.Count > 0 {
 			n := min(x.Count, movedSpan)
-			if err := v.lockPatiently(ctx, &held, blocklock.Range{First: x.Block, Count: n}); err != nil {
-				return err
+			if !v.lockPatiently(ctx.Done(), &held, blocklock.Range{First: x.Block, Count: n}) {
+				return ctx.Err()
 			}
 			v.repoint(span{x.Block, n}, from.slot, lookup.MakeEntry(to.slot, x.State))
 			v.locks.Unlock(&held)
@@ -37,18 +37,19 @@ func (v *Volume) Moved(ctx context.Context, from, to *VLUN, moved *lookup.Table)
 // well below a microsecond a block.
 const movedSpan = 256
 
-// lockPatiently takes an exclusive lock when nobody holds, or waits for, any of it.
-func (v *Volume) lockPatiently(ctx context.Context, held *blocklock.Held, r blocklock.Range) error {
+// lockPatiently takes an exclusive lock when nobody holds, or waits for, any of it;
+// false if that was not before the end.
+func (v *Volume) lockPatiently(end <-chan struct{}, held *blocklock.Held, r blocklock.Range) bool {
 	pause := 10 * time.Microsecond
 	for !v.locks.TryLock(held, r, blocklock.Exclusive) {
 		select {
-		case <-ctx.Done():
-			return ctx.Err()
+		case <-end:
+			return false
 		case <-time.After(pause):
 		}
 		pause = min(2*pause, 10*time.Millisecond)
 	}
-	return nil
+	return true
 }
 
 // repoint gives those blocks of a span another entry that an image has by the

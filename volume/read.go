@@ -95,7 +95,15 @@ func (v *Volume) find(k *VLUN, b lookup.BlockNum, limit uint64) (j *VLUN, s look
 		return c[e.Slot()-1], e.State(), run
 	}
 	yield.Here("read: index looked")
-	// An image newer than k holds it: the index can't tell, the tables can.
+	// An image newer than k holds it, or nobody has looked yet: the tables can tell.
+	if e == lookup.Unknown {
+		v.wantsWarm(b)
+	}
+	return c.holder(k, b, run)
+}
+
+// holder is R2 by the tables alone.
+func (c chain) holder(k *VLUN, b lookup.BlockNum, run uint64) (j *VLUN, s lookup.State, _ uint64) {
 	for i := int(k.slot) - 1; i >= 0; i-- {
 		s, n := c[i].table.Run(b, run)
 		run = min(run, n)
@@ -170,6 +178,14 @@ func (v *Volume) conflicting(k *VLUN, first lookup.BlockNum, count uint64) iter.
 		c := *v.chain.Load()
 		for end := first + lookup.BlockNum(count); first < end; {
 			e, run := v.index.Run(first, uint64(end-first))
+			if e == lookup.Unknown {
+				var newest *VLUN
+				var s lookup.State
+				e = 0
+				if newest, s, run = c.holder(c[len(c)-1], first, run); newest != nil {
+					e = lookup.MakeEntry(newest.slot, s)
+				}
+			}
 			if e.Slot() > k.slot && !yield(c[k.slot-1:e.Slot()-1], run) {
 				return
 			}

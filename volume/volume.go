@@ -36,6 +36,8 @@ type Volume struct {
 
 	frozen bool // the live VLUN is opened no more; guarded by Engine.mu
 
+	cold chan lookup.BlockNum // leaves of the index that somebody has asked for; of Warm
+
 	tidied int64 // dense leaves of the index that Tidy left; of its caller
 }
 
@@ -55,7 +57,7 @@ func (c chain) at(e Epoch) *VLUN {
 func (c chain) newer(k *VLUN) chain { return c[k.slot:] }
 
 func newVolume(e *Engine, c Config) *Volume {
-	v := &Volume{engine: e, name: c.Name, scope: c.Scope, log: c.Log, locks: blocklock.New()}
+	v := &Volume{engine: e, name: c.Name, scope: c.Scope, log: c.Log, locks: blocklock.New(), cold: make(chan lookup.BlockNum, 64)}
 	v.commits.volume = v
 	return v
 }

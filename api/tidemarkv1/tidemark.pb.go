@@ -361,6 +361,11 @@ const (
 	Reason_REASON_DENIED Reason = 10
 	// What a sealed snapshot has on the disk is not what was sealed (data_loss).
 	Reason_REASON_CORRUPT Reason = 11
+	// Somebody holds the snapshot: it may not be deleted yet (failed_precondition).
+	Reason_REASON_HELD Reason = 12
+	// The clock of the server was moved back, so that nobody can tell what is held
+	// (failed_precondition).
+	Reason_REASON_CLOCK Reason = 13
 )
 
 // Enum value maps for Reason.
@@ -378,6 +383,8 @@ var (
 		9:  "REASON_CLOSED",
 		10: "REASON_DENIED",
 		11: "REASON_CORRUPT",
+		12: "REASON_HELD",
+		13: "REASON_CLOCK",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED": 0,
@@ -392,6 +399,8 @@ var (
 		"REASON_CLOSED":      9,
 		"REASON_DENIED":      10,
 		"REASON_CORRUPT":     11,
+		"REASON_HELD":        12,
+		"REASON_CLOCK":       13,
 	}
 )
 
@@ -1823,7 +1832,14 @@ type Snapshot struct {
 	Hash string `protobuf:"bytes,13,opt,name=hash,proto3" json:"hash,omitempty"`
 	// What is known of its blocks on the disk, from VerifySnapshot and from the
 	// scrub in the background.
-	Verification  *Verification `protobuf:"bytes,14,opt,name=verification,proto3" json:"verification,omitempty"`
+	Verification *Verification `protobuf:"bytes,14,opt,name=verification,proto3" json:"verification,omitempty"`
+	// Target of the schedule that made it; empty: somebody did.
+	Schedule string            `protobuf:"bytes,15,opt,name=schedule,proto3" json:"schedule,omitempty"`
+	Labels   map[string]string `protobuf:"bytes,16,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// It is held until it is released.
+	Held bool `protobuf:"varint,17,opt,name=held,proto3" json:"held,omitempty"`
+	// It is held until then, whoever releases it; it may have passed.
+	HeldUntil     *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=held_until,json=heldUntil,proto3" json:"held_until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1956,6 +1972,914 @@ func (x *Snapshot) GetVerification() *Verification {
 	return nil
 }
 
+func (x *Snapshot) GetSchedule() string {
+	if x != nil {
+		return x.Schedule
+	}
+	return ""
+}
+
+func (x *Snapshot) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *Snapshot) GetHeld() bool {
+	if x != nil {
+		return x.Held
+	}
+	return false
+}
+
+func (x *Snapshot) GetHeldUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.HeldUntil
+	}
+	return nil
+}
+
+type HoldSnapshotRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "VOLUME@SNAPSHOT".
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// End of the hold, by the server's clock: 2006-01-02 (its beginning in UTC),
+	// 2006-01-02T15:04:05Z, or a time from now as 12h, 30d, 6mo, 1y. Empty: none.
+	Until         string `protobuf:"bytes,2,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldSnapshotRequest) Reset() {
+	*x = HoldSnapshotRequest{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldSnapshotRequest) ProtoMessage() {}
+
+func (x *HoldSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*HoldSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *HoldSnapshotRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *HoldSnapshotRequest) GetUntil() string {
+	if x != nil {
+		return x.Until
+	}
+	return ""
+}
+
+type HoldSnapshotResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Snapshot      *Snapshot              `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldSnapshotResponse) Reset() {
+	*x = HoldSnapshotResponse{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldSnapshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldSnapshotResponse) ProtoMessage() {}
+
+func (x *HoldSnapshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldSnapshotResponse.ProtoReflect.Descriptor instead.
+func (*HoldSnapshotResponse) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *HoldSnapshotResponse) GetSnapshot() *Snapshot {
+	if x != nil {
+		return x.Snapshot
+	}
+	return nil
+}
+
+type ReleaseSnapshotRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "VOLUME@SNAPSHOT".
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseSnapshotRequest) Reset() {
+	*x = ReleaseSnapshotRequest{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseSnapshotRequest) ProtoMessage() {}
+
+func (x *ReleaseSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*ReleaseSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ReleaseSnapshotRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type ReleaseSnapshotResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Snapshot      *Snapshot              `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseSnapshotResponse) Reset() {
+	*x = ReleaseSnapshotResponse{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseSnapshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseSnapshotResponse) ProtoMessage() {}
+
+func (x *ReleaseSnapshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseSnapshotResponse.ProtoReflect.Descriptor instead.
+func (*ReleaseSnapshotResponse) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ReleaseSnapshotResponse) GetSnapshot() *Snapshot {
+	if x != nil {
+		return x.Snapshot
+	}
+	return nil
+}
+
+type LabelSnapshotRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "VOLUME@SNAPSHOT".
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Labels to set. A key is [A-Za-z0-9._/-]{1,63}, with a letter or digit at both
+	// ends; a value is up to 255 bytes of printable text.
+	Set map[string]string `protobuf:"bytes,2,rep,name=set,proto3" json:"set,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Keys to remove; those that it has not are no error.
+	Remove        []string `protobuf:"bytes,3,rep,name=remove,proto3" json:"remove,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LabelSnapshotRequest) Reset() {
+	*x = LabelSnapshotRequest{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LabelSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LabelSnapshotRequest) ProtoMessage() {}
+
+func (x *LabelSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LabelSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*LabelSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *LabelSnapshotRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *LabelSnapshotRequest) GetSet() map[string]string {
+	if x != nil {
+		return x.Set
+	}
+	return nil
+}
+
+func (x *LabelSnapshotRequest) GetRemove() []string {
+	if x != nil {
+		return x.Remove
+	}
+	return nil
+}
+
+type LabelSnapshotResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Snapshot      *Snapshot              `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LabelSnapshotResponse) Reset() {
+	*x = LabelSnapshotResponse{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LabelSnapshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LabelSnapshotResponse) ProtoMessage() {}
+
+func (x *LabelSnapshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LabelSnapshotResponse.ProtoReflect.Descriptor instead.
+func (*LabelSnapshotResponse) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *LabelSnapshotResponse) GetSnapshot() *Snapshot {
+	if x != nil {
+		return x.Snapshot
+	}
+	return nil
+}
+
+// Schedule makes snapshots and lets them go.
+type Schedule struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The volume.
+	Target string `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	// When it is due: a period as 15m, 1h, 1d, 1w, counted on the clock; five fields
+	// of cron; or @hourly, @daily, @weekly, @monthly, @yearly. All in UTC.
+	Every string `protobuf:"bytes,2,opt,name=every,proto3" json:"every,omitempty"`
+	// What is kept, as 24h:1h,30d:1d,1y:1mo: one an hour for 24 hours, one a day for 30
+	// days, one a month for a year, and the newest.
+	Keep string `protobuf:"bytes,3,opt,name=keep,proto3" json:"keep,omitempty"`
+	// When it is due next.
+	NextTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=next_time,json=nextTime,proto3" json:"next_time,omitempty"`
+	// Cut of the newest snapshot that it made; not set if there is none.
+	LastTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=last_time,json=lastTime,proto3" json:"last_time,omitempty"`
+	// How many it made that are there.
+	Snapshots int32 `protobuf:"varint,6,opt,name=snapshots,proto3" json:"snapshots,omitempty"`
+	// How many it keeps at most on each volume, beside those that are held or in use.
+	Most int32 `protobuf:"varint,7,opt,name=most,proto3" json:"most,omitempty"`
+	// Why it did not do what was due the last time; empty if it did.
+	Failed        string `protobuf:"bytes,8,opt,name=failed,proto3" json:"failed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Schedule) Reset() {
+	*x = Schedule{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Schedule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Schedule) ProtoMessage() {}
+
+func (x *Schedule) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Schedule.ProtoReflect.Descriptor instead.
+func (*Schedule) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *Schedule) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *Schedule) GetEvery() string {
+	if x != nil {
+		return x.Every
+	}
+	return ""
+}
+
+func (x *Schedule) GetKeep() string {
+	if x != nil {
+		return x.Keep
+	}
+	return ""
+}
+
+func (x *Schedule) GetNextTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NextTime
+	}
+	return nil
+}
+
+func (x *Schedule) GetLastTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastTime
+	}
+	return nil
+}
+
+func (x *Schedule) GetSnapshots() int32 {
+	if x != nil {
+		return x.Snapshots
+	}
+	return 0
+}
+
+func (x *Schedule) GetMost() int32 {
+	if x != nil {
+		return x.Most
+	}
+	return 0
+}
+
+func (x *Schedule) GetFailed() string {
+	if x != nil {
+		return x.Failed
+	}
+	return ""
+}
+
+type SetScheduleRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The volume.
+	Target string `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	// As in Schedule.
+	Every         string `protobuf:"bytes,2,opt,name=every,proto3" json:"every,omitempty"`
+	Keep          string `protobuf:"bytes,3,opt,name=keep,proto3" json:"keep,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetScheduleRequest) Reset() {
+	*x = SetScheduleRequest{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetScheduleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetScheduleRequest) ProtoMessage() {}
+
+func (x *SetScheduleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetScheduleRequest.ProtoReflect.Descriptor instead.
+func (*SetScheduleRequest) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *SetScheduleRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *SetScheduleRequest) GetEvery() string {
+	if x != nil {
+		return x.Every
+	}
+	return ""
+}
+
+func (x *SetScheduleRequest) GetKeep() string {
+	if x != nil {
+		return x.Keep
+	}
+	return ""
+}
+
+type SetScheduleResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Schedule      *Schedule              `protobuf:"bytes,1,opt,name=schedule,proto3" json:"schedule,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetScheduleResponse) Reset() {
+	*x = SetScheduleResponse{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetScheduleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetScheduleResponse) ProtoMessage() {}
+
+func (x *SetScheduleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetScheduleResponse.ProtoReflect.Descriptor instead.
+func (*SetScheduleResponse) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *SetScheduleResponse) GetSchedule() *Schedule {
+	if x != nil {
+		return x.Schedule
+	}
+	return nil
+}
+
+type PreviewScheduleRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The volume.
+	Target string `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	// As in Schedule.
+	Every         string `protobuf:"bytes,2,opt,name=every,proto3" json:"every,omitempty"`
+	Keep          string `protobuf:"bytes,3,opt,name=keep,proto3" json:"keep,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PreviewScheduleRequest) Reset() {
+	*x = PreviewScheduleRequest{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PreviewScheduleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PreviewScheduleRequest) ProtoMessage() {}
+
+func (x *PreviewScheduleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PreviewScheduleRequest.ProtoReflect.Descriptor instead.
+func (*PreviewScheduleRequest) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *PreviewScheduleRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *PreviewScheduleRequest) GetEvery() string {
+	if x != nil {
+		return x.Every
+	}
+	return ""
+}
+
+func (x *PreviewScheduleRequest) GetKeep() string {
+	if x != nil {
+		return x.Keep
+	}
+	return ""
+}
+
+type PreviewScheduleResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The first times at which it would be due.
+	NextTimes []*timestamppb.Timestamp `protobuf:"bytes,1,rep,name=next_times,json=nextTimes,proto3" json:"next_times,omitempty"`
+	// Snapshots that it would delete now, "VOLUME@SNAPSHOT": only those that a schedule
+	// of the same target has made.
+	Expired       []string `protobuf:"bytes,2,rep,name=expired,proto3" json:"expired,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PreviewScheduleResponse) Reset() {
+	*x = PreviewScheduleResponse{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PreviewScheduleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PreviewScheduleResponse) ProtoMessage() {}
+
+func (x *PreviewScheduleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PreviewScheduleResponse.ProtoReflect.Descriptor instead.
+func (*PreviewScheduleResponse) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *PreviewScheduleResponse) GetNextTimes() []*timestamppb.Timestamp {
+	if x != nil {
+		return x.NextTimes
+	}
+	return nil
+}
+
+func (x *PreviewScheduleResponse) GetExpired() []string {
+	if x != nil {
+		return x.Expired
+	}
+	return nil
+}
+
+type ListSchedulesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSchedulesRequest) Reset() {
+	*x = ListSchedulesRequest{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSchedulesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSchedulesRequest) ProtoMessage() {}
+
+func (x *ListSchedulesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSchedulesRequest.ProtoReflect.Descriptor instead.
+func (*ListSchedulesRequest) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{37}
+}
+
+type ListSchedulesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Schedules     []*Schedule            `protobuf:"bytes,1,rep,name=schedules,proto3" json:"schedules,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSchedulesResponse) Reset() {
+	*x = ListSchedulesResponse{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSchedulesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSchedulesResponse) ProtoMessage() {}
+
+func (x *ListSchedulesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSchedulesResponse.ProtoReflect.Descriptor instead.
+func (*ListSchedulesResponse) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *ListSchedulesResponse) GetSchedules() []*Schedule {
+	if x != nil {
+		return x.Schedules
+	}
+	return nil
+}
+
+type GetScheduleRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The volume.
+	Target        string `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetScheduleRequest) Reset() {
+	*x = GetScheduleRequest{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetScheduleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetScheduleRequest) ProtoMessage() {}
+
+func (x *GetScheduleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetScheduleRequest.ProtoReflect.Descriptor instead.
+func (*GetScheduleRequest) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *GetScheduleRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+type GetScheduleResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Schedule      *Schedule              `protobuf:"bytes,1,opt,name=schedule,proto3" json:"schedule,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetScheduleResponse) Reset() {
+	*x = GetScheduleResponse{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetScheduleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetScheduleResponse) ProtoMessage() {}
+
+func (x *GetScheduleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetScheduleResponse.ProtoReflect.Descriptor instead.
+func (*GetScheduleResponse) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *GetScheduleResponse) GetSchedule() *Schedule {
+	if x != nil {
+		return x.Schedule
+	}
+	return nil
+}
+
+type RemoveScheduleRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The volume.
+	Target        string `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveScheduleRequest) Reset() {
+	*x = RemoveScheduleRequest{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveScheduleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveScheduleRequest) ProtoMessage() {}
+
+func (x *RemoveScheduleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveScheduleRequest.ProtoReflect.Descriptor instead.
+func (*RemoveScheduleRequest) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *RemoveScheduleRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+type RemoveScheduleResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveScheduleResponse) Reset() {
+	*x = RemoveScheduleResponse{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveScheduleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveScheduleResponse) ProtoMessage() {}
+
+func (x *RemoveScheduleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveScheduleResponse.ProtoReflect.Descriptor instead.
+func (*RemoveScheduleResponse) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{42}
+}
+
 // Verification of a snapshot: the present one, or the last.
 type Verification struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1973,7 +2897,7 @@ type Verification struct {
 
 func (x *Verification) Reset() {
 	*x = Verification{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[26]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1985,7 +2909,7 @@ func (x *Verification) String() string {
 func (*Verification) ProtoMessage() {}
 
 func (x *Verification) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[26]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1998,7 +2922,7 @@ func (x *Verification) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verification.ProtoReflect.Descriptor instead.
 func (*Verification) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{26}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Verification) GetState() VerifyState {
@@ -2047,14 +2971,16 @@ type PreserveRequest struct {
 	OnTimeout  OnTimeout            `protobuf:"varint,4,opt,name=on_timeout,json=onTimeout,proto3,enum=tidemark.v1.OnTimeout" json:"on_timeout,omitempty"`
 	OnConflict OnConflict           `protobuf:"varint,5,opt,name=on_conflict,json=onConflict,proto3,enum=tidemark.v1.OnConflict" json:"on_conflict,omitempty"`
 	// Answer only when the snapshots are sealed.
-	UntilSealed   bool `protobuf:"varint,6,opt,name=until_sealed,json=untilSealed,proto3" json:"until_sealed,omitempty"`
+	UntilSealed bool `protobuf:"varint,6,opt,name=until_sealed,json=untilSealed,proto3" json:"until_sealed,omitempty"`
+	// Labels of the snapshots, as in LabelSnapshotRequest.
+	Labels        map[string]string `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PreserveRequest) Reset() {
 	*x = PreserveRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[27]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2066,7 +2992,7 @@ func (x *PreserveRequest) String() string {
 func (*PreserveRequest) ProtoMessage() {}
 
 func (x *PreserveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[27]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2079,7 +3005,7 @@ func (x *PreserveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreserveRequest.ProtoReflect.Descriptor instead.
 func (*PreserveRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{27}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *PreserveRequest) GetVolumes() []string {
@@ -2124,6 +3050,13 @@ func (x *PreserveRequest) GetUntilSealed() bool {
 	return false
 }
 
+func (x *PreserveRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
 type PreserveResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Report        *PreserveReport        `protobuf:"bytes,1,opt,name=report,proto3" json:"report,omitempty"`
@@ -2133,7 +3066,7 @@ type PreserveResponse struct {
 
 func (x *PreserveResponse) Reset() {
 	*x = PreserveResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[28]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2145,7 +3078,7 @@ func (x *PreserveResponse) String() string {
 func (*PreserveResponse) ProtoMessage() {}
 
 func (x *PreserveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[28]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2158,7 +3091,7 @@ func (x *PreserveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreserveResponse.ProtoReflect.Descriptor instead.
 func (*PreserveResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{28}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *PreserveResponse) GetReport() *PreserveReport {
@@ -2189,7 +3122,7 @@ type PreserveReport struct {
 
 func (x *PreserveReport) Reset() {
 	*x = PreserveReport{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[29]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2201,7 +3134,7 @@ func (x *PreserveReport) String() string {
 func (*PreserveReport) ProtoMessage() {}
 
 func (x *PreserveReport) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[29]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2214,7 +3147,7 @@ func (x *PreserveReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreserveReport.ProtoReflect.Descriptor instead.
 func (*PreserveReport) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{29}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *PreserveReport) GetCutTime() *timestamppb.Timestamp {
@@ -2269,14 +3202,16 @@ func (x *PreserveReport) GetSnapshots() []*Snapshot {
 type ListSnapshotsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Volume whose snapshots are wanted; empty: all volumes.
-	Volume        string `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Volume string `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	// Only those that have all of these labels.
+	Labels        map[string]string `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListSnapshotsRequest) Reset() {
 	*x = ListSnapshotsRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[30]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2288,7 +3223,7 @@ func (x *ListSnapshotsRequest) String() string {
 func (*ListSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[30]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2301,7 +3236,7 @@ func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{30}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListSnapshotsRequest) GetVolume() string {
@@ -2309,6 +3244,13 @@ func (x *ListSnapshotsRequest) GetVolume() string {
 		return x.Volume
 	}
 	return ""
+}
+
+func (x *ListSnapshotsRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
 }
 
 type ListSnapshotsResponse struct {
@@ -2320,7 +3262,7 @@ type ListSnapshotsResponse struct {
 
 func (x *ListSnapshotsResponse) Reset() {
 	*x = ListSnapshotsResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[31]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2332,7 +3274,7 @@ func (x *ListSnapshotsResponse) String() string {
 func (*ListSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[31]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2345,7 +3287,7 @@ func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{31}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListSnapshotsResponse) GetSnapshots() []*Snapshot {
@@ -2365,7 +3307,7 @@ type GetSnapshotRequest struct {
 
 func (x *GetSnapshotRequest) Reset() {
 	*x = GetSnapshotRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[32]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2377,7 +3319,7 @@ func (x *GetSnapshotRequest) String() string {
 func (*GetSnapshotRequest) ProtoMessage() {}
 
 func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[32]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2390,7 +3332,7 @@ func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*GetSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{32}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *GetSnapshotRequest) GetName() string {
@@ -2409,7 +3351,7 @@ type GetSnapshotResponse struct {
 
 func (x *GetSnapshotResponse) Reset() {
 	*x = GetSnapshotResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[33]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2421,7 +3363,7 @@ func (x *GetSnapshotResponse) String() string {
 func (*GetSnapshotResponse) ProtoMessage() {}
 
 func (x *GetSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[33]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2434,7 +3376,7 @@ func (x *GetSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*GetSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{33}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *GetSnapshotResponse) GetSnapshot() *Snapshot {
@@ -2454,7 +3396,7 @@ type VerifySnapshotRequest struct {
 
 func (x *VerifySnapshotRequest) Reset() {
 	*x = VerifySnapshotRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[34]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2466,7 +3408,7 @@ func (x *VerifySnapshotRequest) String() string {
 func (*VerifySnapshotRequest) ProtoMessage() {}
 
 func (x *VerifySnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[34]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2479,7 +3421,7 @@ func (x *VerifySnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifySnapshotRequest.ProtoReflect.Descriptor instead.
 func (*VerifySnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{34}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *VerifySnapshotRequest) GetName() string {
@@ -2502,7 +3444,7 @@ type VerifySnapshotResponse struct {
 
 func (x *VerifySnapshotResponse) Reset() {
 	*x = VerifySnapshotResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[35]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2514,7 +3456,7 @@ func (x *VerifySnapshotResponse) String() string {
 func (*VerifySnapshotResponse) ProtoMessage() {}
 
 func (x *VerifySnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[35]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2527,7 +3469,7 @@ func (x *VerifySnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifySnapshotResponse.ProtoReflect.Descriptor instead.
 func (*VerifySnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{35}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *VerifySnapshotResponse) GetContent() isVerifySnapshotResponse_Content {
@@ -2583,7 +3525,7 @@ type VerifyProgress struct {
 
 func (x *VerifyProgress) Reset() {
 	*x = VerifyProgress{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[36]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2595,7 +3537,7 @@ func (x *VerifyProgress) String() string {
 func (*VerifyProgress) ProtoMessage() {}
 
 func (x *VerifyProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[36]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2608,7 +3550,7 @@ func (x *VerifyProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyProgress.ProtoReflect.Descriptor instead.
 func (*VerifyProgress) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{36}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *VerifyProgress) GetDoneBytes() int64 {
@@ -2649,7 +3591,7 @@ type VerifyReport struct {
 
 func (x *VerifyReport) Reset() {
 	*x = VerifyReport{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[37]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2661,7 +3603,7 @@ func (x *VerifyReport) String() string {
 func (*VerifyReport) ProtoMessage() {}
 
 func (x *VerifyReport) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[37]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2674,7 +3616,7 @@ func (x *VerifyReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyReport.ProtoReflect.Descriptor instead.
 func (*VerifyReport) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{37}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *VerifyReport) GetSnapshot() string {
@@ -2748,7 +3690,7 @@ type BadBlock struct {
 
 func (x *BadBlock) Reset() {
 	*x = BadBlock{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[38]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2760,7 +3702,7 @@ func (x *BadBlock) String() string {
 func (*BadBlock) ProtoMessage() {}
 
 func (x *BadBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[38]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2773,7 +3715,7 @@ func (x *BadBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BadBlock.ProtoReflect.Descriptor instead.
 func (*BadBlock) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{38}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *BadBlock) GetImage() uint64 {
@@ -2821,7 +3763,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[39]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2833,7 +3775,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[39]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2846,7 +3788,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{39}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Process) GetToken() string {
@@ -2917,7 +3859,7 @@ type BeginProcessRequest struct {
 
 func (x *BeginProcessRequest) Reset() {
 	*x = BeginProcessRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[40]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2929,7 +3871,7 @@ func (x *BeginProcessRequest) String() string {
 func (*BeginProcessRequest) ProtoMessage() {}
 
 func (x *BeginProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[40]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2942,7 +3884,7 @@ func (x *BeginProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeginProcessRequest.ProtoReflect.Descriptor instead.
 func (*BeginProcessRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{40}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *BeginProcessRequest) GetVolumes() []string {
@@ -2968,7 +3910,7 @@ type BeginProcessResponse struct {
 
 func (x *BeginProcessResponse) Reset() {
 	*x = BeginProcessResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[41]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2980,7 +3922,7 @@ func (x *BeginProcessResponse) String() string {
 func (*BeginProcessResponse) ProtoMessage() {}
 
 func (x *BeginProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[41]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2993,7 +3935,7 @@ func (x *BeginProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeginProcessResponse.ProtoReflect.Descriptor instead.
 func (*BeginProcessResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{41}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *BeginProcessResponse) GetProcess() *Process {
@@ -3014,7 +3956,7 @@ type EndProcessRequest struct {
 
 func (x *EndProcessRequest) Reset() {
 	*x = EndProcessRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[42]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3026,7 +3968,7 @@ func (x *EndProcessRequest) String() string {
 func (*EndProcessRequest) ProtoMessage() {}
 
 func (x *EndProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[42]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3039,7 +3981,7 @@ func (x *EndProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndProcessRequest.ProtoReflect.Descriptor instead.
 func (*EndProcessRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{42}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *EndProcessRequest) GetToken() string {
@@ -3065,7 +4007,7 @@ type EndProcessResponse struct {
 
 func (x *EndProcessResponse) Reset() {
 	*x = EndProcessResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[43]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3077,7 +4019,7 @@ func (x *EndProcessResponse) String() string {
 func (*EndProcessResponse) ProtoMessage() {}
 
 func (x *EndProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[43]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3090,7 +4032,7 @@ func (x *EndProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndProcessResponse.ProtoReflect.Descriptor instead.
 func (*EndProcessResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{43}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *EndProcessResponse) GetProcess() *Process {
@@ -3108,7 +4050,7 @@ type ListProcessesRequest struct {
 
 func (x *ListProcessesRequest) Reset() {
 	*x = ListProcessesRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[44]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3120,7 +4062,7 @@ func (x *ListProcessesRequest) String() string {
 func (*ListProcessesRequest) ProtoMessage() {}
 
 func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[44]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3133,7 +4075,7 @@ func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ListProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{44}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{61}
 }
 
 type ListProcessesResponse struct {
@@ -3145,7 +4087,7 @@ type ListProcessesResponse struct {
 
 func (x *ListProcessesResponse) Reset() {
 	*x = ListProcessesResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[45]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3157,7 +4099,7 @@ func (x *ListProcessesResponse) String() string {
 func (*ListProcessesResponse) ProtoMessage() {}
 
 func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[45]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3170,7 +4112,7 @@ func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ListProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{45}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ListProcessesResponse) GetProcesses() []*Process {
@@ -3192,7 +4134,7 @@ type HoldProcessRequest struct {
 
 func (x *HoldProcessRequest) Reset() {
 	*x = HoldProcessRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[46]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3204,7 +4146,7 @@ func (x *HoldProcessRequest) String() string {
 func (*HoldProcessRequest) ProtoMessage() {}
 
 func (x *HoldProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[46]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3217,7 +4159,7 @@ func (x *HoldProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldProcessRequest.ProtoReflect.Descriptor instead.
 func (*HoldProcessRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{46}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *HoldProcessRequest) GetVolumes() []string {
@@ -3243,7 +4185,7 @@ type HoldProcessResponse struct {
 
 func (x *HoldProcessResponse) Reset() {
 	*x = HoldProcessResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[47]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3255,7 +4197,7 @@ func (x *HoldProcessResponse) String() string {
 func (*HoldProcessResponse) ProtoMessage() {}
 
 func (x *HoldProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[47]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3268,7 +4210,7 @@ func (x *HoldProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldProcessResponse.ProtoReflect.Descriptor instead.
 func (*HoldProcessResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{47}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *HoldProcessResponse) GetProcess() *Process {
@@ -3295,7 +4237,7 @@ type ImportRequest struct {
 
 func (x *ImportRequest) Reset() {
 	*x = ImportRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[48]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3307,7 +4249,7 @@ func (x *ImportRequest) String() string {
 func (*ImportRequest) ProtoMessage() {}
 
 func (x *ImportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[48]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3320,7 +4262,7 @@ func (x *ImportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportRequest.ProtoReflect.Descriptor instead.
 func (*ImportRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{48}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ImportRequest) GetVolume() string {
@@ -3391,7 +4333,7 @@ type ImportResponse struct {
 
 func (x *ImportResponse) Reset() {
 	*x = ImportResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[49]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3403,7 +4345,7 @@ func (x *ImportResponse) String() string {
 func (*ImportResponse) ProtoMessage() {}
 
 func (x *ImportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[49]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3416,7 +4358,7 @@ func (x *ImportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportResponse.ProtoReflect.Descriptor instead.
 func (*ImportResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{49}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ImportResponse) GetDataBytes() int64 {
@@ -3443,7 +4385,7 @@ type ExportRequest struct {
 
 func (x *ExportRequest) Reset() {
 	*x = ExportRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[50]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3455,7 +4397,7 @@ func (x *ExportRequest) String() string {
 func (*ExportRequest) ProtoMessage() {}
 
 func (x *ExportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[50]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3468,7 +4410,7 @@ func (x *ExportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
 func (*ExportRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{50}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ExportRequest) GetName() string {
@@ -3495,7 +4437,7 @@ type ExportResponse struct {
 
 func (x *ExportResponse) Reset() {
 	*x = ExportResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[51]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3507,7 +4449,7 @@ func (x *ExportResponse) String() string {
 func (*ExportResponse) ProtoMessage() {}
 
 func (x *ExportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[51]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3520,7 +4462,7 @@ func (x *ExportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportResponse.ProtoReflect.Descriptor instead.
 func (*ExportResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{51}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ExportResponse) GetSizeBytes() int64 {
@@ -3668,7 +4610,7 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"DiffExtent\x12!\n" +
 	"\foffset_bytes\x18\x01 \x01(\x03R\voffsetBytes\x12!\n" +
 	"\flength_bytes\x18\x02 \x01(\x03R\vlengthBytes\x12\x12\n" +
-	"\x04data\x18\x03 \x01(\bR\x04data\"\xa0\x04\n" +
+	"\x04data\x18\x03 \x01(\bR\x04data\"\x81\x06\n" +
 	"\bSnapshot\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -3686,7 +4628,66 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"data_bytes\x18\v \x01(\x03R\tdataBytes\x12\x16\n" +
 	"\x06failed\x18\f \x01(\tR\x06failed\x12\x12\n" +
 	"\x04hash\x18\r \x01(\tR\x04hash\x12=\n" +
-	"\fverification\x18\x0e \x01(\v2\x19.tidemark.v1.VerificationR\fverification\"\xd6\x01\n" +
+	"\fverification\x18\x0e \x01(\v2\x19.tidemark.v1.VerificationR\fverification\x12\x1a\n" +
+	"\bschedule\x18\x0f \x01(\tR\bschedule\x129\n" +
+	"\x06labels\x18\x10 \x03(\v2!.tidemark.v1.Snapshot.LabelsEntryR\x06labels\x12\x12\n" +
+	"\x04held\x18\x11 \x01(\bR\x04held\x129\n" +
+	"\n" +
+	"held_until\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\theldUntil\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"?\n" +
+	"\x13HoldSnapshotRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05until\x18\x02 \x01(\tR\x05until\"I\n" +
+	"\x14HoldSnapshotResponse\x121\n" +
+	"\bsnapshot\x18\x01 \x01(\v2\x15.tidemark.v1.SnapshotR\bsnapshot\",\n" +
+	"\x16ReleaseSnapshotRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"L\n" +
+	"\x17ReleaseSnapshotResponse\x121\n" +
+	"\bsnapshot\x18\x01 \x01(\v2\x15.tidemark.v1.SnapshotR\bsnapshot\"\xb8\x01\n" +
+	"\x14LabelSnapshotRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12<\n" +
+	"\x03set\x18\x02 \x03(\v2*.tidemark.v1.LabelSnapshotRequest.SetEntryR\x03set\x12\x16\n" +
+	"\x06remove\x18\x03 \x03(\tR\x06remove\x1a6\n" +
+	"\bSetEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"J\n" +
+	"\x15LabelSnapshotResponse\x121\n" +
+	"\bsnapshot\x18\x01 \x01(\v2\x15.tidemark.v1.SnapshotR\bsnapshot\"\x88\x02\n" +
+	"\bSchedule\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x12\x14\n" +
+	"\x05every\x18\x02 \x01(\tR\x05every\x12\x12\n" +
+	"\x04keep\x18\x03 \x01(\tR\x04keep\x127\n" +
+	"\tnext_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\bnextTime\x127\n" +
+	"\tlast_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\blastTime\x12\x1c\n" +
+	"\tsnapshots\x18\x06 \x01(\x05R\tsnapshots\x12\x12\n" +
+	"\x04most\x18\a \x01(\x05R\x04most\x12\x16\n" +
+	"\x06failed\x18\b \x01(\tR\x06failed\"V\n" +
+	"\x12SetScheduleRequest\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x12\x14\n" +
+	"\x05every\x18\x02 \x01(\tR\x05every\x12\x12\n" +
+	"\x04keep\x18\x03 \x01(\tR\x04keep\"H\n" +
+	"\x13SetScheduleResponse\x121\n" +
+	"\bschedule\x18\x01 \x01(\v2\x15.tidemark.v1.ScheduleR\bschedule\"Z\n" +
+	"\x16PreviewScheduleRequest\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x12\x14\n" +
+	"\x05every\x18\x02 \x01(\tR\x05every\x12\x12\n" +
+	"\x04keep\x18\x03 \x01(\tR\x04keep\"n\n" +
+	"\x17PreviewScheduleResponse\x129\n" +
+	"\n" +
+	"next_times\x18\x01 \x03(\v2\x1a.google.protobuf.TimestampR\tnextTimes\x12\x18\n" +
+	"\aexpired\x18\x02 \x03(\tR\aexpired\"\x16\n" +
+	"\x14ListSchedulesRequest\"L\n" +
+	"\x15ListSchedulesResponse\x123\n" +
+	"\tschedules\x18\x01 \x03(\v2\x15.tidemark.v1.ScheduleR\tschedules\",\n" +
+	"\x12GetScheduleRequest\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\"H\n" +
+	"\x13GetScheduleResponse\x121\n" +
+	"\bschedule\x18\x01 \x01(\v2\x15.tidemark.v1.ScheduleR\bschedule\"/\n" +
+	"\x15RemoveScheduleRequest\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\"\x18\n" +
+	"\x16RemoveScheduleResponse\"\xd6\x01\n" +
 	"\fVerification\x12.\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x18.tidemark.v1.VerifyStateR\x05state\x12\x1d\n" +
 	"\n" +
@@ -3695,7 +4696,7 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"totalBytes\x12\x1d\n" +
 	"\n" +
 	"bad_blocks\x18\x04 \x01(\x03R\tbadBlocks\x127\n" +
-	"\tlast_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\blastTime\"\x82\x02\n" +
+	"\tlast_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\blastTime\"\xff\x02\n" +
 	"\x0fPreserveRequest\x12\x18\n" +
 	"\avolumes\x18\x01 \x03(\tR\avolumes\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12-\n" +
@@ -3704,7 +4705,11 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"on_timeout\x18\x04 \x01(\x0e2\x16.tidemark.v1.OnTimeoutR\tonTimeout\x128\n" +
 	"\von_conflict\x18\x05 \x01(\x0e2\x17.tidemark.v1.OnConflictR\n" +
 	"onConflict\x12!\n" +
-	"\funtil_sealed\x18\x06 \x01(\bR\vuntilSealed\"G\n" +
+	"\funtil_sealed\x18\x06 \x01(\bR\vuntilSealed\x12@\n" +
+	"\x06labels\x18\a \x03(\v2(.tidemark.v1.PreserveRequest.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"G\n" +
 	"\x10PreserveResponse\x123\n" +
 	"\x06report\x18\x01 \x01(\v2\x1b.tidemark.v1.PreserveReportR\x06report\"\xa5\x03\n" +
 	"\x0ePreserveReport\x125\n" +
@@ -3714,9 +4719,13 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\x14largest_stall_before\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x12largestStallBefore\x12-\n" +
 	"\x04took\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x04took\x12)\n" +
 	"\x10processes_waited\x18\x06 \x01(\x05R\x0fprocessesWaited\x123\n" +
-	"\tsnapshots\x18\a \x03(\v2\x15.tidemark.v1.SnapshotR\tsnapshots\".\n" +
+	"\tsnapshots\x18\a \x03(\v2\x15.tidemark.v1.SnapshotR\tsnapshots\"\xb0\x01\n" +
 	"\x14ListSnapshotsRequest\x12\x16\n" +
-	"\x06volume\x18\x01 \x01(\tR\x06volume\"L\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12E\n" +
+	"\x06labels\x18\x02 \x03(\v2-.tidemark.v1.ListSnapshotsRequest.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"L\n" +
 	"\x15ListSnapshotsResponse\x123\n" +
 	"\tsnapshots\x18\x01 \x03(\v2\x15.tidemark.v1.SnapshotR\tsnapshots\"(\n" +
 	"\x12GetSnapshotRequest\x12\x12\n" +
@@ -3825,7 +4834,7 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"OnConflict\x12\x1b\n" +
 	"\x17ON_CONFLICT_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11ON_CONFLICT_COUNT\x10\x01\x12\x15\n" +
-	"\x11ON_CONFLICT_ABORT\x10\x02*\xfa\x01\n" +
+	"\x11ON_CONFLICT_ABORT\x10\x02*\x9d\x02\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eREASON_INVALID\x10\x01\x12\x14\n" +
@@ -3839,12 +4848,14 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\rREASON_CLOSED\x10\t\x12\x11\n" +
 	"\rREASON_DENIED\x10\n" +
 	"\x12\x12\n" +
-	"\x0eREASON_CORRUPT\x10\v*p\n" +
+	"\x0eREASON_CORRUPT\x10\v\x12\x0f\n" +
+	"\vREASON_HELD\x10\f\x12\x10\n" +
+	"\fREASON_CLOCK\x10\r*p\n" +
 	"\vVerifyState\x12\x1c\n" +
 	"\x18VERIFY_STATE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14VERIFY_STATE_RUNNING\x10\x01\x12\x13\n" +
 	"\x0fVERIFY_STATE_OK\x10\x02\x12\x14\n" +
-	"\x10VERIFY_STATE_BAD\x10\x032\x8d\x0e\n" +
+	"\x10VERIFY_STATE_BAD\x10\x032\xdc\x13\n" +
 	"\x0fTidemarkService\x12[\n" +
 	"\rGetServerInfo\x12!.tidemark.v1.GetServerInfoRequest\x1a\".tidemark.v1.GetServerInfoResponse\"\x03\x90\x02\x01\x12S\n" +
 	"\fCreateVolume\x12 .tidemark.v1.CreateVolumeRequest\x1a!.tidemark.v1.CreateVolumeResponse\x12U\n" +
@@ -3859,7 +4870,15 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\x0eRollbackVolume\x12\".tidemark.v1.RollbackVolumeRequest\x1a#.tidemark.v1.RollbackVolumeResponse\x12Y\n" +
 	"\x0eDeleteSnapshot\x12\".tidemark.v1.DeleteSnapshotRequest\x1a#.tidemark.v1.DeleteSnapshotResponse\x12[\n" +
 	"\rPreviewDelete\x12!.tidemark.v1.PreviewDeleteRequest\x1a\".tidemark.v1.PreviewDeleteResponse\"\x03\x90\x02\x01\x12X\n" +
-	"\rDiffSnapshots\x12!.tidemark.v1.DiffSnapshotsRequest\x1a\".tidemark.v1.DiffSnapshotsResponse0\x01\x12[\n" +
+	"\rDiffSnapshots\x12!.tidemark.v1.DiffSnapshotsRequest\x1a\".tidemark.v1.DiffSnapshotsResponse0\x01\x12S\n" +
+	"\fHoldSnapshot\x12 .tidemark.v1.HoldSnapshotRequest\x1a!.tidemark.v1.HoldSnapshotResponse\x12\\\n" +
+	"\x0fReleaseSnapshot\x12#.tidemark.v1.ReleaseSnapshotRequest\x1a$.tidemark.v1.ReleaseSnapshotResponse\x12V\n" +
+	"\rLabelSnapshot\x12!.tidemark.v1.LabelSnapshotRequest\x1a\".tidemark.v1.LabelSnapshotResponse\x12P\n" +
+	"\vSetSchedule\x12\x1f.tidemark.v1.SetScheduleRequest\x1a .tidemark.v1.SetScheduleResponse\x12a\n" +
+	"\x0fPreviewSchedule\x12#.tidemark.v1.PreviewScheduleRequest\x1a$.tidemark.v1.PreviewScheduleResponse\"\x03\x90\x02\x01\x12[\n" +
+	"\rListSchedules\x12!.tidemark.v1.ListSchedulesRequest\x1a\".tidemark.v1.ListSchedulesResponse\"\x03\x90\x02\x01\x12U\n" +
+	"\vGetSchedule\x12\x1f.tidemark.v1.GetScheduleRequest\x1a .tidemark.v1.GetScheduleResponse\"\x03\x90\x02\x01\x12Y\n" +
+	"\x0eRemoveSchedule\x12\".tidemark.v1.RemoveScheduleRequest\x1a#.tidemark.v1.RemoveScheduleResponse\x12[\n" +
 	"\x0eVerifySnapshot\x12\".tidemark.v1.VerifySnapshotRequest\x1a#.tidemark.v1.VerifySnapshotResponse0\x01\x12S\n" +
 	"\fBeginProcess\x12 .tidemark.v1.BeginProcessRequest\x1a!.tidemark.v1.BeginProcessResponse\x12M\n" +
 	"\n" +
@@ -3883,75 +4902,96 @@ func file_tidemark_v1_tidemark_proto_rawDescGZIP() []byte {
 }
 
 var file_tidemark_v1_tidemark_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_tidemark_v1_tidemark_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
+var file_tidemark_v1_tidemark_proto_msgTypes = make([]protoimpl.MessageInfo, 73)
 var file_tidemark_v1_tidemark_proto_goTypes = []any{
-	(Scope)(0),                     // 0: tidemark.v1.Scope
-	(State)(0),                     // 1: tidemark.v1.State
-	(Consistency)(0),               // 2: tidemark.v1.Consistency
-	(OnTimeout)(0),                 // 3: tidemark.v1.OnTimeout
-	(OnConflict)(0),                // 4: tidemark.v1.OnConflict
-	(Reason)(0),                    // 5: tidemark.v1.Reason
-	(VerifyState)(0),               // 6: tidemark.v1.VerifyState
-	(*ErrorDetail)(nil),            // 7: tidemark.v1.ErrorDetail
-	(*GetServerInfoRequest)(nil),   // 8: tidemark.v1.GetServerInfoRequest
-	(*GetServerInfoResponse)(nil),  // 9: tidemark.v1.GetServerInfoResponse
-	(*Volume)(nil),                 // 10: tidemark.v1.Volume
-	(*CreateVolumeRequest)(nil),    // 11: tidemark.v1.CreateVolumeRequest
-	(*CreateVolumeResponse)(nil),   // 12: tidemark.v1.CreateVolumeResponse
-	(*ListVolumesRequest)(nil),     // 13: tidemark.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),    // 14: tidemark.v1.ListVolumesResponse
-	(*GetVolumeRequest)(nil),       // 15: tidemark.v1.GetVolumeRequest
-	(*GetVolumeResponse)(nil),      // 16: tidemark.v1.GetVolumeResponse
-	(*ResizeVolumeRequest)(nil),    // 17: tidemark.v1.ResizeVolumeRequest
-	(*ResizeVolumeResponse)(nil),   // 18: tidemark.v1.ResizeVolumeResponse
-	(*DeleteVolumeRequest)(nil),    // 19: tidemark.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),   // 20: tidemark.v1.DeleteVolumeResponse
-	(*CloneVolumeRequest)(nil),     // 21: tidemark.v1.CloneVolumeRequest
-	(*CloneVolumeResponse)(nil),    // 22: tidemark.v1.CloneVolumeResponse
-	(*RollbackVolumeRequest)(nil),  // 23: tidemark.v1.RollbackVolumeRequest
-	(*RollbackVolumeResponse)(nil), // 24: tidemark.v1.RollbackVolumeResponse
-	(*DeleteSnapshotRequest)(nil),  // 25: tidemark.v1.DeleteSnapshotRequest
-	(*DeleteSnapshotResponse)(nil), // 26: tidemark.v1.DeleteSnapshotResponse
-	(*PreviewDeleteRequest)(nil),   // 27: tidemark.v1.PreviewDeleteRequest
-	(*PreviewDeleteResponse)(nil),  // 28: tidemark.v1.PreviewDeleteResponse
-	(*DiffSnapshotsRequest)(nil),   // 29: tidemark.v1.DiffSnapshotsRequest
-	(*DiffSnapshotsResponse)(nil),  // 30: tidemark.v1.DiffSnapshotsResponse
-	(*DiffExtent)(nil),             // 31: tidemark.v1.DiffExtent
-	(*Snapshot)(nil),               // 32: tidemark.v1.Snapshot
-	(*Verification)(nil),           // 33: tidemark.v1.Verification
-	(*PreserveRequest)(nil),        // 34: tidemark.v1.PreserveRequest
-	(*PreserveResponse)(nil),       // 35: tidemark.v1.PreserveResponse
-	(*PreserveReport)(nil),         // 36: tidemark.v1.PreserveReport
-	(*ListSnapshotsRequest)(nil),   // 37: tidemark.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil),  // 38: tidemark.v1.ListSnapshotsResponse
-	(*GetSnapshotRequest)(nil),     // 39: tidemark.v1.GetSnapshotRequest
-	(*GetSnapshotResponse)(nil),    // 40: tidemark.v1.GetSnapshotResponse
-	(*VerifySnapshotRequest)(nil),  // 41: tidemark.v1.VerifySnapshotRequest
-	(*VerifySnapshotResponse)(nil), // 42: tidemark.v1.VerifySnapshotResponse
-	(*VerifyProgress)(nil),         // 43: tidemark.v1.VerifyProgress
-	(*VerifyReport)(nil),           // 44: tidemark.v1.VerifyReport
-	(*BadBlock)(nil),               // 45: tidemark.v1.BadBlock
-	(*Process)(nil),                // 46: tidemark.v1.Process
-	(*BeginProcessRequest)(nil),    // 47: tidemark.v1.BeginProcessRequest
-	(*BeginProcessResponse)(nil),   // 48: tidemark.v1.BeginProcessResponse
-	(*EndProcessRequest)(nil),      // 49: tidemark.v1.EndProcessRequest
-	(*EndProcessResponse)(nil),     // 50: tidemark.v1.EndProcessResponse
-	(*ListProcessesRequest)(nil),   // 51: tidemark.v1.ListProcessesRequest
-	(*ListProcessesResponse)(nil),  // 52: tidemark.v1.ListProcessesResponse
-	(*HoldProcessRequest)(nil),     // 53: tidemark.v1.HoldProcessRequest
-	(*HoldProcessResponse)(nil),    // 54: tidemark.v1.HoldProcessResponse
-	(*ImportRequest)(nil),          // 55: tidemark.v1.ImportRequest
-	(*ImportResponse)(nil),         // 56: tidemark.v1.ImportResponse
-	(*ExportRequest)(nil),          // 57: tidemark.v1.ExportRequest
-	(*ExportResponse)(nil),         // 58: tidemark.v1.ExportResponse
-	(*timestamppb.Timestamp)(nil),  // 59: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 60: google.protobuf.Duration
+	(Scope)(0),                      // 0: tidemark.v1.Scope
+	(State)(0),                      // 1: tidemark.v1.State
+	(Consistency)(0),                // 2: tidemark.v1.Consistency
+	(OnTimeout)(0),                  // 3: tidemark.v1.OnTimeout
+	(OnConflict)(0),                 // 4: tidemark.v1.OnConflict
+	(Reason)(0),                     // 5: tidemark.v1.Reason
+	(VerifyState)(0),                // 6: tidemark.v1.VerifyState
+	(*ErrorDetail)(nil),             // 7: tidemark.v1.ErrorDetail
+	(*GetServerInfoRequest)(nil),    // 8: tidemark.v1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil),   // 9: tidemark.v1.GetServerInfoResponse
+	(*Volume)(nil),                  // 10: tidemark.v1.Volume
+	(*CreateVolumeRequest)(nil),     // 11: tidemark.v1.CreateVolumeRequest
+	(*CreateVolumeResponse)(nil),    // 12: tidemark.v1.CreateVolumeResponse
+	(*ListVolumesRequest)(nil),      // 13: tidemark.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),     // 14: tidemark.v1.ListVolumesResponse
+	(*GetVolumeRequest)(nil),        // 15: tidemark.v1.GetVolumeRequest
+	(*GetVolumeResponse)(nil),       // 16: tidemark.v1.GetVolumeResponse
+	(*ResizeVolumeRequest)(nil),     // 17: tidemark.v1.ResizeVolumeRequest
+	(*ResizeVolumeResponse)(nil),    // 18: tidemark.v1.ResizeVolumeResponse
+	(*DeleteVolumeRequest)(nil),     // 19: tidemark.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),    // 20: tidemark.v1.DeleteVolumeResponse
+	(*CloneVolumeRequest)(nil),      // 21: tidemark.v1.CloneVolumeRequest
+	(*CloneVolumeResponse)(nil),     // 22: tidemark.v1.CloneVolumeResponse
+	(*RollbackVolumeRequest)(nil),   // 23: tidemark.v1.RollbackVolumeRequest
+	(*RollbackVolumeResponse)(nil),  // 24: tidemark.v1.RollbackVolumeResponse
+	(*DeleteSnapshotRequest)(nil),   // 25: tidemark.v1.DeleteSnapshotRequest
+	(*DeleteSnapshotResponse)(nil),  // 26: tidemark.v1.DeleteSnapshotResponse
+	(*PreviewDeleteRequest)(nil),    // 27: tidemark.v1.PreviewDeleteRequest
+	(*PreviewDeleteResponse)(nil),   // 28: tidemark.v1.PreviewDeleteResponse
+	(*DiffSnapshotsRequest)(nil),    // 29: tidemark.v1.DiffSnapshotsRequest
+	(*DiffSnapshotsResponse)(nil),   // 30: tidemark.v1.DiffSnapshotsResponse
+	(*DiffExtent)(nil),              // 31: tidemark.v1.DiffExtent
+	(*Snapshot)(nil),                // 32: tidemark.v1.Snapshot
+	(*HoldSnapshotRequest)(nil),     // 33: tidemark.v1.HoldSnapshotRequest
+	(*HoldSnapshotResponse)(nil),    // 34: tidemark.v1.HoldSnapshotResponse
+	(*ReleaseSnapshotRequest)(nil),  // 35: tidemark.v1.ReleaseSnapshotRequest
+	(*ReleaseSnapshotResponse)(nil), // 36: tidemark.v1.ReleaseSnapshotResponse
+	(*LabelSnapshotRequest)(nil),    // 37: tidemark.v1.LabelSnapshotRequest
+	(*LabelSnapshotResponse)(nil),   // 38: tidemark.v1.LabelSnapshotResponse
+	(*Schedule)(nil),                // 39: tidemark.v1.Schedule
+	(*SetScheduleRequest)(nil),      // 40: tidemark.v1.SetScheduleRequest
+	(*SetScheduleResponse)(nil),     // 41: tidemark.v1.SetScheduleResponse
+	(*PreviewScheduleRequest)(nil),  // 42: tidemark.v1.PreviewScheduleRequest
+	(*PreviewScheduleResponse)(nil), // 43: tidemark.v1.PreviewScheduleResponse
+	(*ListSchedulesRequest)(nil),    // 44: tidemark.v1.ListSchedulesRequest
+	(*ListSchedulesResponse)(nil),   // 45: tidemark.v1.ListSchedulesResponse
+	(*GetScheduleRequest)(nil),      // 46: tidemark.v1.GetScheduleRequest
+	(*GetScheduleResponse)(nil),     // 47: tidemark.v1.GetScheduleResponse
+	(*RemoveScheduleRequest)(nil),   // 48: tidemark.v1.RemoveScheduleRequest
+	(*RemoveScheduleResponse)(nil),  // 49: tidemark.v1.RemoveScheduleResponse
+	(*Verification)(nil),            // 50: tidemark.v1.Verification
+	(*PreserveRequest)(nil),         // 51: tidemark.v1.PreserveRequest
+	(*PreserveResponse)(nil),        // 52: tidemark.v1.PreserveResponse
+	(*PreserveReport)(nil),          // 53: tidemark.v1.PreserveReport
+	(*ListSnapshotsRequest)(nil),    // 54: tidemark.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),   // 55: tidemark.v1.ListSnapshotsResponse
+	(*GetSnapshotRequest)(nil),      // 56: tidemark.v1.GetSnapshotRequest
+	(*GetSnapshotResponse)(nil),     // 57: tidemark.v1.GetSnapshotResponse
+	(*VerifySnapshotRequest)(nil),   // 58: tidemark.v1.VerifySnapshotRequest
+	(*VerifySnapshotResponse)(nil),  // 59: tidemark.v1.VerifySnapshotResponse
+	(*VerifyProgress)(nil),          // 60: tidemark.v1.VerifyProgress
+	(*VerifyReport)(nil),            // 61: tidemark.v1.VerifyReport
+	(*BadBlock)(nil),                // 62: tidemark.v1.BadBlock
+	(*Process)(nil),                 // 63: tidemark.v1.Process
+	(*BeginProcessRequest)(nil),     // 64: tidemark.v1.BeginProcessRequest
+	(*BeginProcessResponse)(nil),    // 65: tidemark.v1.BeginProcessResponse
+	(*EndProcessRequest)(nil),       // 66: tidemark.v1.EndProcessRequest
+	(*EndProcessResponse)(nil),      // 67: tidemark.v1.EndProcessResponse
+	(*ListProcessesRequest)(nil),    // 68: tidemark.v1.ListProcessesRequest
+	(*ListProcessesResponse)(nil),   // 69: tidemark.v1.ListProcessesResponse
+	(*HoldProcessRequest)(nil),      // 70: tidemark.v1.HoldProcessRequest
+	(*HoldProcessResponse)(nil),     // 71: tidemark.v1.HoldProcessResponse
+	(*ImportRequest)(nil),           // 72: tidemark.v1.ImportRequest
+	(*ImportResponse)(nil),          // 73: tidemark.v1.ImportResponse
+	(*ExportRequest)(nil),           // 74: tidemark.v1.ExportRequest
+	(*ExportResponse)(nil),          // 75: tidemark.v1.ExportResponse
+	nil,                             // 76: tidemark.v1.Snapshot.LabelsEntry
+	nil,                             // 77: tidemark.v1.LabelSnapshotRequest.SetEntry
+	nil,                             // 78: tidemark.v1.PreserveRequest.LabelsEntry
+	nil,                             // 79: tidemark.v1.ListSnapshotsRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil),   // 80: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 81: google.protobuf.Duration
 }
 var file_tidemark_v1_tidemark_proto_depIdxs = []int32{
 	5,  // 0: tidemark.v1.ErrorDetail.reason:type_name -> tidemark.v1.Reason
-	36, // 1: tidemark.v1.ErrorDetail.report:type_name -> tidemark.v1.PreserveReport
+	53, // 1: tidemark.v1.ErrorDetail.report:type_name -> tidemark.v1.PreserveReport
 	0,  // 2: tidemark.v1.Volume.scope:type_name -> tidemark.v1.Scope
-	59, // 3: tidemark.v1.Volume.create_time:type_name -> google.protobuf.Timestamp
+	80, // 3: tidemark.v1.Volume.create_time:type_name -> google.protobuf.Timestamp
 	0,  // 4: tidemark.v1.CreateVolumeRequest.scope:type_name -> tidemark.v1.Scope
 	10, // 5: tidemark.v1.CreateVolumeResponse.volume:type_name -> tidemark.v1.Volume
 	10, // 6: tidemark.v1.ListVolumesResponse.volumes:type_name -> tidemark.v1.Volume
@@ -3962,81 +5002,111 @@ var file_tidemark_v1_tidemark_proto_depIdxs = []int32{
 	31, // 11: tidemark.v1.DiffSnapshotsResponse.extents:type_name -> tidemark.v1.DiffExtent
 	1,  // 12: tidemark.v1.Snapshot.state:type_name -> tidemark.v1.State
 	2,  // 13: tidemark.v1.Snapshot.consistency:type_name -> tidemark.v1.Consistency
-	59, // 14: tidemark.v1.Snapshot.cut_time:type_name -> google.protobuf.Timestamp
-	60, // 15: tidemark.v1.Snapshot.drain_duration:type_name -> google.protobuf.Duration
-	33, // 16: tidemark.v1.Snapshot.verification:type_name -> tidemark.v1.Verification
-	6,  // 17: tidemark.v1.Verification.state:type_name -> tidemark.v1.VerifyState
-	59, // 18: tidemark.v1.Verification.last_time:type_name -> google.protobuf.Timestamp
-	60, // 19: tidemark.v1.PreserveRequest.wait:type_name -> google.protobuf.Duration
-	3,  // 20: tidemark.v1.PreserveRequest.on_timeout:type_name -> tidemark.v1.OnTimeout
-	4,  // 21: tidemark.v1.PreserveRequest.on_conflict:type_name -> tidemark.v1.OnConflict
-	36, // 22: tidemark.v1.PreserveResponse.report:type_name -> tidemark.v1.PreserveReport
-	59, // 23: tidemark.v1.PreserveReport.cut_time:type_name -> google.protobuf.Timestamp
-	60, // 24: tidemark.v1.PreserveReport.drain_duration:type_name -> google.protobuf.Duration
-	60, // 25: tidemark.v1.PreserveReport.largest_stall:type_name -> google.protobuf.Duration
-	60, // 26: tidemark.v1.PreserveReport.largest_stall_before:type_name -> google.protobuf.Duration
-	60, // 27: tidemark.v1.PreserveReport.took:type_name -> google.protobuf.Duration
-	32, // 28: tidemark.v1.PreserveReport.snapshots:type_name -> tidemark.v1.Snapshot
-	32, // 29: tidemark.v1.ListSnapshotsResponse.snapshots:type_name -> tidemark.v1.Snapshot
-	32, // 30: tidemark.v1.GetSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
-	43, // 31: tidemark.v1.VerifySnapshotResponse.progress:type_name -> tidemark.v1.VerifyProgress
-	44, // 32: tidemark.v1.VerifySnapshotResponse.report:type_name -> tidemark.v1.VerifyReport
-	45, // 33: tidemark.v1.VerifyReport.bad:type_name -> tidemark.v1.BadBlock
-	60, // 34: tidemark.v1.VerifyReport.took:type_name -> google.protobuf.Duration
-	0,  // 35: tidemark.v1.Process.scope:type_name -> tidemark.v1.Scope
-	59, // 36: tidemark.v1.Process.begin_time:type_name -> google.protobuf.Timestamp
-	59, // 37: tidemark.v1.Process.waited_since:type_name -> google.protobuf.Timestamp
-	46, // 38: tidemark.v1.BeginProcessResponse.process:type_name -> tidemark.v1.Process
-	46, // 39: tidemark.v1.EndProcessResponse.process:type_name -> tidemark.v1.Process
-	46, // 40: tidemark.v1.ListProcessesResponse.processes:type_name -> tidemark.v1.Process
-	46, // 41: tidemark.v1.HoldProcessResponse.process:type_name -> tidemark.v1.Process
-	8,  // 42: tidemark.v1.TidemarkService.GetServerInfo:input_type -> tidemark.v1.GetServerInfoRequest
-	11, // 43: tidemark.v1.TidemarkService.CreateVolume:input_type -> tidemark.v1.CreateVolumeRequest
-	13, // 44: tidemark.v1.TidemarkService.ListVolumes:input_type -> tidemark.v1.ListVolumesRequest
-	15, // 45: tidemark.v1.TidemarkService.GetVolume:input_type -> tidemark.v1.GetVolumeRequest
-	17, // 46: tidemark.v1.TidemarkService.ResizeVolume:input_type -> tidemark.v1.ResizeVolumeRequest
-	19, // 47: tidemark.v1.TidemarkService.DeleteVolume:input_type -> tidemark.v1.DeleteVolumeRequest
-	34, // 48: tidemark.v1.TidemarkService.Preserve:input_type -> tidemark.v1.PreserveRequest
-	37, // 49: tidemark.v1.TidemarkService.ListSnapshots:input_type -> tidemark.v1.ListSnapshotsRequest
-	39, // 50: tidemark.v1.TidemarkService.GetSnapshot:input_type -> tidemark.v1.GetSnapshotRequest
-	21, // 51: tidemark.v1.TidemarkService.CloneVolume:input_type -> tidemark.v1.CloneVolumeRequest
-	23, // 52: tidemark.v1.TidemarkService.RollbackVolume:input_type -> tidemark.v1.RollbackVolumeRequest
-	25, // 53: tidemark.v1.TidemarkService.DeleteSnapshot:input_type -> tidemark.v1.DeleteSnapshotRequest
-	27, // 54: tidemark.v1.TidemarkService.PreviewDelete:input_type -> tidemark.v1.PreviewDeleteRequest
-	29, // 55: tidemark.v1.TidemarkService.DiffSnapshots:input_type -> tidemark.v1.DiffSnapshotsRequest
-	41, // 56: tidemark.v1.TidemarkService.VerifySnapshot:input_type -> tidemark.v1.VerifySnapshotRequest
-	47, // 57: tidemark.v1.TidemarkService.BeginProcess:input_type -> tidemark.v1.BeginProcessRequest
-	49, // 58: tidemark.v1.TidemarkService.EndProcess:input_type -> tidemark.v1.EndProcessRequest
-	51, // 59: tidemark.v1.TidemarkService.ListProcesses:input_type -> tidemark.v1.ListProcessesRequest
-	53, // 60: tidemark.v1.TidemarkService.HoldProcess:input_type -> tidemark.v1.HoldProcessRequest
-	55, // 61: tidemark.v1.TidemarkService.Import:input_type -> tidemark.v1.ImportRequest
-	57, // 62: tidemark.v1.TidemarkService.Export:input_type -> tidemark.v1.ExportRequest
-	9,  // 63: tidemark.v1.TidemarkService.GetServerInfo:output_type -> tidemark.v1.GetServerInfoResponse
-	12, // 64: tidemark.v1.TidemarkService.CreateVolume:output_type -> tidemark.v1.CreateVolumeResponse
-	14, // 65: tidemark.v1.TidemarkService.ListVolumes:output_type -> tidemark.v1.ListVolumesResponse
-	16, // 66: tidemark.v1.TidemarkService.GetVolume:output_type -> tidemark.v1.GetVolumeResponse
-	18, // 67: tidemark.v1.TidemarkService.ResizeVolume:output_type -> tidemark.v1.ResizeVolumeResponse
-	20, // 68: tidemark.v1.TidemarkService.DeleteVolume:output_type -> tidemark.v1.DeleteVolumeResponse
-	35, // 69: tidemark.v1.TidemarkService.Preserve:output_type -> tidemark.v1.PreserveResponse
-	38, // 70: tidemark.v1.TidemarkService.ListSnapshots:output_type -> tidemark.v1.ListSnapshotsResponse
-	40, // 71: tidemark.v1.TidemarkService.GetSnapshot:output_type -> tidemark.v1.GetSnapshotResponse
-	22, // 72: tidemark.v1.TidemarkService.CloneVolume:output_type -> tidemark.v1.CloneVolumeResponse
-	24, // 73: tidemark.v1.TidemarkService.RollbackVolume:output_type -> tidemark.v1.RollbackVolumeResponse
-	26, // 74: tidemark.v1.TidemarkService.DeleteSnapshot:output_type -> tidemark.v1.DeleteSnapshotResponse
-	28, // 75: tidemark.v1.TidemarkService.PreviewDelete:output_type -> tidemark.v1.PreviewDeleteResponse
-	30, // 76: tidemark.v1.TidemarkService.DiffSnapshots:output_type -> tidemark.v1.DiffSnapshotsResponse
-	42, // 77: tidemark.v1.TidemarkService.VerifySnapshot:output_type -> tidemark.v1.VerifySnapshotResponse
-	48, // 78: tidemark.v1.TidemarkService.BeginProcess:output_type -> tidemark.v1.BeginProcessResponse
-	50, // 79: tidemark.v1.TidemarkService.EndProcess:output_type -> tidemark.v1.EndProcessResponse
-	52, // 80: tidemark.v1.TidemarkService.ListProcesses:output_type -> tidemark.v1.ListProcessesResponse
-	54, // 81: tidemark.v1.TidemarkService.HoldProcess:output_type -> tidemark.v1.HoldProcessResponse
-	56, // 82: tidemark.v1.TidemarkService.Import:output_type -> tidemark.v1.ImportResponse
-	58, // 83: tidemark.v1.TidemarkService.Export:output_type -> tidemark.v1.ExportResponse
-	63, // [63:84] is the sub-list for method output_type
-	42, // [42:63] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	80, // 14: tidemark.v1.Snapshot.cut_time:type_name -> google.protobuf.Timestamp
+	81, // 15: tidemark.v1.Snapshot.drain_duration:type_name -> google.protobuf.Duration
+	50, // 16: tidemark.v1.Snapshot.verification:type_name -> tidemark.v1.Verification
+	76, // 17: tidemark.v1.Snapshot.labels:type_name -> tidemark.v1.Snapshot.LabelsEntry
+	80, // 18: tidemark.v1.Snapshot.held_until:type_name -> google.protobuf.Timestamp
+	32, // 19: tidemark.v1.HoldSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
+	32, // 20: tidemark.v1.ReleaseSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
+	77, // 21: tidemark.v1.LabelSnapshotRequest.set:type_name -> tidemark.v1.LabelSnapshotRequest.SetEntry
+	32, // 22: tidemark.v1.LabelSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
+	80, // 23: tidemark.v1.Schedule.next_time:type_name -> google.protobuf.Timestamp
+	80, // 24: tidemark.v1.Schedule.last_time:type_name -> google.protobuf.Timestamp
+	39, // 25: tidemark.v1.SetScheduleResponse.schedule:type_name -> tidemark.v1.Schedule
+	80, // 26: tidemark.v1.PreviewScheduleResponse.next_times:type_name -> google.protobuf.Timestamp
+	39, // 27: tidemark.v1.ListSchedulesResponse.schedules:type_name -> tidemark.v1.Schedule
+	39, // 28: tidemark.v1.GetScheduleResponse.schedule:type_name -> tidemark.v1.Schedule
+	6,  // 29: tidemark.v1.Verification.state:type_name -> tidemark.v1.VerifyState
+	80, // 30: tidemark.v1.Verification.last_time:type_name -> google.protobuf.Timestamp
+	81, // 31: tidemark.v1.PreserveRequest.wait:type_name -> google.protobuf.Duration
+	3,  // 32: tidemark.v1.PreserveRequest.on_timeout:type_name -> tidemark.v1.OnTimeout
+	4,  // 33: tidemark.v1.PreserveRequest.on_conflict:type_name -> tidemark.v1.OnConflict
+	78, // 34: tidemark.v1.PreserveRequest.labels:type_name -> tidemark.v1.PreserveRequest.LabelsEntry
+	53, // 35: tidemark.v1.PreserveResponse.report:type_name -> tidemark.v1.PreserveReport
+	80, // 36: tidemark.v1.PreserveReport.cut_time:type_name -> google.protobuf.Timestamp
+	81, // 37: tidemark.v1.PreserveReport.drain_duration:type_name -> google.protobuf.Duration
+	81, // 38: tidemark.v1.PreserveReport.largest_stall:type_name -> google.protobuf.Duration
+	81, // 39: tidemark.v1.PreserveReport.largest_stall_before:type_name -> google.protobuf.Duration
+	81, // 40: tidemark.v1.PreserveReport.took:type_name -> google.protobuf.Duration
+	32, // 41: tidemark.v1.PreserveReport.snapshots:type_name -> tidemark.v1.Snapshot
+	79, // 42: tidemark.v1.ListSnapshotsRequest.labels:type_name -> tidemark.v1.ListSnapshotsRequest.LabelsEntry
+	32, // 43: tidemark.v1.ListSnapshotsResponse.snapshots:type_name -> tidemark.v1.Snapshot
+	32, // 44: tidemark.v1.GetSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
+	60, // 45: tidemark.v1.VerifySnapshotResponse.progress:type_name -> tidemark.v1.VerifyProgress
+	61, // 46: tidemark.v1.VerifySnapshotResponse.report:type_name -> tidemark.v1.VerifyReport
+	62, // 47: tidemark.v1.VerifyReport.bad:type_name -> tidemark.v1.BadBlock
+	81, // 48: tidemark.v1.VerifyReport.took:type_name -> google.protobuf.Duration
+	0,  // 49: tidemark.v1.Process.scope:type_name -> tidemark.v1.Scope
+	80, // 50: tidemark.v1.Process.begin_time:type_name -> google.protobuf.Timestamp
+	80, // 51: tidemark.v1.Process.waited_since:type_name -> google.protobuf.Timestamp
+	63, // 52: tidemark.v1.BeginProcessResponse.process:type_name -> tidemark.v1.Process
+	63, // 53: tidemark.v1.EndProcessResponse.process:type_name -> tidemark.v1.Process
+	63, // 54: tidemark.v1.ListProcessesResponse.processes:type_name -> tidemark.v1.Process
+	63, // 55: tidemark.v1.HoldProcessResponse.process:type_name -> tidemark.v1.Process
+	8,  // 56: tidemark.v1.TidemarkService.GetServerInfo:input_type -> tidemark.v1.GetServerInfoRequest
+	11, // 57: tidemark.v1.TidemarkService.CreateVolume:input_type -> tidemark.v1.CreateVolumeRequest
+	13, // 58: tidemark.v1.TidemarkService.ListVolumes:input_type -> tidemark.v1.ListVolumesRequest
+	15, // 59: tidemark.v1.TidemarkService.GetVolume:input_type -> tidemark.v1.GetVolumeRequest
+	17, // 60: tidemark.v1.TidemarkService.ResizeVolume:input_type -> tidemark.v1.ResizeVolumeRequest
+	19, // 61: tidemark.v1.TidemarkService.DeleteVolume:input_type -> tidemark.v1.DeleteVolumeRequest
+	51, // 62: tidemark.v1.TidemarkService.Preserve:input_type -> tidemark.v1.PreserveRequest
+	54, // 63: tidemark.v1.TidemarkService.ListSnapshots:input_type -> tidemark.v1.ListSnapshotsRequest
+	56, // 64: tidemark.v1.TidemarkService.GetSnapshot:input_type -> tidemark.v1.GetSnapshotRequest
+	21, // 65: tidemark.v1.TidemarkService.CloneVolume:input_type -> tidemark.v1.CloneVolumeRequest
+	23, // 66: tidemark.v1.TidemarkService.RollbackVolume:input_type -> tidemark.v1.RollbackVolumeRequest
+	25, // 67: tidemark.v1.TidemarkService.DeleteSnapshot:input_type -> tidemark.v1.DeleteSnapshotRequest
+	27, // 68: tidemark.v1.TidemarkService.PreviewDelete:input_type -> tidemark.v1.PreviewDeleteRequest
+	29, // 69: tidemark.v1.TidemarkService.DiffSnapshots:input_type -> tidemark.v1.DiffSnapshotsRequest
+	33, // 70: tidemark.v1.TidemarkService.HoldSnapshot:input_type -> tidemark.v1.HoldSnapshotRequest
+	35, // 71: tidemark.v1.TidemarkService.ReleaseSnapshot:input_type -> tidemark.v1.ReleaseSnapshotRequest
+	37, // 72: tidemark.v1.TidemarkService.LabelSnapshot:input_type -> tidemark.v1.LabelSnapshotRequest
+	40, // 73: tidemark.v1.TidemarkService.SetSchedule:input_type -> tidemark.v1.SetScheduleRequest
+	42, // 74: tidemark.v1.TidemarkService.PreviewSchedule:input_type -> tidemark.v1.PreviewScheduleRequest
+	44, // 75: tidemark.v1.TidemarkService.ListSchedules:input_type -> tidemark.v1.ListSchedulesRequest
+	46, // 76: tidemark.v1.TidemarkService.GetSchedule:input_type -> tidemark.v1.GetScheduleRequest
+	48, // 77: tidemark.v1.TidemarkService.RemoveSchedule:input_type -> tidemark.v1.RemoveScheduleRequest
+	58, // 78: tidemark.v1.TidemarkService.VerifySnapshot:input_type -> tidemark.v1.VerifySnapshotRequest
+	64, // 79: tidemark.v1.TidemarkService.BeginProcess:input_type -> tidemark.v1.BeginProcessRequest
+	66, // 80: tidemark.v1.TidemarkService.EndProcess:input_type -> tidemark.v1.EndProcessRequest
+	68, // 81: tidemark.v1.TidemarkService.ListProcesses:input_type -> tidemark.v1.ListProcessesRequest
+	70, // 82: tidemark.v1.TidemarkService.HoldProcess:input_type -> tidemark.v1.HoldProcessRequest
+	72, // 83: tidemark.v1.TidemarkService.Import:input_type -> tidemark.v1.ImportRequest
+	74, // 84: tidemark.v1.TidemarkService.Export:input_type -> tidemark.v1.ExportRequest
+	9,  // 85: tidemark.v1.TidemarkService.GetServerInfo:output_type -> tidemark.v1.GetServerInfoResponse
+	12, // 86: tidemark.v1.TidemarkService.CreateVolume:output_type -> tidemark.v1.CreateVolumeResponse
+	14, // 87: tidemark.v1.TidemarkService.ListVolumes:output_type -> tidemark.v1.ListVolumesResponse
+	16, // 88: tidemark.v1.TidemarkService.GetVolume:output_type -> tidemark.v1.GetVolumeResponse
+	18, // 89: tidemark.v1.TidemarkService.ResizeVolume:output_type -> tidemark.v1.ResizeVolumeResponse
+	20, // 90: tidemark.v1.TidemarkService.DeleteVolume:output_type -> tidemark.v1.DeleteVolumeResponse
+	52, // 91: tidemark.v1.TidemarkService.Preserve:output_type -> tidemark.v1.PreserveResponse
+	55, // 92: tidemark.v1.TidemarkService.ListSnapshots:output_type -> tidemark.v1.ListSnapshotsResponse
+	57, // 93: tidemark.v1.TidemarkService.GetSnapshot:output_type -> tidemark.v1.GetSnapshotResponse
+	22, // 94: tidemark.v1.TidemarkService.CloneVolume:output_type -> tidemark.v1.CloneVolumeResponse
+	24, // 95: tidemark.v1.TidemarkService.RollbackVolume:output_type -> tidemark.v1.RollbackVolumeResponse
+	26, // 96: tidemark.v1.TidemarkService.DeleteSnapshot:output_type -> tidemark.v1.DeleteSnapshotResponse
+	28, // 97: tidemark.v1.TidemarkService.PreviewDelete:output_type -> tidemark.v1.PreviewDeleteResponse
+	30, // 98: tidemark.v1.TidemarkService.DiffSnapshots:output_type -> tidemark.v1.DiffSnapshotsResponse
+	34, // 99: tidemark.v1.TidemarkService.HoldSnapshot:output_type -> tidemark.v1.HoldSnapshotResponse
+	36, // 100: tidemark.v1.TidemarkService.ReleaseSnapshot:output_type -> tidemark.v1.ReleaseSnapshotResponse
+	38, // 101: tidemark.v1.TidemarkService.LabelSnapshot:output_type -> tidemark.v1.LabelSnapshotResponse
+	41, // 102: tidemark.v1.TidemarkService.SetSchedule:output_type -> tidemark.v1.SetScheduleResponse
+	43, // 103: tidemark.v1.TidemarkService.PreviewSchedule:output_type -> tidemark.v1.PreviewScheduleResponse
+	45, // 104: tidemark.v1.TidemarkService.ListSchedules:output_type -> tidemark.v1.ListSchedulesResponse
+	47, // 105: tidemark.v1.TidemarkService.GetSchedule:output_type -> tidemark.v1.GetScheduleResponse
+	49, // 106: tidemark.v1.TidemarkService.RemoveSchedule:output_type -> tidemark.v1.RemoveScheduleResponse
+	59, // 107: tidemark.v1.TidemarkService.VerifySnapshot:output_type -> tidemark.v1.VerifySnapshotResponse
+	65, // 108: tidemark.v1.TidemarkService.BeginProcess:output_type -> tidemark.v1.BeginProcessResponse
+	67, // 109: tidemark.v1.TidemarkService.EndProcess:output_type -> tidemark.v1.EndProcessResponse
+	69, // 110: tidemark.v1.TidemarkService.ListProcesses:output_type -> tidemark.v1.ListProcessesResponse
+	71, // 111: tidemark.v1.TidemarkService.HoldProcess:output_type -> tidemark.v1.HoldProcessResponse
+	73, // 112: tidemark.v1.TidemarkService.Import:output_type -> tidemark.v1.ImportResponse
+	75, // 113: tidemark.v1.TidemarkService.Export:output_type -> tidemark.v1.ExportResponse
+	85, // [85:114] is the sub-list for method output_type
+	56, // [56:85] is the sub-list for method input_type
+	56, // [56:56] is the sub-list for extension type_name
+	56, // [56:56] is the sub-list for extension extendee
+	0,  // [0:56] is the sub-list for field type_name
 }
 
 func init() { file_tidemark_v1_tidemark_proto_init() }
@@ -4044,15 +5114,15 @@ func file_tidemark_v1_tidemark_proto_init() {
 	if File_tidemark_v1_tidemark_proto != nil {
 		return
 	}
-	file_tidemark_v1_tidemark_proto_msgTypes[35].OneofWrappers = []any{
+	file_tidemark_v1_tidemark_proto_msgTypes[52].OneofWrappers = []any{
 		(*VerifySnapshotResponse_Progress)(nil),
 		(*VerifySnapshotResponse_Report)(nil),
 	}
-	file_tidemark_v1_tidemark_proto_msgTypes[48].OneofWrappers = []any{
+	file_tidemark_v1_tidemark_proto_msgTypes[65].OneofWrappers = []any{
 		(*ImportRequest_Data)(nil),
 		(*ImportRequest_HoleBytes)(nil),
 	}
-	file_tidemark_v1_tidemark_proto_msgTypes[51].OneofWrappers = []any{
+	file_tidemark_v1_tidemark_proto_msgTypes[68].OneofWrappers = []any{
 		(*ExportResponse_Data)(nil),
 		(*ExportResponse_HoleBytes)(nil),
 	}
@@ -4062,7 +5132,7 @@ func file_tidemark_v1_tidemark_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_tidemark_v1_tidemark_proto_rawDesc), len(file_tidemark_v1_tidemark_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   52,
+			NumMessages:   73,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

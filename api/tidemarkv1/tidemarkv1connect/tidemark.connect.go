@@ -97,6 +97,30 @@ const (
 	// TidemarkServiceDiffSnapshotsProcedure is the fully-qualified name of the TidemarkService's
 	// DiffSnapshots RPC.
 	TidemarkServiceDiffSnapshotsProcedure = "/tidemark.v1.TidemarkService/DiffSnapshots"
+	// TidemarkServiceHoldSnapshotProcedure is the fully-qualified name of the TidemarkService's
+	// HoldSnapshot RPC.
+	TidemarkServiceHoldSnapshotProcedure = "/tidemark.v1.TidemarkService/HoldSnapshot"
+	// TidemarkServiceReleaseSnapshotProcedure is the fully-qualified name of the TidemarkService's
+	// ReleaseSnapshot RPC.
+	TidemarkServiceReleaseSnapshotProcedure = "/tidemark.v1.TidemarkService/ReleaseSnapshot"
+	// TidemarkServiceLabelSnapshotProcedure is the fully-qualified name of the TidemarkService's
+	// LabelSnapshot RPC.
+	TidemarkServiceLabelSnapshotProcedure = "/tidemark.v1.TidemarkService/LabelSnapshot"
+	// TidemarkServiceSetScheduleProcedure is the fully-qualified name of the TidemarkService's
+	// SetSchedule RPC.
+	TidemarkServiceSetScheduleProcedure = "/tidemark.v1.TidemarkService/SetSchedule"
+	// TidemarkServicePreviewScheduleProcedure is the fully-qualified name of the TidemarkService's
+	// PreviewSchedule RPC.
+	TidemarkServicePreviewScheduleProcedure = "/tidemark.v1.TidemarkService/PreviewSchedule"
+	// TidemarkServiceListSchedulesProcedure is the fully-qualified name of the TidemarkService's
+	// ListSchedules RPC.
+	TidemarkServiceListSchedulesProcedure = "/tidemark.v1.TidemarkService/ListSchedules"
+	// TidemarkServiceGetScheduleProcedure is the fully-qualified name of the TidemarkService's
+	// GetSchedule RPC.
+	TidemarkServiceGetScheduleProcedure = "/tidemark.v1.TidemarkService/GetSchedule"
+	// TidemarkServiceRemoveScheduleProcedure is the fully-qualified name of the TidemarkService's
+	// RemoveSchedule RPC.
+	TidemarkServiceRemoveScheduleProcedure = "/tidemark.v1.TidemarkService/RemoveSchedule"
 	// TidemarkServiceVerifySnapshotProcedure is the fully-qualified name of the TidemarkService's
 	// VerifySnapshot RPC.
 	TidemarkServiceVerifySnapshotProcedure = "/tidemark.v1.TidemarkService/VerifySnapshot"
@@ -139,7 +163,8 @@ type TidemarkServiceClient interface {
 	// Needs: admin on the volume.
 	ResizeVolume(context.Context, *tidemarkv1.ResizeVolumeRequest) (*tidemarkv1.ResizeVolumeResponse, error)
 	// DeleteVolume deletes a volume that no client and no process uses.
-	// Errors: REASON_NOT_FOUND, REASON_IN_USE.
+	// Errors: REASON_NOT_FOUND, REASON_IN_USE; REASON_HELD if one of its snapshots is
+	// held, REASON_CLOCK.
 	// Needs: admin on the volume.
 	DeleteVolume(context.Context, *tidemarkv1.DeleteVolumeRequest) (*tidemarkv1.DeleteVolumeResponse, error)
 	// Preserve keeps the volumes as they are at one instant, the cut, without
@@ -173,7 +198,7 @@ type TidemarkServiceClient interface {
 	// DeleteSnapshot takes the name of a snapshot away and returns at once. Blocks
 	// that nobody can see any more give their room back in the background.
 	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_DRAINING; REASON_IN_USE while
-	// a client has it open or it is being verified.
+	// a client has it open or it is being verified; REASON_HELD, REASON_CLOCK.
 	// Needs: admin on its volume.
 	DeleteSnapshot(context.Context, *tidemarkv1.DeleteSnapshotRequest) (*tidemarkv1.DeleteSnapshotResponse, error)
 	// PreviewDelete tells how much room would be given back if snapshots were deleted,
@@ -186,6 +211,41 @@ type TidemarkServiceClient interface {
 	// Errors: REASON_NOT_FOUND, REASON_INVALID.
 	// Needs: read on both.
 	DiffSnapshots(context.Context, *tidemarkv1.DiffSnapshotsRequest) (*connect.ServerStreamForClient[tidemarkv1.DiffSnapshotsResponse], error)
+	// HoldSnapshot keeps a snapshot from being deleted, by anybody: until it is
+	// released, or until a time, which nothing shortens. It waits until the snapshot is
+	// sealed.
+	// Errors: REASON_NOT_FOUND, REASON_INVALID (also for an end that is past),
+	// REASON_DRAINING, REASON_HELD (for an end before the one that it has), REASON_CLOCK.
+	// Needs: admin on its volume.
+	HoldSnapshot(context.Context, *tidemarkv1.HoldSnapshotRequest) (*tidemarkv1.HoldSnapshotResponse, error)
+	// ReleaseSnapshot ends a hold that has no end, or whose end has passed.
+	// Errors: REASON_NOT_FOUND, REASON_INVALID; REASON_HELD while the end is to come: then
+	// nothing has changed; REASON_CLOCK.
+	// Needs: admin on its volume.
+	ReleaseSnapshot(context.Context, *tidemarkv1.ReleaseSnapshotRequest) (*tidemarkv1.ReleaseSnapshotResponse, error)
+	// LabelSnapshot sets and removes labels. It waits until the snapshot is sealed.
+	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_DRAINING.
+	// Needs: preserve on its volume.
+	LabelSnapshot(context.Context, *tidemarkv1.LabelSnapshotRequest) (*tidemarkv1.LabelSnapshotResponse, error)
+	// SetSchedule has a volume preserved again and again, and the snapshots so made
+	// deleted when they are to be kept no more. It replaces the schedule that there is.
+	// Errors: REASON_NOT_FOUND, REASON_INVALID.
+	// Needs: admin on the volume.
+	SetSchedule(context.Context, *tidemarkv1.SetScheduleRequest) (*tidemarkv1.SetScheduleResponse, error)
+	// PreviewSchedule tells what SetSchedule would bring about, and changes nothing.
+	// Errors: as SetSchedule.
+	// Needs: read on the volume.
+	PreviewSchedule(context.Context, *tidemarkv1.PreviewScheduleRequest) (*tidemarkv1.PreviewScheduleResponse, error)
+	// ListSchedules returns the schedules, sorted by target.
+	// Needs: read on the volume of each; others are left out.
+	ListSchedules(context.Context, *tidemarkv1.ListSchedulesRequest) (*tidemarkv1.ListSchedulesResponse, error)
+	// GetSchedule returns one schedule. Errors: REASON_NOT_FOUND.
+	// Needs: read on the volume.
+	GetSchedule(context.Context, *tidemarkv1.GetScheduleRequest) (*tidemarkv1.GetScheduleResponse, error)
+	// RemoveSchedule ends a schedule; the snapshots that it made stay.
+	// Errors: REASON_NOT_FOUND.
+	// Needs: admin on the volume.
+	RemoveSchedule(context.Context, *tidemarkv1.RemoveScheduleRequest) (*tidemarkv1.RemoveScheduleResponse, error)
 	// VerifySnapshot reads every block of a sealed snapshot from the disk and
 	// compares it with its checksum. It sends its progress from time to time and
 	// the result at the end; bad blocks are a result, not an error.
@@ -327,6 +387,57 @@ func NewTidemarkServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithSchema(tidemarkServiceMethods.ByName("DiffSnapshots")),
 			connect.WithClientOptions(opts...),
 		),
+		holdSnapshot: connect.NewClient[tidemarkv1.HoldSnapshotRequest, tidemarkv1.HoldSnapshotResponse](
+			httpClient,
+			baseURL+TidemarkServiceHoldSnapshotProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("HoldSnapshot")),
+			connect.WithClientOptions(opts...),
+		),
+		releaseSnapshot: connect.NewClient[tidemarkv1.ReleaseSnapshotRequest, tidemarkv1.ReleaseSnapshotResponse](
+			httpClient,
+			baseURL+TidemarkServiceReleaseSnapshotProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("ReleaseSnapshot")),
+			connect.WithClientOptions(opts...),
+		),
+		labelSnapshot: connect.NewClient[tidemarkv1.LabelSnapshotRequest, tidemarkv1.LabelSnapshotResponse](
+			httpClient,
+			baseURL+TidemarkServiceLabelSnapshotProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("LabelSnapshot")),
+			connect.WithClientOptions(opts...),
+		),
+		setSchedule: connect.NewClient[tidemarkv1.SetScheduleRequest, tidemarkv1.SetScheduleResponse](
+			httpClient,
+			baseURL+TidemarkServiceSetScheduleProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("SetSchedule")),
+			connect.WithClientOptions(opts...),
+		),
+		previewSchedule: connect.NewClient[tidemarkv1.PreviewScheduleRequest, tidemarkv1.PreviewScheduleResponse](
+			httpClient,
+			baseURL+TidemarkServicePreviewScheduleProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("PreviewSchedule")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		listSchedules: connect.NewClient[tidemarkv1.ListSchedulesRequest, tidemarkv1.ListSchedulesResponse](
+			httpClient,
+			baseURL+TidemarkServiceListSchedulesProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("ListSchedules")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		getSchedule: connect.NewClient[tidemarkv1.GetScheduleRequest, tidemarkv1.GetScheduleResponse](
+			httpClient,
+			baseURL+TidemarkServiceGetScheduleProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("GetSchedule")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		removeSchedule: connect.NewClient[tidemarkv1.RemoveScheduleRequest, tidemarkv1.RemoveScheduleResponse](
+			httpClient,
+			baseURL+TidemarkServiceRemoveScheduleProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("RemoveSchedule")),
+			connect.WithClientOptions(opts...),
+		),
 		verifySnapshot: connect.NewClient[tidemarkv1.VerifySnapshotRequest, tidemarkv1.VerifySnapshotResponse](
 			httpClient,
 			baseURL+TidemarkServiceVerifySnapshotProcedure,
@@ -375,27 +486,35 @@ func NewTidemarkServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 
 // tidemarkServiceClient implements TidemarkServiceClient.
 type tidemarkServiceClient struct {
-	getServerInfo  *connect.Client[tidemarkv1.GetServerInfoRequest, tidemarkv1.GetServerInfoResponse]
-	createVolume   *connect.Client[tidemarkv1.CreateVolumeRequest, tidemarkv1.CreateVolumeResponse]
-	listVolumes    *connect.Client[tidemarkv1.ListVolumesRequest, tidemarkv1.ListVolumesResponse]
-	getVolume      *connect.Client[tidemarkv1.GetVolumeRequest, tidemarkv1.GetVolumeResponse]
-	resizeVolume   *connect.Client[tidemarkv1.ResizeVolumeRequest, tidemarkv1.ResizeVolumeResponse]
-	deleteVolume   *connect.Client[tidemarkv1.DeleteVolumeRequest, tidemarkv1.DeleteVolumeResponse]
-	preserve       *connect.Client[tidemarkv1.PreserveRequest, tidemarkv1.PreserveResponse]
-	listSnapshots  *connect.Client[tidemarkv1.ListSnapshotsRequest, tidemarkv1.ListSnapshotsResponse]
-	getSnapshot    *connect.Client[tidemarkv1.GetSnapshotRequest, tidemarkv1.GetSnapshotResponse]
-	cloneVolume    *connect.Client[tidemarkv1.CloneVolumeRequest, tidemarkv1.CloneVolumeResponse]
-	rollbackVolume *connect.Client[tidemarkv1.RollbackVolumeRequest, tidemarkv1.RollbackVolumeResponse]
-	deleteSnapshot *connect.Client[tidemarkv1.DeleteSnapshotRequest, tidemarkv1.DeleteSnapshotResponse]
-	previewDelete  *connect.Client[tidemarkv1.PreviewDeleteRequest, tidemarkv1.PreviewDeleteResponse]
-	diffSnapshots  *connect.Client[tidemarkv1.DiffSnapshotsRequest, tidemarkv1.DiffSnapshotsResponse]
-	verifySnapshot *connect.Client[tidemarkv1.VerifySnapshotRequest, tidemarkv1.VerifySnapshotResponse]
-	beginProcess   *connect.Client[tidemarkv1.BeginProcessRequest, tidemarkv1.BeginProcessResponse]
-	endProcess     *connect.Client[tidemarkv1.EndProcessRequest, tidemarkv1.EndProcessResponse]
-	listProcesses  *connect.Client[tidemarkv1.ListProcessesRequest, tidemarkv1.ListProcessesResponse]
-	holdProcess    *connect.Client[tidemarkv1.HoldProcessRequest, tidemarkv1.HoldProcessResponse]
-	_import        *connect.Client[tidemarkv1.ImportRequest, tidemarkv1.ImportResponse]
-	export         *connect.Client[tidemarkv1.ExportRequest, tidemarkv1.ExportResponse]
+	getServerInfo   *connect.Client[tidemarkv1.GetServerInfoRequest, tidemarkv1.GetServerInfoResponse]
+	createVolume    *connect.Client[tidemarkv1.CreateVolumeRequest, tidemarkv1.CreateVolumeResponse]
+	listVolumes     *connect.Client[tidemarkv1.ListVolumesRequest, tidemarkv1.ListVolumesResponse]
+	getVolume       *connect.Client[tidemarkv1.GetVolumeRequest, tidemarkv1.GetVolumeResponse]
+	resizeVolume    *connect.Client[tidemarkv1.ResizeVolumeRequest, tidemarkv1.ResizeVolumeResponse]
+	deleteVolume    *connect.Client[tidemarkv1.DeleteVolumeRequest, tidemarkv1.DeleteVolumeResponse]
+	preserve        *connect.Client[tidemarkv1.PreserveRequest, tidemarkv1.PreserveResponse]
+	listSnapshots   *connect.Client[tidemarkv1.ListSnapshotsRequest, tidemarkv1.ListSnapshotsResponse]
+	getSnapshot     *connect.Client[tidemarkv1.GetSnapshotRequest, tidemarkv1.GetSnapshotResponse]
+	cloneVolume     *connect.Client[tidemarkv1.CloneVolumeRequest, tidemarkv1.CloneVolumeResponse]
+	rollbackVolume  *connect.Client[tidemarkv1.RollbackVolumeRequest, tidemarkv1.RollbackVolumeResponse]
+	deleteSnapshot  *connect.Client[tidemarkv1.DeleteSnapshotRequest, tidemarkv1.DeleteSnapshotResponse]
+	previewDelete   *connect.Client[tidemarkv1.PreviewDeleteRequest, tidemarkv1.PreviewDeleteResponse]
+	diffSnapshots   *connect.Client[tidemarkv1.DiffSnapshotsRequest, tidemarkv1.DiffSnapshotsResponse]
+	holdSnapshot    *connect.Client[tidemarkv1.HoldSnapshotRequest, tidemarkv1.HoldSnapshotResponse]
+	releaseSnapshot *connect.Client[tidemarkv1.ReleaseSnapshotRequest, tidemarkv1.ReleaseSnapshotResponse]
+	labelSnapshot   *connect.Client[tidemarkv1.LabelSnapshotRequest, tidemarkv1.LabelSnapshotResponse]
+	setSchedule     *connect.Client[tidemarkv1.SetScheduleRequest, tidemarkv1.SetScheduleResponse]
+	previewSchedule *connect.Client[tidemarkv1.PreviewScheduleRequest, tidemarkv1.PreviewScheduleResponse]
+	listSchedules   *connect.Client[tidemarkv1.ListSchedulesRequest, tidemarkv1.ListSchedulesResponse]
+	getSchedule     *connect.Client[tidemarkv1.GetScheduleRequest, tidemarkv1.GetScheduleResponse]
+	removeSchedule  *connect.Client[tidemarkv1.RemoveScheduleRequest, tidemarkv1.RemoveScheduleResponse]
+	verifySnapshot  *connect.Client[tidemarkv1.VerifySnapshotRequest, tidemarkv1.VerifySnapshotResponse]
+	beginProcess    *connect.Client[tidemarkv1.BeginProcessRequest, tidemarkv1.BeginProcessResponse]
+	endProcess      *connect.Client[tidemarkv1.EndProcessRequest, tidemarkv1.EndProcessResponse]
+	listProcesses   *connect.Client[tidemarkv1.ListProcessesRequest, tidemarkv1.ListProcessesResponse]
+	holdProcess     *connect.Client[tidemarkv1.HoldProcessRequest, tidemarkv1.HoldProcessResponse]
+	_import         *connect.Client[tidemarkv1.ImportRequest, tidemarkv1.ImportResponse]
+	export          *connect.Client[tidemarkv1.ExportRequest, tidemarkv1.ExportResponse]
 }
 
 // GetServerInfo calls tidemark.v1.TidemarkService.GetServerInfo.
@@ -520,6 +639,78 @@ func (c *tidemarkServiceClient) DiffSnapshots(ctx context.Context, req *tidemark
 	return c.diffSnapshots.CallServerStream(ctx, connect.NewRequest(req))
 }
 
+// HoldSnapshot calls tidemark.v1.TidemarkService.HoldSnapshot.
+func (c *tidemarkServiceClient) HoldSnapshot(ctx context.Context, req *tidemarkv1.HoldSnapshotRequest) (*tidemarkv1.HoldSnapshotResponse, error) {
+	response, err := c.holdSnapshot.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ReleaseSnapshot calls tidemark.v1.TidemarkService.ReleaseSnapshot.
+func (c *tidemarkServiceClient) ReleaseSnapshot(ctx context.Context, req *tidemarkv1.ReleaseSnapshotRequest) (*tidemarkv1.ReleaseSnapshotResponse, error) {
+	response, err := c.releaseSnapshot.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// LabelSnapshot calls tidemark.v1.TidemarkService.LabelSnapshot.
+func (c *tidemarkServiceClient) LabelSnapshot(ctx context.Context, req *tidemarkv1.LabelSnapshotRequest) (*tidemarkv1.LabelSnapshotResponse, error) {
+	response, err := c.labelSnapshot.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// SetSchedule calls tidemark.v1.TidemarkService.SetSchedule.
+func (c *tidemarkServiceClient) SetSchedule(ctx context.Context, req *tidemarkv1.SetScheduleRequest) (*tidemarkv1.SetScheduleResponse, error) {
+	response, err := c.setSchedule.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// PreviewSchedule calls tidemark.v1.TidemarkService.PreviewSchedule.
+func (c *tidemarkServiceClient) PreviewSchedule(ctx context.Context, req *tidemarkv1.PreviewScheduleRequest) (*tidemarkv1.PreviewScheduleResponse, error) {
+	response, err := c.previewSchedule.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListSchedules calls tidemark.v1.TidemarkService.ListSchedules.
+func (c *tidemarkServiceClient) ListSchedules(ctx context.Context, req *tidemarkv1.ListSchedulesRequest) (*tidemarkv1.ListSchedulesResponse, error) {
+	response, err := c.listSchedules.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// GetSchedule calls tidemark.v1.TidemarkService.GetSchedule.
+func (c *tidemarkServiceClient) GetSchedule(ctx context.Context, req *tidemarkv1.GetScheduleRequest) (*tidemarkv1.GetScheduleResponse, error) {
+	response, err := c.getSchedule.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RemoveSchedule calls tidemark.v1.TidemarkService.RemoveSchedule.
+func (c *tidemarkServiceClient) RemoveSchedule(ctx context.Context, req *tidemarkv1.RemoveScheduleRequest) (*tidemarkv1.RemoveScheduleResponse, error) {
+	response, err := c.removeSchedule.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // VerifySnapshot calls tidemark.v1.TidemarkService.VerifySnapshot.
 func (c *tidemarkServiceClient) VerifySnapshot(ctx context.Context, req *tidemarkv1.VerifySnapshotRequest) (*connect.ServerStreamForClient[tidemarkv1.VerifySnapshotResponse], error) {
 	return c.verifySnapshot.CallServerStream(ctx, connect.NewRequest(req))
@@ -588,7 +779,8 @@ type TidemarkServiceHandler interface {
 	// Needs: admin on the volume.
 	ResizeVolume(context.Context, *tidemarkv1.ResizeVolumeRequest) (*tidemarkv1.ResizeVolumeResponse, error)
 	// DeleteVolume deletes a volume that no client and no process uses.
-	// Errors: REASON_NOT_FOUND, REASON_IN_USE.
+	// Errors: REASON_NOT_FOUND, REASON_IN_USE; REASON_HELD if one of its snapshots is
+	// held, REASON_CLOCK.
 	// Needs: admin on the volume.
 	DeleteVolume(context.Context, *tidemarkv1.DeleteVolumeRequest) (*tidemarkv1.DeleteVolumeResponse, error)
 	// Preserve keeps the volumes as they are at one instant, the cut, without
@@ -622,7 +814,7 @@ type TidemarkServiceHandler interface {
 	// DeleteSnapshot takes the name of a snapshot away and returns at once. Blocks
 	// that nobody can see any more give their room back in the background.
 	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_DRAINING; REASON_IN_USE while
-	// a client has it open or it is being verified.
+	// a client has it open or it is being verified; REASON_HELD, REASON_CLOCK.
 	// Needs: admin on its volume.
 	DeleteSnapshot(context.Context, *tidemarkv1.DeleteSnapshotRequest) (*tidemarkv1.DeleteSnapshotResponse, error)
 	// PreviewDelete tells how much room would be given back if snapshots were deleted,
@@ -635,6 +827,41 @@ type TidemarkServiceHandler interface {
 	// Errors: REASON_NOT_FOUND, REASON_INVALID.
 	// Needs: read on both.
 	DiffSnapshots(context.Context, *tidemarkv1.DiffSnapshotsRequest, *connect.ServerStream[tidemarkv1.DiffSnapshotsResponse]) error
+	// HoldSnapshot keeps a snapshot from being deleted, by anybody: until it is
+	// released, or until a time, which nothing shortens. It waits until the snapshot is
+	// sealed.
+	// Errors: REASON_NOT_FOUND, REASON_INVALID (also for an end that is past),
+	// REASON_DRAINING, REASON_HELD (for an end before the one that it has), REASON_CLOCK.
+	// Needs: admin on its volume.
+	HoldSnapshot(context.Context, *tidemarkv1.HoldSnapshotRequest) (*tidemarkv1.HoldSnapshotResponse, error)
+	// ReleaseSnapshot ends a hold that has no end, or whose end has passed.
+	// Errors: REASON_NOT_FOUND, REASON_INVALID; REASON_HELD while the end is to come: then
+	// nothing has changed; REASON_CLOCK.
+	// Needs: admin on its volume.
+	ReleaseSnapshot(context.Context, *tidemarkv1.ReleaseSnapshotRequest) (*tidemarkv1.ReleaseSnapshotResponse, error)
+	// LabelSnapshot sets and removes labels. It waits until the snapshot is sealed.
+	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_DRAINING.
+	// Needs: preserve on its volume.
+	LabelSnapshot(context.Context, *tidemarkv1.LabelSnapshotRequest) (*tidemarkv1.LabelSnapshotResponse, error)
+	// SetSchedule has a volume preserved again and again, and the snapshots so made
+	// deleted when they are to be kept no more. It replaces the schedule that there is.
+	// Errors: REASON_NOT_FOUND, REASON_INVALID.
+	// Needs: admin on the volume.
+	SetSchedule(context.Context, *tidemarkv1.SetScheduleRequest) (*tidemarkv1.SetScheduleResponse, error)
+	// PreviewSchedule tells what SetSchedule would bring about, and changes nothing.
+	// Errors: as SetSchedule.
+	// Needs: read on the volume.
+	PreviewSchedule(context.Context, *tidemarkv1.PreviewScheduleRequest) (*tidemarkv1.PreviewScheduleResponse, error)
+	// ListSchedules returns the schedules, sorted by target.
+	// Needs: read on the volume of each; others are left out.
+	ListSchedules(context.Context, *tidemarkv1.ListSchedulesRequest) (*tidemarkv1.ListSchedulesResponse, error)
+	// GetSchedule returns one schedule. Errors: REASON_NOT_FOUND.
+	// Needs: read on the volume.
+	GetSchedule(context.Context, *tidemarkv1.GetScheduleRequest) (*tidemarkv1.GetScheduleResponse, error)
+	// RemoveSchedule ends a schedule; the snapshots that it made stay.
+	// Errors: REASON_NOT_FOUND.
+	// Needs: admin on the volume.
+	RemoveSchedule(context.Context, *tidemarkv1.RemoveScheduleRequest) (*tidemarkv1.RemoveScheduleResponse, error)
 	// VerifySnapshot reads every block of a sealed snapshot from the disk and
 	// compares it with its checksum. It sends its progress from time to time and
 	// the result at the end; bad blocks are a result, not an error.
@@ -772,6 +999,57 @@ func NewTidemarkServiceHandler(svc TidemarkServiceHandler, opts ...connect.Handl
 		connect.WithSchema(tidemarkServiceMethods.ByName("DiffSnapshots")),
 		connect.WithHandlerOptions(opts...),
 	)
+	tidemarkServiceHoldSnapshotHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServiceHoldSnapshotProcedure,
+		svc.HoldSnapshot,
+		connect.WithSchema(tidemarkServiceMethods.ByName("HoldSnapshot")),
+		connect.WithHandlerOptions(opts...),
+	)
+	tidemarkServiceReleaseSnapshotHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServiceReleaseSnapshotProcedure,
+		svc.ReleaseSnapshot,
+		connect.WithSchema(tidemarkServiceMethods.ByName("ReleaseSnapshot")),
+		connect.WithHandlerOptions(opts...),
+	)
+	tidemarkServiceLabelSnapshotHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServiceLabelSnapshotProcedure,
+		svc.LabelSnapshot,
+		connect.WithSchema(tidemarkServiceMethods.ByName("LabelSnapshot")),
+		connect.WithHandlerOptions(opts...),
+	)
+	tidemarkServiceSetScheduleHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServiceSetScheduleProcedure,
+		svc.SetSchedule,
+		connect.WithSchema(tidemarkServiceMethods.ByName("SetSchedule")),
+		connect.WithHandlerOptions(opts...),
+	)
+	tidemarkServicePreviewScheduleHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServicePreviewScheduleProcedure,
+		svc.PreviewSchedule,
+		connect.WithSchema(tidemarkServiceMethods.ByName("PreviewSchedule")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	tidemarkServiceListSchedulesHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServiceListSchedulesProcedure,
+		svc.ListSchedules,
+		connect.WithSchema(tidemarkServiceMethods.ByName("ListSchedules")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	tidemarkServiceGetScheduleHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServiceGetScheduleProcedure,
+		svc.GetSchedule,
+		connect.WithSchema(tidemarkServiceMethods.ByName("GetSchedule")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	tidemarkServiceRemoveScheduleHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServiceRemoveScheduleProcedure,
+		svc.RemoveSchedule,
+		connect.WithSchema(tidemarkServiceMethods.ByName("RemoveSchedule")),
+		connect.WithHandlerOptions(opts...),
+	)
 	tidemarkServiceVerifySnapshotHandler := connect.NewServerStreamHandlerSimple(
 		TidemarkServiceVerifySnapshotProcedure,
 		svc.VerifySnapshot,
@@ -845,6 +1123,22 @@ func NewTidemarkServiceHandler(svc TidemarkServiceHandler, opts ...connect.Handl
 			tidemarkServicePreviewDeleteHandler.ServeHTTP(w, r)
 		case TidemarkServiceDiffSnapshotsProcedure:
 			tidemarkServiceDiffSnapshotsHandler.ServeHTTP(w, r)
+		case TidemarkServiceHoldSnapshotProcedure:
+			tidemarkServiceHoldSnapshotHandler.ServeHTTP(w, r)
+		case TidemarkServiceReleaseSnapshotProcedure:
+			tidemarkServiceReleaseSnapshotHandler.ServeHTTP(w, r)
+		case TidemarkServiceLabelSnapshotProcedure:
+			tidemarkServiceLabelSnapshotHandler.ServeHTTP(w, r)
+		case TidemarkServiceSetScheduleProcedure:
+			tidemarkServiceSetScheduleHandler.ServeHTTP(w, r)
+		case TidemarkServicePreviewScheduleProcedure:
+			tidemarkServicePreviewScheduleHandler.ServeHTTP(w, r)
+		case TidemarkServiceListSchedulesProcedure:
+			tidemarkServiceListSchedulesHandler.ServeHTTP(w, r)
+		case TidemarkServiceGetScheduleProcedure:
+			tidemarkServiceGetScheduleHandler.ServeHTTP(w, r)
+		case TidemarkServiceRemoveScheduleProcedure:
+			tidemarkServiceRemoveScheduleHandler.ServeHTTP(w, r)
 		case TidemarkServiceVerifySnapshotProcedure:
 			tidemarkServiceVerifySnapshotHandler.ServeHTTP(w, r)
 		case TidemarkServiceBeginProcessProcedure:
@@ -922,6 +1216,38 @@ func (UnimplementedTidemarkServiceHandler) PreviewDelete(context.Context, *tidem
 
 func (UnimplementedTidemarkServiceHandler) DiffSnapshots(context.Context, *tidemarkv1.DiffSnapshotsRequest, *connect.ServerStream[tidemarkv1.DiffSnapshotsResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.DiffSnapshots is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) HoldSnapshot(context.Context, *tidemarkv1.HoldSnapshotRequest) (*tidemarkv1.HoldSnapshotResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.HoldSnapshot is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) ReleaseSnapshot(context.Context, *tidemarkv1.ReleaseSnapshotRequest) (*tidemarkv1.ReleaseSnapshotResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.ReleaseSnapshot is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) LabelSnapshot(context.Context, *tidemarkv1.LabelSnapshotRequest) (*tidemarkv1.LabelSnapshotResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.LabelSnapshot is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) SetSchedule(context.Context, *tidemarkv1.SetScheduleRequest) (*tidemarkv1.SetScheduleResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.SetSchedule is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) PreviewSchedule(context.Context, *tidemarkv1.PreviewScheduleRequest) (*tidemarkv1.PreviewScheduleResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.PreviewSchedule is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) ListSchedules(context.Context, *tidemarkv1.ListSchedulesRequest) (*tidemarkv1.ListSchedulesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.ListSchedules is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) GetSchedule(context.Context, *tidemarkv1.GetScheduleRequest) (*tidemarkv1.GetScheduleResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.GetSchedule is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) RemoveSchedule(context.Context, *tidemarkv1.RemoveScheduleRequest) (*tidemarkv1.RemoveScheduleResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.RemoveSchedule is not implemented"))
 }
 
 func (UnimplementedTidemarkServiceHandler) VerifySnapshot(context.Context, *tidemarkv1.VerifySnapshotRequest, *connect.ServerStream[tidemarkv1.VerifySnapshotResponse]) error {

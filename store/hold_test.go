@@ -94,7 +94,7 @@ func TestAHoldUntilADateOnlyEverGetsLonger(t *testing.T) {
 			{"1999-01-01", store.ErrInvalid, "2000-01-11"},
 			{"2000-01-21T00:00:00Z", nil, "2000-01-21"},
 			{"2000-01-21T00:00:00+01:00", store.ErrHeld, "2000-01-21"}, // an hour earlier
-			{"", nil, "2000-01-21"}, // besides
+			{"", nil, "2000-01-21"},                                    // besides
 		} {
 			wantErr(t, "hold until "+c.until, hold(s, t, "v@a", c.until), c.want)
 			if got := snapshotInfo(t, s, "v@a").HeldUntil.Format(time.DateOnly); got != c.ends {

@@ -256,7 +256,7 @@ func TestAScheduledPreserveThatFailsLeavesNothingBehind(t *testing.T) {
 		var full atomic.Bool
 		sim := vfs.NewSim(memoryDir(t))
 		s, err := store.Open("data", store.Options{
-			Logger: slog.New(slog.NewTextHandler(&log, nil)),
+			Logger: slog.New(slog.NewTextHandler(&log, nil)), ReclaimEvery: time.Minute, // as serve has it
 			FS: vfs.Fault{FS: sim, Hook: func(op vfs.Op) error {
 				if full.Load() && op.Kind == vfs.OpCommitted {
 					return syscall.ENOSPC
@@ -309,7 +309,7 @@ func TestAScheduledPreserveThatFailsLeavesNothingBehind(t *testing.T) {
 		if _, err := s.EndProcess(p.Token, false); err != nil {
 			t.Fatal(err)
 		}
-		s.AwaitPunches()
+		pass(2 * time.Minute)
 		nothing("given up")
 
 		full.Store(true)

@@ -230,12 +230,6 @@ func (s *Store) seal(ctx context.Context, k *volume.VLUN) error {
 	}
 	s.sealedAs(d, k, img)
 	s.leaveJournal(d, k)
-	s.mu.Lock()
-	nameless := d.snapshots[k] == nil
-	s.mu.Unlock()
-	if nameless { // of a preserve that was given up nothing is left that nobody sees
-		s.sealer.punch(k.ImageID())
-	}
 	return nil
 }
 

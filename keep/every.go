@@ -57,7 +57,7 @@ func (e Every) String() string { return e.text }
 
 // Next is the first time after another; the zero time if it never comes.
 func (e Every) Next(after time.Time) time.Time {
-	switch after = after.UTC(); {
+	switch after = after.UTC().Round(0); { // by the clock, which may be set meanwhile
 	case e.period > 0:
 		return after.Truncate(e.period).Add(e.period)
 	case e.cron != nil:

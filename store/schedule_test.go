@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"flag"
+	"fmt"
 	"log/slog"
 	"path"
 	"slices"
@@ -324,6 +325,89 @@ func TestAScheduledPreserveThatFailsLeavesNothingBehind(t *testing.T) {
 			t.Errorf("at last it is %+v, %v", info, err)
 		}
 	})
+}
+
+func TestACloseDoesNotWaitForWhatAScheduleWaitsFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := path.Join(memoryDir(t), "data")
+		s := openStore(t, dir)
+		createVolume(t, s, "v")
+		setSchedule(t, s, "v", "1h", "1d:1h")
+		if _, err := s.BeginProcess([]string{"v"}, ""); err != nil {
+			t.Fatal(err)
+		}
+		pass(time.Hour + time.Second)
+		before := time.Now()
+		closeStore(t, s)
+		if took := time.Since(before); took >= 30*time.Second {
+			t.Errorf("the close took %v", took)
+		}
+		s = openStore(t, dir)
+		defer closeStore(t, s)
+		if list, err := s.Snapshots("v"); err != nil || len(list) != 1 || list[0].Schedule != "v" || len(list[0].Torn) != 1 {
+			t.Errorf("it left %+v, %v", list, err)
+		}
+	})
+}
+
+// What of holds, labels and schedules was acknowledged is there after a crash at any
+// operation, and what was on its way is there or not.
+func TestACrashLosesNoHoldLabelOrSchedule(t *testing.T) {
+	sim := vfs.NewSim(memoryDir(t))
+	s, err := store.Open("data", store.Options{FS: sim})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close(t.Context()) })
+	createVolume(t, s, "v")
+	mustPreserve(t, s, "a", "v")
+	state := func(s *store.Store) string {
+		a := snapshotInfo(t, s, "v@a")
+		text := fmt.Sprint(a.Held, a.HeldUntil, a.Labels)
+		for _, x := range s.Schedules() {
+			text += x.Target + x.Every + x.Keep
+		}
+		return text
+	}
+	type moment struct {
+		ops   int
+		state string
+	}
+	moments := []moment{{sim.Ops(), state(s)}}
+	for _, change := range []func() error{
+		func() error { return hold(s, t, "v@a", "") },
+		func() error { return hold(s, t, "v@a", "2999-01-01") },
+		func() error { _, err := s.SetSchedule("v", "@yearly", "1y:1d"); return err },
+		func() error {
+			_, err := s.LabelSnapshot(t.Context(), "v@a", map[string]string{"k": "v"}, nil)
+			return err
+		},
+		func() error { _, err := s.SetSchedule("v", "@monthly", "1y:1mo"); return err },
+		func() error { return hold(s, t, "v@a", "2999-01-02") },
+		func() error { _, err := s.LabelSnapshot(t.Context(), "v@a", nil, []string{"k"}); return err },
+		func() error { return s.RemoveSchedule("v") },
+	} {
+		if err := change(); err != nil {
+			t.Fatal(err)
+		}
+		moments = append(moments, moment{sim.Ops(), state(s)})
+	}
+	for i, last := range moments[:len(moments)-1] {
+		next := moments[i+1]
+		for at := last.ops; at < next.ops; at++ {
+			for _, disk := range []*vfs.Sim{sim.KillAt(at, nil), sim.PowerCut(at, nil)} {
+				after, err := store.Open("data", store.Options{FS: disk})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got := state(after); got != last.state && got != next.state {
+					t.Errorf("crash at operation %d, after change %d: %s, want %s or %s", at, i, got, last.state, next.state)
+				}
+				wantErr(t, "close", after.Close(t.Context()), nil)
+			}
+		}
+	}
+	t.Logf("%d operations", moments[len(moments)-1].ops-moments[0].ops)
 }
 
 func TestAScheduleWaitsForNoOther(t *testing.T) {

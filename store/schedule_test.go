@@ -137,6 +137,28 @@ func TestAScheduleOutlivesTheServerAndCatchesUpWithOne(t *testing.T) {
 	})
 }
 
+func TestAScheduleGoesOnWhenTheClockWasMovedBack(t *testing.T) {
+	dir := path.Join(memoryDir(t), "data")
+	synctest.Test(t, func(t *testing.T) {
+		s := openStore(t, dir)
+		createVolume(t, s, "v")
+		pass(20 * 24 * time.Hour)
+		setSchedule(t, s, "v", "1h", "1h:1h")
+		pass(90 * time.Minute)
+		wantCuts(t, s, "v", "01-21 01:00")
+		closeStore(t, s)
+	})
+	synctest.Test(t, func(t *testing.T) { // it is 01-01 again
+		s := openStore(t, dir)
+		defer closeStore(t, s)
+		if info, err := s.Schedule("v"); err != nil || info.Next.UTC().Format("01-02 15:04") != "01-01 01:00" {
+			t.Errorf("it is %+v, %v", info, err)
+		}
+		pass(3*time.Hour + time.Minute)
+		wantCuts(t, s, "v", "01-21 01:00", "01-01 02:00", "01-01 03:00") // what is still to come stays
+	})
+}
+
 func TestAScheduleThatWasSetSurvivesAPowerCut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sim := vfs.NewSim(memoryDir(t))

@@ -432,6 +432,28 @@ func TestACrashLosesNoHoldLabelOrSchedule(t *testing.T) {
 	t.Logf("%d operations", moments[len(moments)-1].ops-moments[0].ops)
 }
 
+// What has no successor stays, unless room is what it lacks.
+func TestAScheduleThatCannotPreserveDeletesNothingButOnAFullDisk(t *testing.T) {
+	onDiskOf(t, 4<<20, func(d *fullDisk) {
+		setSchedule(t, d.Store, "v", "1h", "2h:1h")
+		pass(4*time.Hour + time.Minute)
+		made := []string{"01-01 02:00", "01-01 03:00", "01-01 04:00"}
+		wantCuts(t, d.Store, "v", made...)
+		p, err := d.BeginProcess([]string{"v"}, "")
+		d.want("begin a process", err, nil)
+		pass(4*time.Hour + time.Minute)
+		wantCuts(t, d.Store, "v", made...)
+		_, err = d.EndProcess(p.Token, false)
+		d.want("end it", err, nil)
+		d.quota.SetFree(0)
+		pass(time.Hour)
+		wantCuts(t, d.Store, "v", made[2])
+		if info, err := d.Schedule("v"); err != nil || !strings.Contains(info.Failed, "too little room") {
+			t.Errorf("on a full disk it is %+v, %v", info, err)
+		}
+	})
+}
+
 func TestAScheduleWaitsForNoOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := openStore(t, path.Join(memoryDir(t), "data"))

@@ -59,8 +59,8 @@ func (a *app) snapshotReleaseCommand() *cobra.Command {
 	return exits(&cobra.Command{
 		Use:   "release VOLUME@SNAPSHOT",
 		Short: "End a hold",
-		Long: `End a hold that has no date, or whose date has passed. One whose date is to come is
-not ended by anything; then nothing changes.`,
+		Long: `End a hold that has no date, or whose date has passed. While the date is to come
+it is refused, and nothing changes.`,
 		Example:           "  tidemark snapshot release db@before-upgrade",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeSnapshots(),

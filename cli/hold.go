@@ -21,8 +21,8 @@ func (a *app) snapshotHoldCommand() *cobra.Command {
 --with-snapshots, by a schedule. It is held until 'tidemark snapshot release'.
 
 With --until it is locked until then: nothing releases it before, and another
-hold with --until only makes it longer. DATE is a day, which begins at midnight in
-UTC; a time as 2027-01-31T12:00:00Z; or a time from now, as 12h, 30d, 6mo or 1y.
+hold with --until only makes it longer. DATE is a day, which begins at midnight
+in UTC; a time as 2027-01-31T12:00:00Z; or a time from now as 12h, 30d or 1y.
 
 The server's clock counts. If it was moved back since a hold was last looked at,
 holds with a date are neither made nor judged until it is right again: what is

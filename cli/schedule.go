@@ -34,9 +34,10 @@ hour, 1w on Mondays); or five fields of cron; or @hourly, @daily, @weekly,
 @monthly, @yearly. All times are UTC. What was due while no server ran is made
 up for by one snapshot at its start.
 
-POLICY says for how long one is kept in each stretch of time: 24h:1h,30d:1d,1y:1mo
-is one an hour for 24 hours, one a day for 30 days and one a month for a year.
-The oldest of each stretch is the one; the newest of all is always kept.
+POLICY says for how long one is kept in each stretch of time. As an example,
+24h:1h,30d:1d,1y:1mo is one an hour for 24 hours, one a day for 30 days and one
+a month for a year. The oldest of each stretch is the one; the newest of all is
+always kept.
 
 A preserve waits a minute for processes begun before it, and is given up then. A
 schedule that can't make a snapshot tells it in the log and in 'schedule list',

@@ -115,9 +115,10 @@ func (a *app) scheduleListCommand() *cobra.Command {
 		Use:     "list",
 		Aliases: []string{"ls"},
 		Short:   "List the schedules",
-		Long: `List the schedules. NEXT is when each is due, LAST the cut of the newest snapshot
-that it made, SNAPSHOTS how many it made that are there. STATE is ok, or failed
-when it did not do what was due the last time; 'tidemark schedule show' says why.`,
+		Long: `List the schedules. NEXT is when each is due, LAST the cut of the newest
+snapshot that it made, SNAPSHOTS how many it made that are there. STATE is ok,
+or failed when it did not do what was due the last time; 'tidemark schedule
+show' says why.`,
 		Example: "  tidemark schedule list\n  tidemark schedule ls --json | jq -r '.schedules[] | select(.failed) | .volume'",
 		Args:    cobra.NoArgs,
 		RunE:    func(c *cobra.Command, _ []string) error { return a.listSchedules(c) },

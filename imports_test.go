@@ -13,7 +13,7 @@ const module = "github.com/tidemark/tidemark"
 // package fails the test until it has its place here. Tests are free.
 var levels = [][]string{
 	{"internal/yield", "internal/certtest"},
-	{"internal/vfs", "lookup", "nbd/internal/wire", "api/tidemarkv1", "access"},
+	{"internal/vfs", "lookup", "nbd/internal/wire", "api/tidemarkv1", "access", "keep"},
 	{"image", "blocklock", "nbd/client", "api/tidemarkv1/tidemarkv1connect"},
 	{"image/file", "image/mem", "image/sealed", "image/imagetest", "load"},
 	{"journal", "catalog"},

@@ -58,6 +58,10 @@ func toSnapshot(s store.SnapshotInfo) *tidemarkv1.Snapshot {
 		Failed:        s.Failed,
 		Hash:          s.Hash,
 		Verification:  toVerification(s.Verify),
+		Schedule:      s.Schedule,
+		Labels:        s.Labels,
+		Held:          s.Held,
+		HeldUntil:     toTime(s.HeldUntil),
 	}
 }
 

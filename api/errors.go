@@ -30,6 +30,8 @@ var conditions = []struct {
 	{store.ErrNotFound, tidemarkv1.Reason_REASON_NOT_FOUND, connect.CodeNotFound},
 	{store.ErrExists, tidemarkv1.Reason_REASON_EXISTS, connect.CodeAlreadyExists},
 	{store.ErrInUse, tidemarkv1.Reason_REASON_IN_USE, connect.CodeFailedPrecondition},
+	{store.ErrHeld, tidemarkv1.Reason_REASON_HELD, connect.CodeFailedPrecondition},
+	{store.ErrClock, tidemarkv1.Reason_REASON_CLOCK, connect.CodeFailedPrecondition},
 	{store.ErrDraining, tidemarkv1.Reason_REASON_DRAINING, connect.CodeFailedPrecondition},
 	{store.ErrAborted, tidemarkv1.Reason_REASON_ABORTED, connect.CodeAborted},
 	{store.ErrLimit, tidemarkv1.Reason_REASON_LIMIT, connect.CodeResourceExhausted},

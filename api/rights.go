@@ -34,6 +34,16 @@ var rights = map[string]access.Rights{
 	rpc.TidemarkServiceHoldProcessProcedure:    access.Write,
 	rpc.TidemarkServiceImportProcedure:         access.Write,
 	rpc.TidemarkServiceExportProcedure:         access.Read,
+
+	// A schedule deletes, and a hold keeps those from deleting who may.
+	rpc.TidemarkServiceHoldSnapshotProcedure:    access.Admin,
+	rpc.TidemarkServiceReleaseSnapshotProcedure: access.Admin,
+	rpc.TidemarkServiceLabelSnapshotProcedure:   access.Preserve,
+	rpc.TidemarkServiceSetScheduleProcedure:     access.Admin,
+	rpc.TidemarkServicePreviewScheduleProcedure: access.Read,
+	rpc.TidemarkServiceListSchedulesProcedure:   access.Read,
+	rpc.TidemarkServiceGetScheduleProcedure:     access.Read,
+	rpc.TidemarkServiceRemoveScheduleProcedure:  access.Admin,
 }
 
 // may returns access.ErrDenied unless the caller is on the access list and has

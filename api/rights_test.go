@@ -28,7 +28,7 @@ import (
 )
 
 // guarded is a server on a TCP port of loopback, with volumes a and b, each with
-// a snapshot s.
+// a snapshot s and a schedule.
 type guarded struct {
 	*testing.T
 	addr  Addr
@@ -49,6 +49,10 @@ func guard(t *testing.T, list string, withTLS bool, tokens ...string) *guarded {
 	}
 	_, err = s.Preserve(t.Context(), store.PreserveRequest{Volumes: []string{"a", "b"}, Name: "s", UntilSealed: true, Wait: time.Minute})
 	must(t, err)
+	for _, name := range []string{"a", "b"} {
+		_, err := s.SetSchedule(name, "@yearly", "10y:1y")
+		must(t, err)
+	}
 	write := func(name, text string) string {
 		must(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
 		return filepath.Join(dir, name)
@@ -168,6 +172,29 @@ func calls(ctx context.Context, c Client, v, p string) map[string]func() error {
 			return Diff(ctx, c, snapshot, v, func(int64, int64, bool) error { return nil })
 		},
 		"AwaitReclaim": func() error { return AwaitReclaim(ctx, c, func(*tidemarkv1.Reclaim) {}) },
+		"HoldSnapshot": func() error {
+			return unary(c.HoldSnapshot(ctx, &tidemarkv1.HoldSnapshotRequest{Name: snapshot}))
+		},
+		"ReleaseSnapshot": func() error {
+			return unary(c.ReleaseSnapshot(ctx, &tidemarkv1.ReleaseSnapshotRequest{Name: snapshot}))
+		},
+		"LabelSnapshot": func() error {
+			return unary(c.LabelSnapshot(ctx, &tidemarkv1.LabelSnapshotRequest{Name: snapshot, Set: map[string]string{"k": "v"}}))
+		},
+		"SetSchedule": func() error {
+			return unary(c.SetSchedule(ctx, &tidemarkv1.SetScheduleRequest{Target: v, Every: "@yearly", Keep: "10y:1y"}))
+		},
+		"PreviewSchedule": func() error {
+			return unary(c.PreviewSchedule(ctx, &tidemarkv1.PreviewScheduleRequest{Target: v, Every: "@yearly", Keep: "10y:1y"}))
+		},
+		"ListSchedules": func() error {
+			r, err := c.ListSchedules(ctx, &tidemarkv1.ListSchedulesRequest{})
+			return found(err, slices.ContainsFunc(r.GetSchedules(), func(x *tidemarkv1.Schedule) bool { return x.GetTarget() == v }))
+		},
+		"GetSchedule": func() error { return unary(c.GetSchedule(ctx, &tidemarkv1.GetScheduleRequest{Target: v})) },
+		"RemoveSchedule": func() error {
+			return unary(c.RemoveSchedule(ctx, &tidemarkv1.RemoveScheduleRequest{Target: v}))
+		},
 		"Import": func() error {
 			stream, err := c.Import(ctx)
 			if err != nil {

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"runtime"
 	"runtime/metrics"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -129,6 +130,7 @@ func fromPreserve(r *tidemarkv1.PreserveRequest) (store.PreserveRequest, error) 
 		OnTimeout:   onTimeout,
 		OnConflict:  onConflict,
 		UntilSealed: r.GetUntilSealed(),
+		Labels:      r.GetLabels(),
 	}, err
 }
 
@@ -141,6 +143,7 @@ func (s *service) ListSnapshots(ctx context.Context, r *tidemarkv1.ListSnapshots
 		return nil, wireError(err, nil)
 	} // who may not read the volume does not learn that there is none
 	list = visible(ctx, s, rpc.TidemarkServiceListSnapshotsProcedure, list, func(v store.SnapshotInfo) []string { return []string{v.Volume + "@" + v.Name} })
+	list = slices.DeleteFunc(list, func(v store.SnapshotInfo) bool { return !v.Labelled(r.GetLabels()) })
 	return &tidemarkv1.ListSnapshotsResponse{Snapshots: each(list, toSnapshot), Reclaim: toReclaim(s.store.Reclaiming())}, nil
 }
 

@@ -82,6 +82,16 @@ func preserve(tx *Tx, name string, volumes ...VolumeState) error {
 	return nil
 }
 
+// mustHave is the record of a link as it is now.
+func mustHave(t *testing.T, tx *Tx, l Link) Link {
+	t.Helper()
+	key := linkKey(l.Volume, l.Image)
+	if _, err := decode(key, tx.bucket.Get(key), &l); err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
 func TestACatalogComesBackAsItWasCommitted(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "catalog")
 	c := mustOpen(t, vfs.OS{}, name)
@@ -95,10 +105,27 @@ func TestACatalogComesBackAsItWasCommitted(t *testing.T) {
 	grown := first.Volumes[0].Volume
 	grown.SizeBytes *= 2
 	mustUpdate(t, c, func(tx *Tx) error { return tx.PutVolume(grown) })
+	daily := Schedule{Target: "a", Every: "1d", Keep: "30d:1d", Since: time.Date(2024, 5, 6, 7, 8, 9, 0, time.UTC)}
+	mustUpdate(t, c, func(tx *Tx) error {
+		tx.Saw(daily.Since)
+		hourly, gone, group := daily, daily, daily
+		hourly.Every, gone.Target, group.Target = "1h", "b", "group:g"
+		return errors.Join(tx.PutSchedule(hourly), tx.PutSchedule(daily), tx.PutSchedule(gone), tx.PutSchedule(group), tx.DeleteSchedule("b"), tx.DeleteSchedule("never"))
+	})
+	mustUpdate(t, c, func(tx *Tx) error {
+		tx.Saw(daily.Since.Add(-time.Hour)) // it does not go back
+		held := mustHave(t, tx, first.Volumes[0].Chain[0])
+		held.Snapshot.Schedule, held.Snapshot.Labels, held.Snapshot.Held, held.Snapshot.HeldUntil = "a", map[string]string{"k": "v", "e": ""}, true, daily.Since
+		return tx.PutLink(held)
+	})
 	want := mustLoad(t, c)
 	if chain := want.Volumes[0].Chain; len(want.Volumes) != 2 || len(chain) != 2 ||
 		chain[0].SizeBytes != 1<<30 || chain[1].SizeBytes != 2<<30 || chain[0].Snapshot.Cut != want.Volumes[1].Chain[0].Snapshot.Cut {
 		t.Fatalf("got %+v", want)
+	}
+	if s := want.Volumes[0].Chain[0].Snapshot; len(want.Schedules) != 2 || want.Schedules[0] != daily || want.Schedules[1].Target != "group:g" ||
+		!want.Seen.Equal(daily.Since) || s.Labels["k"] != "v" || !s.Held || !s.HeldUntil.Equal(daily.Since) || s.Schedule != "a" {
+		t.Fatalf("got %+v, %+v", want, s)
 	}
 
 	if err := c.Close(); err != nil {
@@ -183,6 +210,12 @@ func TestAnUpdateThatWouldNotLoadIsRefusedAndChangesNothing(t *testing.T) {
 		"a cut id never drawn":           link(func(l *Link) { l.Snapshot = &Snapshot{Name: "s", Cut: 99, State: "sealed"} }),
 		"a snapshot without a name":      link(func(l *Link) { l.Snapshot = &Snapshot{Cut: 1, State: "sealed"} }),
 		"a snapshot of an unknown state": link(func(l *Link) { l.Snapshot = &Snapshot{Name: "s", Cut: 1, State: "open"} }),
+		"a label without a key": link(func(l *Link) {
+			l.Snapshot = &Snapshot{Name: "s", Cut: 1, State: "sealed", Labels: map[string]string{"": "v"}}
+		}),
+		"a schedule of nothing":         func(tx *Tx) error { return tx.PutSchedule(Schedule{Every: "1h", Keep: "1d:1h"}) },
+		"a schedule that is never due":  func(tx *Tx) error { return tx.PutSchedule(Schedule{Target: "a", Every: "never", Keep: "1d:1h"}) },
+		"a schedule that keeps nothing": func(tx *Tx) error { return tx.PutSchedule(Schedule{Target: "a", Every: "1h"}) },
 		"a snapshot without an image newer": func(tx *Tx) error {
 			cut, err := tx.NewCutID()
 			l := tip
@@ -217,21 +250,31 @@ func TestLoadFindsChainsThatCannotBe(t *testing.T) {
 	}
 	sameName := v2
 	sameName.Name = "a"
+	past := v1
+	past.Past = true
+	x := func(target, every string) Schedule { return Schedule{Target: target, Every: every, Keep: "1d:1h"} }
 	for what, test := range map[string]struct {
-		volumes []Volume
-		links   []Link
-		want    []string // one each; none: it loads
+		volumes   []Volume
+		links     []Link
+		want      []string // one each; none: it loads
+		schedules []Schedule
 	}{
-		"all is well":           {[]Volume{v1, v2}, []Link{l(1, 1, true, "s"), l(1, 2, true, ""), l(1, 4, false, "t"), l(1, 5, false, ""), l(2, 3, false, "")}, nil},
-		"a volume name twice":   {[]Volume{v1, sameName}, []Link{l(1, 1, false, ""), l(2, 2, false, "")}, []string{`both have the name "a"`}},
-		"no image":              {[]Volume{v1, v2}, []Link{l(2, 2, false, "")}, []string{"volume 1: it has no image"}},
-		"links of no volume":    {[]Volume{v2}, []Link{l(1, 1, false, ""), l(2, 2, false, ""), l(3, 3, false, "")}, []string{"image 1: no volume 1", "image 3: no volume 3"}},
-		"the tip is a snapshot": {[]Volume{v1}, []Link{l(1, 1, false, "s")}, []string{"it has no tip"}},
-		"the tip is sealed":     {[]Volume{v1}, []Link{l(1, 1, true, "")}, []string{"it has no tip"}},
-		"sealed out of order":   {[]Volume{v1}, []Link{l(1, 1, false, "s"), l(1, 2, true, "t"), l(1, 3, false, "")}, []string{"image 2 is sealed, the older 1 is not"}},
-		"a snapshot name twice": {[]Volume{v1}, []Link{l(1, 1, true, "s"), l(1, 2, true, "s"), l(1, 3, false, "")}, []string{`images 1 and 2 both have the name "s"`}},
-		"an id never drawn":     {[]Volume{v1}, []Link{l(1, 9, false, "")}, []string{"image 9: the id was never drawn"}},
-		"a size below one":      {[]Volume{v1}, []Link{{Volume: 1, Image: 1}}, []string{"image 1: its size is 0 bytes"}},
+		"all is well":           {[]Volume{v1, v2}, []Link{l(1, 1, true, "s"), l(1, 2, true, ""), l(1, 4, false, "t"), l(1, 5, false, ""), l(2, 3, false, "")}, nil, nil},
+		"a volume name twice":   {[]Volume{v1, sameName}, []Link{l(1, 1, false, ""), l(2, 2, false, "")}, []string{`both have the name "a"`}, nil},
+		"no image":              {[]Volume{v1, v2}, []Link{l(2, 2, false, "")}, []string{"volume 1: it has no image"}, nil},
+		"links of no volume":    {[]Volume{v2}, []Link{l(1, 1, false, ""), l(2, 2, false, ""), l(3, 3, false, "")}, []string{"image 1: no volume 1", "image 3: no volume 3"}, nil},
+		"the tip is a snapshot": {[]Volume{v1}, []Link{l(1, 1, false, "s")}, []string{"it has no tip"}, nil},
+		"the tip is sealed":     {[]Volume{v1}, []Link{l(1, 1, true, "")}, []string{"it has no tip"}, nil},
+		"sealed out of order":   {[]Volume{v1}, []Link{l(1, 1, false, "s"), l(1, 2, true, "t"), l(1, 3, false, "")}, []string{"image 2 is sealed, the older 1 is not"}, nil},
+		"a snapshot name twice": {[]Volume{v1}, []Link{l(1, 1, true, "s"), l(1, 2, true, "s"), l(1, 3, false, "")}, []string{`images 1 and 2 both have the name "s"`}, nil},
+		"schedules":             {[]Volume{v1}, []Link{l(1, 1, false, "")}, nil, []Schedule{x("a", "1h"), x("group:g", "1h")}},
+		"a schedule of no volume, one of a past and one that is never due": {
+			[]Volume{past, v2}, []Link{l(1, 1, false, ""), l(2, 2, false, "")},
+			[]string{"schedule of a: no such volume", `schedule of b: every "never"`, "schedule of none: no such volume"},
+			[]Schedule{x("a", "1h"), x("b", "never"), x("none", "1h")},
+		},
+		"an id never drawn": {[]Volume{v1}, []Link{l(1, 9, false, "")}, []string{"image 9: the id was never drawn"}, nil},
+		"a size below one":  {[]Volume{v1}, []Link{{Volume: 1, Image: 1}}, []string{"image 1: its size is 0 bytes"}, nil},
 	} {
 		t.Run(what, func(t *testing.T) {
 			m := meta{counters: next}
@@ -252,6 +295,9 @@ func TestLoadFindsChainsThatCannotBe(t *testing.T) {
 			}
 			for _, v := range test.volumes {
 				add(volumeKey(v.ID), v)
+			}
+			for _, x := range test.schedules {
+				add(scheduleKey(x.Target), x)
 			}
 			add(metaKey, m)
 			_, _, err := decodeState(records, 0)

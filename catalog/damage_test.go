@@ -12,6 +12,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	bolt "go.etcd.io/bbolt"
 
@@ -29,7 +30,10 @@ func catalogFile(t testing.TB, snapshots int) []byte {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "catalog")
 	c := mustOpen(t, vfs.OS{}, name)
-	mustUpdate(t, c, func(tx *Tx) error { return addVolume(tx, "a") })
+	mustUpdate(t, c, func(tx *Tx) error {
+		tx.Saw(time.Date(2024, 1, 2, 3, 4, 5, 0, time.UTC))
+		return errors.Join(addVolume(tx, "a"), tx.PutSchedule(Schedule{Target: "a", Every: "1h", Keep: "1d:1h"}))
+	})
 	for n := range snapshots {
 		volumes := mustLoad(t, c).Volumes
 		mustUpdate(t, c, func(tx *Tx) error { return preserve(tx, fmt.Sprint("s", n), volumes...) })
@@ -206,6 +210,7 @@ func FuzzDecodeRecord(f *testing.F) {
 	f.Add(metaKey, []byte(`T`+"\x01"+`....{"dirID":"x","nextVolume":1,"records":2,"sum":3}`), true)
 	f.Add(volumeKey(1), []byte(`T`+"\x01"+`....{"name":"a","sizeBytes":4096,"scope":"request","created":"2024-01-02T03:04:05Z"}`), true)
 	f.Add(linkKey(1, 2), []byte(`T`+"\x01"+`....{"sizeBytes":1,"snapshot":{"name":"s","torn":["t"],"drainNanoseconds":5}}`), true)
+	f.Add(scheduleKey("a"), []byte(`T`+"\x02"+`....{"every":"1h","keep":"1d:1h","since":"2024-01-02T03:04:05Z"}`), true)
 	f.Fuzz(func(t *testing.T, key, value []byte, sealed bool) {
 		value = bytes.Clone(value)
 		if sealed && len(value) >= envelopeBytes { // past the CRC
@@ -215,7 +220,7 @@ func FuzzDecodeRecord(f *testing.F) {
 		if err != nil && !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrFormat) {
 			t.Fatalf("an error of no kind: %v", err)
 		}
-		for _, body := range []any{new(meta), new(Volume), new(Link)} {
+		for _, body := range []any{new(meta), new(Volume), new(Link), new(Schedule)} {
 			if _, err := decode(key, value, body); err != nil {
 				continue
 			}

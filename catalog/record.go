@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"time"
 
 	"github.com/tidemark/tidemark/image"
 )
@@ -19,6 +20,7 @@ import (
 //	'm'                                     meta
 //	'v' volume id (8, big endian)           Volume
 //	'l' volume id (8) image id (8)          Link
+//	's' target                              Schedule
 const (
 	volumePrefix = 'v'
 	linkPrefix   = 'l'
@@ -73,6 +75,8 @@ type meta struct {
 	// and sum alone would fit a page of an older commit that holds this record
 	// and all that changed since: one flipped bit in a page id leads there.
 	Transaction uint64 `json:"transaction"`
+	// Seen is State.Seen.
+	Seen time.Time `json:"seen,omitzero"`
 }
 
 // record is a key and its value as bbolt stores them.

@@ -37,6 +37,10 @@ func decodeState(records []record, transaction uint64) (meta, State, error) {
 			l := Link{Volume: VolumeID(binary.BigEndian.Uint64(r.key[1:])), Image: image.ID(binary.BigEndian.Uint64(r.key[9:]))}
 			crc, err = decode(r.key, r.value, &l)
 			links = append(links, l)
+		case len(r.key) > 1 && r.key[0] == schedulePrefix:
+			x := Schedule{Target: string(r.key[1:])}
+			crc, err = decode(r.key, r.value, &x)
+			state.Schedules = append(state.Schedules, x)
 		default:
 			err = fmt.Errorf("%w: record %x: no such kind", ErrCorrupt, r.key)
 		}
@@ -57,7 +61,7 @@ func decodeState(records []record, transaction uint64) (meta, State, error) {
 	if m.Transaction != transaction {
 		return meta{}, State{}, fmt.Errorf("%w: the records are of transaction %d, the last is %d", ErrCorrupt, m.Transaction, transaction)
 	}
-	state.DirID = m.DirID
+	state.DirID, state.Seen = m.DirID, m.Seen
 	if err := joinChains(&state, links, m.counters); err != nil {
 		return meta{}, State{}, err
 	}
@@ -103,6 +107,7 @@ func joinChains(state *State, links []Link, next counters) error {
 	for _, l := range links {
 		note(fmt.Errorf("link of image %d: no volume %d", l.Image, l.Volume))
 	}
+	checkSchedules(state, note)
 	return errors.Join(wrong...)
 }
 
@@ -174,8 +179,15 @@ func (l Link) check(next counters) error {
 		return fmt.Errorf("link of image %d: the cut id %d was never drawn", l.Image, s.Cut)
 	case s.State != "draining" && s.State != "sealing" && s.State != "sealed":
 		return fmt.Errorf("link of image %d: the state of its snapshot is %q, not draining, sealing or sealed", l.Image, s.State)
+	case hasKey(s.Labels, ""):
+		return fmt.Errorf("link of image %d: a label of its snapshot has no key", l.Image)
 	}
 	return nil
+}
+
+func hasKey(m map[string]string, key string) bool {
+	_, ok := m[key]
+	return ok
 }
 
 var hashForm = regexp.MustCompile(`^[0-9a-f]{64}$`)

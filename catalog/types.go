@@ -104,6 +104,13 @@ type Snapshot struct {
 	// WrongHash: it was found sound then, block by block, with another hash than
 	// that of its seal.
 	WrongHash bool `json:"wrongHash,omitempty"`
+	// Schedule is the target of the schedule that made it; empty: a person did.
+	Schedule string            `json:"schedule,omitempty"`
+	Labels   map[string]string `json:"labels,omitempty"`
+	// Held: it is not deleted until somebody releases it.
+	Held bool `json:"held,omitempty"`
+	// HeldUntil: it is not deleted before. It is only ever put off.
+	HeldUntil time.Time `json:"heldUntil,omitzero"`
 }
 
 // State is everything that a catalog holds.
@@ -112,6 +119,10 @@ type State struct {
 	// DirID tells this data directory from every other: 32 random hex digits.
 	DirID   string
 	Volumes []VolumeState // by ID, ascending
+	// Schedules by target, ascending.
+	Schedules []Schedule
+	// Seen is the latest time that Tx.Saw was told of; zero if none.
+	Seen time.Time
 }
 
 // VolumeState is a volume and its chain.

@@ -65,6 +65,17 @@ func listSnapshotNames(ctx context.Context, server api.Client) (names []string) 
 	return names
 }
 
+func listScheduleTargets(ctx context.Context, server api.Client) (targets []string) {
+	r, err := server.ListSchedules(ctx, &tidemarkv1.ListSchedulesRequest{})
+	if err != nil {
+		return nil
+	}
+	for _, x := range r.GetSchedules() {
+		targets = append(targets, x.GetTarget())
+	}
+	return targets
+}
+
 func listTokens(ctx context.Context, server api.Client) (tokens []string) {
 	r, err := server.ListProcesses(ctx, &tidemarkv1.ListProcessesRequest{})
 	if err != nil {

@@ -21,7 +21,7 @@ const (
 	exitFailed   = 1
 	exitUsage    = 2
 	exitNotFound = 3
-	exitTaken    = 4 // exists or in use
+	exitTaken    = 4 // exists, in use or held
 	exitDraining = 5
 	exitAborted  = 6
 	exitNoServer = 7
@@ -34,7 +34,7 @@ var exitTexts = map[int]string{
 	exitFailed:   "failed",
 	exitUsage:    "usage: a bad flag, argument, size or name",
 	exitNotFound: "not found: no such volume, snapshot or process",
-	exitTaken:    "exists already, or is in use",
+	exitTaken:    "exists already, is in use, or is held",
 	exitDraining: "still draining: the snapshot exists and waits for older processes",
 	exitAborted:  "aborted, by its deadline or by a conflict",
 	exitNoServer: "no server answers",
@@ -53,6 +53,8 @@ var exitCodes = map[tidemarkv1.Reason]int{
 	tidemarkv1.Reason_REASON_CLOSED:    exitNoServer,
 	tidemarkv1.Reason_REASON_DENIED:    exitDenied,
 	tidemarkv1.Reason_REASON_CORRUPT:   exitFailed,
+	tidemarkv1.Reason_REASON_HELD:      exitTaken,
+	tidemarkv1.Reason_REASON_CLOCK:     exitFailed,
 }
 
 // exitError ends the program with a code. An empty line prints nothing: the

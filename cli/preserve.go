@@ -18,6 +18,7 @@ func (a *app) preserveCommand() *cobra.Command {
 		onTimeout  = choice{"abort", []string{"abort", "degrade", "keep"}}
 		onConflict = choice{"count", []string{"count", "abort"}}
 		until      = choice{"sealing", []string{"sealing", "sealed"}}
+		labels     = labelsFlag{}
 	)
 	c := &cobra.Command{
 		Use:   "preserve VOLUME...",
@@ -39,7 +40,7 @@ after the cut. --on-conflict abort gives the preserve up instead of counting it.
 "snapshots":[{"volume","snapshot","state","consistency","conflicts"}]}, then
 "largestStallBeforeSeconds" and "tookSeconds"; also with exit codes 5 and 6.`,
 		Example: `  tidemark preserve db
-  tidemark preserve db wal --name before-upgrade --until sealed
+  tidemark preserve db wal --name before-upgrade --until sealed --label release=4.2
   tidemark preserve db --wait 5s --on-timeout degrade --json`,
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: a.completeVolumes(1 << 20),
@@ -51,6 +52,7 @@ after the cut. --on-conflict abort gives the preserve up instead of counting it.
 				OnTimeout:   tidemarkv1.OnTimeout(onTimeout.number()),
 				OnConflict:  tidemarkv1.OnConflict(onConflict.number()),
 				UntilSealed: until.value == "sealed",
+				Labels:      labels,
 			})
 		},
 	}
@@ -59,6 +61,7 @@ after the cut. --on-conflict abort gives the preserve up instead of counting it.
 	c.Flags().Var(&onTimeout, "on-timeout", "what to do when they have not ended by then")
 	c.Flags().Var(&onConflict, "on-conflict", "what to do at a conflict")
 	c.Flags().Var(&until, "until", "the state to wait for")
+	c.Flags().Var(labels, "label", "label of the snapshots; may be given again")
 	completeWords(c, "on-timeout", onTimeout.allowed)
 	completeWords(c, "on-conflict", onConflict.allowed)
 	completeWords(c, "until", until.allowed)

@@ -14,13 +14,15 @@ import (
 func (a *app) snapshotCommand() *cobra.Command {
 	return group(&cobra.Command{
 		Use:     "snapshot",
-		Short:   "List, show, compare, verify and delete snapshots",
+		Short:   "List, show, compare, verify, label, hold and delete snapshots",
 		Example: "  tidemark snapshot ls db\n  tidemark snapshot verify db@before-upgrade\n  tidemark snapshot delete db@before-upgrade",
-	}, a.snapshotListCommand(), a.snapshotShowCommand(), a.snapshotDiffCommand(), a.snapshotVerifyCommand(), a.snapshotDeleteCommand())
+	}, a.snapshotListCommand(), a.snapshotShowCommand(), a.snapshotDiffCommand(), a.snapshotVerifyCommand(),
+		a.snapshotLabelCommand(), a.snapshotHoldCommand(), a.snapshotReleaseCommand(), a.snapshotDeleteCommand())
 }
 
 func (a *app) snapshotListCommand() *cobra.Command {
-	return exits(&cobra.Command{
+	labels := labelsFlag{}
+	c := &cobra.Command{
 		Use:     "list [VOLUME]",
 		Aliases: []string{"ls"},
 		Short:   "List the snapshots of a volume, or of all",
@@ -36,23 +38,27 @@ or interrupted (the server or the machine stopped: all that was flushed).
 VERIFIED is what came of the last comparison with its checksums: ok, bad,
 running, or - for none yet. HASH is the beginning of its content hash.
 
+HELD is held, or the day until which it is held (see snapshot hold).
+
 WAITS-FOR names the processes and older snapshots that keep it draining.
 
 While the room of deleted snapshots is given back, a line on stderr says how far
 that is.`,
-		Example:           "  tidemark snapshot list\n  tidemark snapshot ls db --json | jq -r '.snapshots[].snapshot'",
+		Example:           "  tidemark snapshot list\n  tidemark snapshot ls db --label release=4.2\n  tidemark snapshot ls db --json | jq -r '.snapshots[].snapshot'",
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: a.completeVolumes(1),
-		RunE:              func(c *cobra.Command, args []string) error { return a.listSnapshots(c, strings.Join(args, "")) },
-	}, exitNotFound, exitNoServer)
+		RunE:              func(c *cobra.Command, args []string) error { return a.listSnapshots(c, strings.Join(args, ""), labels) },
+	}
+	c.Flags().Var(labels, "label", "only those with this label; may be given again")
+	return exits(c, exitNotFound, exitNoServer)
 }
 
-func (a *app) listSnapshots(c *cobra.Command, volume string) error {
+func (a *app) listSnapshots(c *cobra.Command, volume string, labels map[string]string) error {
 	server, err := a.server()
 	if err != nil {
 		return err
 	}
-	r, err := server.ListSnapshots(c.Context(), &tidemarkv1.ListSnapshotsRequest{Volume: volume})
+	r, err := server.ListSnapshots(c.Context(), &tidemarkv1.ListSnapshotsRequest{Volume: volume, Labels: labels})
 	if err != nil {
 		return seeVolumes(err)
 	}
@@ -63,10 +69,11 @@ func (a *app) listSnapshots(c *cobra.Command, volume string) error {
 		return []string{
 			fullName(s), formatTime(s.GetCutTime()), formatAge(s.GetCutTime(), time.Now()), snapshotState(s), word(s.GetConsistency()),
 			formatSize(s.GetSizeBytes()), formatSize(s.GetDataBytes()), strconv.FormatUint(s.GetConflicts(), 10),
-			verificationWord(s.GetVerification()), fmt.Sprintf("%.12s", orDash(s.GetHash())), orDash(strings.Join(s.GetWaitsFor(), ",")),
+			verificationWord(s.GetVerification()), fmt.Sprintf("%.12s", orDash(s.GetHash())),
+			holdWord(s), orDash(labelText(s.GetLabels(), ",")), orDash(strings.Join(s.GetWaitsFor(), ",")),
 		}
 	})
-	err = a.printTable("SNAPSHOT CUT AGE STATE HOLDS SIZE DATA CONFLICTS VERIFIED HASH WAITS-FOR", rows)
+	err = a.printTable("SNAPSHOT CUT AGE STATE HOLDS SIZE DATA CONFLICTS VERIFIED HASH HELD LABELS WAITS-FOR", rows)
 	if text := reclaimText(r.GetReclaim()); err == nil && text != "" {
 		_, err = fmt.Fprintln(a.stderr, text)
 	}
@@ -124,6 +131,9 @@ func (a *app) showSnapshot(c *cobra.Command, name string) error {
 		[2]string{"waits for", strings.Join(s.GetWaitsFor(), ", ")},
 		[2]string{"hash", s.GetHash()},
 		[2]string{"verified", verificationText(s.GetVerification())},
+		[2]string{"schedule", s.GetSchedule()},
+		[2]string{"labels", labelText(s.GetLabels(), ", ")},
+		[2]string{"held", holdText(s)},
 		[2]string{"failed", s.GetFailed()},
 	)
 }
@@ -154,6 +164,11 @@ type snapshotJSON struct {
 	Hash          string     `json:"hash,omitempty"`
 
 	Verification *verificationJSON `json:"verification"`
+
+	Schedule  string            `json:"schedule,omitempty"`
+	Labels    map[string]string `json:"labels"`
+	Held      bool              `json:"held"`
+	HeldUntil *time.Time        `json:"heldUntil"`
 }
 
 func asSnapshot(s *tidemarkv1.Snapshot) snapshotJSON {
@@ -161,7 +176,16 @@ func asSnapshot(s *tidemarkv1.Snapshot) snapshotJSON {
 		s.GetVolume(), s.GetName(), s.GetSizeBytes(), word(s.GetState()), word(s.GetConsistency()), jsonTime(s.GetCutTime()),
 		s.GetDrainDuration().AsDuration().Seconds(), s.GetConflicts(), listed(s.GetTornProcesses()), listed(s.GetWaitsFor()),
 		s.GetDataBytes(), s.GetFailed(), s.GetHash(), asVerification(s.GetVerification()),
+		s.GetSchedule(), labelled(s.GetLabels()), s.GetHeld(), jsonTime(s.GetHeldUntil()),
 	}
+}
+
+// labelled is {} in JSON, never null.
+func labelled(labels map[string]string) map[string]string {
+	if labels == nil {
+		return map[string]string{}
+	}
+	return labels
 }
 
 // listed is [] in JSON, never null.

@@ -243,6 +243,78 @@ var all = []mutant{
 		old: "	if r.bytes == 0 {\n		return nil\n	}\n	free, err", new: "	if r.bytes >= 0 {\n		return nil\n	}\n	free, err",
 		packages: "./store", tests: "Reserve|Full|Space|Fault",
 	},
+	// Keep and let go.
+	{
+		name: "keep: the newest of a bucket is kept", file: "keep/keep.go",
+		old: "oldest := n == 0 || end.After(last[j])", new: "oldest := n == len(order)-1 || t.each.bucketEnd(snapshots[order[n+1]]).After(end)",
+	},
+	{
+		name: "keep: a snapshot is judged by its own age, not its bucket's", file: "keep/keep.go",
+		old: "oldest && end.After(now.Add(-t.within))", new: "oldest && snapshots[i].After(now.Add(-t.within))",
+	},
+	{
+		name: "keep: the bound forgets the bucket that is cut in two", file: "keep/keep.go",
+		old: "	return between + 2\n", new: "	return between + 1\n",
+	},
+	{
+		name: "keep: missed times are not made up for", file: "keep/every.go",
+		old: "	return !next.IsZero() && !next.After(now)", new: "	return !next.IsZero() && next.Equal(now)",
+	},
+	{
+		name: "hold: a snapshot is deleted all the same", file: "store/delete.go",
+		old: "	if err := s.mayGo(info); err != nil {", new: "	if err := s.mayGo([]SnapshotInfo{info}[:0]...); err != nil {",
+		packages: "./store", tests: "Held|Hold|Clock|Retention",
+	},
+	{
+		name: "hold: a volume is deleted all the same", file: "store/store.go",
+		old: "	if err := s.mayGo(held...); err != nil {", new: "	if err := s.mayGo(held[:0]...); err != nil {",
+		packages: "./store", tests: "Held|Hold|Clock",
+	},
+	{
+		name: "hold: another one makes it shorter", file: "store/hold.go",
+		old: "		if end.Before(m.heldUntil) {", new: "		if end.IsZero() {",
+		packages: "./store", tests: "Held|Hold|Clock",
+	},
+	{
+		name: "hold: release ends one with a date", file: "store/hold.go",
+		old: "	info.Held = false // that is for this to end\n", new: "	info.Held, info.HeldUntil = false, time.Time{}\n",
+		packages: "./store", tests: "Held|Hold|Clock",
+	},
+	{
+		name: "hold: the clock is not looked at", file: "store/hold.go",
+		old: "	if now.Add(clockSlack).Before(s.seen) {", new: "	if now.IsZero() {",
+		packages: "./store", tests: "Held|Hold|Clock",
+	},
+	{
+		name: "hold: the latest time is forgotten at a restart", file: "store/store.go",
+		old: "	s.seen = state.Seen\n", new: "",
+		packages: "./store", tests: "Held|Hold|Clock",
+	},
+	{
+		name: "hold: it is in memory only", file: "store/recover.go",
+		old: "		snap.marks.record(l.Snapshot)\n", new: "",
+		packages: "./store", tests: "Held|Hold|Label|Crash.*Hold",
+	},
+	{
+		name: "schedule: it deletes what a person made", file: "store/schedule.go",
+		old: "return i.Schedule != x.record.Target })", new: "return i.Name == \"\" })",
+		packages: "./store", tests: "Schedule|Retention",
+	},
+	{
+		name: "schedule: it stays when its volume goes", file: "store/store.go",
+		old: "	if !d.record.Past { // the schedule is of the name", new: "	if d.record.Name == \"\" {",
+		packages: "./store", tests: "Schedule",
+	},
+	{
+		name: "schedule: one waits for another", file: "store/schedule.go",
+		old: "			s.schedules.running.Go(func() { s.runSchedule(ctx, x) })", new: "			s.mu.Unlock()\n			s.runSchedule(ctx, x)\n			s.mu.Lock()",
+		packages: "./store", tests: "Schedule",
+	},
+	{
+		name: "schedule: it deletes though it can't preserve", file: "store/schedule.go",
+		old: "	if err == nil || errors.Is(err, ErrNoSpace) {", new: "	if err == nil || !errors.Is(err, ErrNoSpace) {",
+		packages: "./store", tests: "Schedule|Retention",
+	},
 	// The frontends.
 	{
 		name: "an NBD client may choose an export before TLS though it is required", file: "nbd/handshake.go",

@@ -16,12 +16,15 @@ import (
 // is copied. Blocks that nobody can see any more give their room back in the
 // background (punch); the others stay where they lie, in an image without a
 // name. Errors: ErrInvalid, ErrNotFound, ErrDraining; ErrInUse if a client has it
-// open or it is being verified.
+// open or it is being verified; ErrHeld, ErrClock.
 func (s *Store) DeleteSnapshot(full string) error {
 	s.admin.Lock()
 	defer s.admin.Unlock()
-	d, k, err := s.deletable(full)
+	d, k, info, err := s.deletable(full)
 	if err != nil {
+		return err
+	}
+	if err := s.mayGo(info); err != nil {
 		return err
 	}
 	due, err := s.nameless(d, k)
@@ -41,19 +44,19 @@ func (s *Store) DeleteSnapshot(full string) error {
 	return nil
 }
 
-func (s *Store) deletable(full string) (*disk, *volume.VLUN, error) {
+func (s *Store) deletable(full string) (d *disk, k *volume.VLUN, info SnapshotInfo, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d, k, snap, err := s.snapshotLocked(full)
 	switch {
 	case err != nil:
-		return nil, nil, err
+		return nil, nil, info, err
 	case k.State() == volume.Draining:
-		return nil, nil, fmt.Errorf("snapshot %s is %w: it waits for %v; delete it when they have ended", full, ErrDraining, d.waitsForLocked(k))
+		return nil, nil, info, fmt.Errorf("snapshot %s is %w: it waits for %v; delete it when they have ended", full, ErrDraining, d.waitsForLocked(k))
 	case snap.verifying != nil:
-		return nil, nil, fmt.Errorf("snapshot %s is %w: it is being verified", full, ErrInUse)
+		return nil, nil, info, fmt.Errorf("snapshot %s is %w: it is being verified", full, ErrInUse)
 	}
-	return d, k, nil
+	return d, k, s.snapshotInfoLocked(d, k, snap), nil
 }
 
 // nameless takes the name of a VLUN away, on the disk and then in memory. Nobody

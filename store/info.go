@@ -154,6 +154,7 @@ func (s *Store) snapshotInfoLocked(d *disk, k *volume.VLUN, snap *snapshot) Snap
 		Volume: d.record.Name, Name: snap.name, SizeBytes: k.SizeBytes(), State: k.State(),
 		Consistency: snap.consistency, CutTime: snap.cutTime, DrainTime: snap.drain,
 		Conflicts: snap.conflicts + k.Conflicts(), Torn: slices.Clone(snap.torn), DataBytes: dataBytes(k), Failed: snap.failed,
+		Schedule: snap.schedule, Labels: maps.Clone(snap.labels), Held: snap.held, HeldUntil: snap.heldUntil,
 	}
 	if t := k.CutTime(); !t.IsZero() { // until it drains, the record has the time of the prepare
 		info.CutTime = t

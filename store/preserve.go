@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -52,6 +53,9 @@ func (s *Store) takeName(r PreserveRequest) (disks []*disk, name string, cutTime
 	if len(r.Volumes) == 0 {
 		return nil, "", cutTime, fmt.Errorf("%w: preserve of no volume: name at least one", ErrInvalid)
 	}
+	if err := checkLabels(r.Labels); err != nil {
+		return nil, "", cutTime, err
+	}
 	cutTime = time.Now()
 	if name = r.Name; name != "" {
 		if err := checkName("snapshot", name); err != nil {
@@ -85,6 +89,7 @@ func (s *Store) takeName(r PreserveRequest) (disks []*disk, name string, cutTime
 	}
 	for _, d := range disks {
 		s.reserved[d.record.Name+"@"+name] = true
+		s.marked[d.record.Name+"@"+name] = marks{schedule: r.schedule, labels: maps.Clone(r.Labels)}
 	}
 	s.preserves.Add(1)
 	return disks, name, cutTime, nil
@@ -106,6 +111,7 @@ func (s *Store) freeName(disks []*disk, name string) {
 	defer s.mu.Unlock()
 	for _, d := range disks {
 		delete(s.reserved, d.record.Name+"@"+name)
+		delete(s.marked, d.record.Name+"@"+name)
 	}
 }
 
@@ -307,7 +313,7 @@ func (s keeper) nameTips(p volume.Plan) naming {
 	at := time.Now()
 	for i, v := range p.Volumes {
 		d := s.byVolume[v]
-		snap := &snapshot{name: p.Name, cutTime: at, settled: make(chan struct{})}
+		snap := &snapshot{name: p.Name, cutTime: at, settled: make(chan struct{}), marks: s.marked[d.record.Name+"@"+p.Name]}
 		for _, t := range p.Waiting[i] {
 			snap.waiting = append(snap.waiting, string(t))
 		}

@@ -273,6 +273,7 @@ func recoveredSnapshot(l catalog.Link) (*snapshot, error) {
 	snap := &snapshot{
 		name: r.Name, cut: r.Cut, cutTime: r.CutTime, drain: r.Drain, consistency: consistency,
 		torn: r.Torn, waiting: r.Waiting, conflicts: r.Conflicts, verified: r.Verified, wrongHash: r.WrongHash, settled: make(chan struct{}),
+		marks: recoveredMarks(r),
 	}
 	if l.Sealed {
 		snap.settle()
@@ -330,6 +331,7 @@ func (d *disk) link(k *volume.VLUN, state volume.State) catalog.Link {
 			Consistency: snap.consistency.String(), Drain: snap.drain, Conflicts: snap.conflicts + k.Conflicts(),
 			Torn: snap.torn, Waiting: snap.waiting, Verified: snap.verified, WrongHash: snap.wrongHash,
 		}
+		snap.marks.record(l.Snapshot)
 	}
 	return l
 }

@@ -102,7 +102,9 @@ type Store struct {
 	sums     *sealed.Cache
 	scans    scans
 	rot      chan rotten
-	recovery []string
+	// schedules are kept to in the background.
+	schedules schedules
+	recovery  []string
 
 	reclaiming  reclaiming
 	foldAbove   int
@@ -113,6 +115,7 @@ type Store struct {
 	looking sync.RWMutex
 
 	admin sync.Mutex
+	seen  time.Time // the latest time that a hold was looked at; guarded by admin
 
 	// chains is held by who records what is known of sealed images in all chains
 	// that they stand in, and alone by who makes or ends such a chain, or takes a name
@@ -122,8 +125,9 @@ type Store struct {
 	mu        sync.Mutex
 	volumes   map[string]*disk // by name; not those that a rollback has left behind
 	byVolume  map[*volume.Volume]*disk
-	reserved  map[string]bool   // VOLUME@SNAP names of preserves on their way
 	stuck     map[image.ID]bool // a fold has failed, and nobody touches their files
+	reserved  map[string]bool   // VOLUME@SNAP names of preserves on their way
+	marked    map[string]marks  // and what is to be put on them, if anything
 	closed    bool
 	preserves sync.WaitGroup
 }
@@ -160,6 +164,7 @@ type snapshot struct {
 	wrongHash   bool          // its hash was not that of the seal then
 	verifying   *verification // runs
 	settled     chan struct{} // closed when it is sealed, has failed, or is no more
+	marks
 }
 
 func lockName(dir string) string    { return path.Join(dir, "lock") }
@@ -184,7 +189,9 @@ func Open(dir string, o Options) (_ *Store, err error) {
 	}
 	s := &Store{
 		fs: o.FS, dir: dir, logger: o.Logger,
-		volumes: map[string]*disk{}, byVolume: map[*volume.Volume]*disk{}, reserved: map[string]bool{}, stuck: map[image.ID]bool{},
+		volumes: map[string]*disk{}, byVolume: map[*volume.Volume]*disk{}, reserved: map[string]bool{},
+		marked: map[string]marks{}, stuck: map[image.ID]bool{},
+		schedules: schedules{byTarget: map[string]*schedule{}, wake: make(chan struct{}, 1)},
 	}
 	if err := s.takeDirectory(); err != nil {
 		return nil, err
@@ -223,6 +230,10 @@ func Open(dir string, o Options) (_ *Store, err error) {
 			return nil, fmt.Errorf("open %s: volume %s: %w", dir, v.Name, err)
 		}
 	}
+	if err := s.openSchedules(state); err != nil {
+		return nil, fmt.Errorf("open %s: %w", dir, err)
+	}
+	s.seen = state.Seen
 	s.sealer.open()
 	s.spares.refill()
 	s.scans.running.Add(1)
@@ -235,6 +246,7 @@ func Open(dir string, o Options) (_ *Store, err error) {
 		s.scans.running.Add(1)
 		go s.reclaimAlways(o.ReclaimEvery)
 	}
+	s.schedules.start(s)
 	return s, nil
 }
 
@@ -357,6 +369,7 @@ func (s *Store) note(format string, args ...any) {
 // finishes the sealing that is at hand while ctx lasts, and lets the directory
 // go. No request may begin after it.
 func (s *Store) Close(ctx context.Context) error {
+	s.schedules.stop() // first: what they delete waits for admin
 	s.admin.Lock()
 	defer s.admin.Unlock()
 	s.mu.Lock()
@@ -650,7 +663,7 @@ func tip(v *volume.Volume) *volume.VLUN {
 // DeleteVolume removes a volume that nobody uses, with all it holds, and ends the
 // seal, scrub or verification that works on it. Errors: ErrNotFound; ErrInUse if
 // a client is connected, a process named it, a preserve drains, or it has
-// snapshots and withSnapshots is false.
+// snapshots and withSnapshots is false; ErrHeld if one of them is held, ErrClock.
 func (s *Store) DeleteVolume(name string, withSnapshots bool) error {
 	s.admin.Lock()
 	defer s.admin.Unlock()
@@ -665,6 +678,13 @@ func (s *Store) DeleteVolume(name string, withSnapshots bool) error {
 	s.mu.Unlock()
 	if snapshots > 0 && !withSnapshots {
 		return fmt.Errorf("volume %s is %w: it has %s; delete with --with-snapshots", name, ErrInUse, count(snapshots, "snapshot", "snapshots"))
+	}
+	held, err := s.Snapshots(name)
+	if err != nil {
+		return err
+	}
+	if err := s.mayGo(held...); err != nil {
+		return fmt.Errorf("volume %s can't be deleted: %w", name, err)
 	}
 	for _, b := range branches { // before any work on it ends for nothing
 		if views, processes := b.volume.Uses(); views+processes > 0 {
@@ -716,6 +736,7 @@ func (s *Store) deleteBranch(d *disk) error {
 	s.mu.Lock()
 	if s.volumes[name] == d {
 		delete(s.volumes, name)
+		delete(s.schedules.byTarget, name)
 	}
 	delete(s.byVolume, d.volume)
 	for k := range d.snapshots {
@@ -742,6 +763,11 @@ func (s *Store) deleteBranch(d *disk) error {
 func (s *Store) dropBranch(tx *catalog.Tx, d *disk, due *[]image.ID) error {
 	if err := tx.DeleteVolume(d.record.ID); err != nil {
 		return err
+	}
+	if !d.record.Past { // the schedule is of the name
+		if err := tx.DeleteSchedule(d.record.Name); err != nil {
+			return err
+		}
 	}
 	for id := range d.images {
 		for _, h := range s.holdersLocked(id) {

@@ -26,6 +26,10 @@ var (
 	ErrDraining = errors.New("still draining")
 	// ErrAborted: a preserve was given up, by its deadline or by a conflict.
 	ErrAborted = errors.New("aborted")
+	// ErrHeld: somebody holds the snapshot, so it may not be deleted yet.
+	ErrHeld = errors.New("held")
+	// ErrClock: the clock was moved back, so nobody can tell what a hold still holds.
+	ErrClock = errors.New("the clock was moved back")
 	// ErrLimit: a limit set by a flag is reached.
 	ErrLimit = errors.New("limit reached")
 	// ErrClosed: the store is closed or closing.
@@ -83,6 +87,13 @@ type SnapshotInfo struct {
 	Hash string
 	// Verify is what was last found when its bytes were held against its sums.
 	Verify VerifyState
+	// Schedule is the target of the schedule that made it; empty: a person did.
+	Schedule string
+	Labels   map[string]string
+	// Held: it is not deleted until it is released. HeldUntil: nor before that, if not
+	// zero; it may have passed.
+	Held      bool
+	HeldUntil time.Time
 }
 
 // VerifyPhase says where the verification of a snapshot stands.
@@ -165,6 +176,10 @@ type PreserveRequest struct {
 	OnConflict volume.OnConflict
 	// UntilSealed makes the call wait for the seal too.
 	UntilSealed bool
+	// Labels of the snapshots.
+	Labels map[string]string
+	// schedule is the target of the schedule that makes them.
+	schedule string
 }
 
 // PreserveReport is the answer to a preserve.

@@ -1,0 +1,368 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/tidemark/tidemark/catalog"
+	"github.com/tidemark/tidemark/keep"
+)
+
+// ScheduleInfo describes a schedule.
+type ScheduleInfo struct {
+	// Target is the volume.
+	Target string
+	// Every and Keep are as they were given (package keep).
+	Every, Keep string
+	// Next is when it is due.
+	Next time.Time
+	// Last is the cut of the newest snapshot that it made; zero if there is none.
+	Last time.Time
+	// Snapshots counts those that it made, Most is how many it keeps at most on each
+	// volume, beside those that are held or in use.
+	Snapshots, Most int
+	// Failed says why it did not do what was due the last time; empty if it did. It is
+	// tried again at the next time.
+	Failed string
+}
+
+// SchedulePreview says what a schedule would do.
+type SchedulePreview struct {
+	// Next are the times at which it would be due first.
+	Next []time.Time
+	// Expired are the snapshots, VOLUME@SNAPSHOT, that it would delete now, oldest
+	// first: only those that a schedule of this target has made.
+	Expired []string
+}
+
+// schedules are those of the store, and who keeps to them.
+type schedules struct {
+	byTarget map[string]*schedule // guarded by Store.mu
+	wake     chan struct{}        // there is a new one
+	cancel   context.CancelFunc
+	running  sync.WaitGroup
+}
+
+// schedule is guarded by Store.mu, but for what never changes.
+type schedule struct {
+	record  catalog.Schedule
+	every   keep.Every
+	policy  keep.Policy
+	next    time.Time // when it is due; zero: never
+	running bool
+	failed  string
+}
+
+// VolumesOf resolves the target of a schedule to the names of the volumes that it
+// preserves, at one cut. Whether they are there it does not ask. Errors: ErrInvalid.
+func (s *Store) VolumesOf(target string) ([]string, error) {
+	return []string{target}, checkName("volume", target)
+}
+
+// SetSchedule has a volume preserved again and again, from the next time on that every
+// names, and deletes what keep does not keep of the snapshots so made: never one that
+// a person made, that is held, in use or draining. It replaces the schedule that the
+// target has; the snapshots made by that are its own. Errors: ErrInvalid, ErrNotFound.
+func (s *Store) SetSchedule(target, every, policy string) (ScheduleInfo, error) {
+	x, err := newSchedule(catalog.Schedule{Target: target, Every: every, Keep: policy, Since: time.Now().UTC()})
+	if err != nil {
+		return ScheduleInfo{}, err
+	}
+	s.admin.Lock()
+	defer s.admin.Unlock()
+	if _, err := s.scheduled(target); err != nil {
+		return ScheduleInfo{}, err
+	}
+	if err := s.catalog.Update(func(tx *catalog.Tx) error { return tx.PutSchedule(x.record) }); err != nil {
+		return ScheduleInfo{}, fmt.Errorf("schedule of %s: %w", target, err)
+	}
+	x.next = x.every.Next(x.record.Since)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.schedules.byTarget[target] = x
+	s.schedules.poke()
+	return s.scheduleInfoLocked(x), nil
+}
+
+// previewTimes is how many times a preview lists.
+const previewTimes = 5
+
+// PreviewSchedule tells what SetSchedule would bring about, and changes nothing.
+// Errors: as SetSchedule.
+func (s *Store) PreviewSchedule(target, every, policy string) (p SchedulePreview, err error) {
+	now := time.Now()
+	x, err := newSchedule(catalog.Schedule{Target: target, Every: every, Keep: policy, Since: now})
+	if err != nil {
+		return p, err
+	}
+	if _, err := s.scheduled(target); err != nil {
+		return p, err
+	}
+	for next := x.every.Next(now); len(p.Next) < previewTimes && !next.IsZero(); next = x.every.Next(next) {
+		p.Next = append(p.Next, next)
+	}
+	p.Expired, err = s.expired(x, now)
+	return p, err
+}
+
+// RemoveSchedule ends a schedule. The snapshots that it made stay. Errors:
+// ErrNotFound.
+func (s *Store) RemoveSchedule(target string) error {
+	s.admin.Lock()
+	defer s.admin.Unlock()
+	if _, err := s.Schedule(target); err != nil {
+		return err
+	}
+	if err := s.catalog.Update(func(tx *catalog.Tx) error { return tx.DeleteSchedule(target) }); err != nil {
+		return fmt.Errorf("remove the schedule of %s: %w", target, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.schedules.byTarget, target)
+	return nil
+}
+
+// Schedules lists the schedules by target.
+func (s *Store) Schedules() (infos []ScheduleInfo) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, target := range slices.Sorted(maps.Keys(s.schedules.byTarget)) {
+		infos = append(infos, s.scheduleInfoLocked(s.schedules.byTarget[target]))
+	}
+	return infos
+}
+
+// Schedule describes the schedule of a target, or ErrNotFound.
+func (s *Store) Schedule(target string) (ScheduleInfo, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if x := s.schedules.byTarget[target]; x != nil {
+		return s.scheduleInfoLocked(x), nil
+	}
+	return ScheduleInfo{}, fmt.Errorf("schedule of %s %w", target, ErrNotFound)
+}
+
+// scheduleInfoLocked describes a schedule; Store.mu is held.
+func (s *Store) scheduleInfoLocked(x *schedule) ScheduleInfo {
+	info := ScheduleInfo{
+		Target: x.record.Target, Every: x.record.Every, Keep: x.record.Keep, Next: x.next, Most: x.policy.Most(), Failed: x.failed,
+	}
+	info.Snapshots, info.Last = s.madeLocked(x.record.Target)
+	return info
+}
+
+// madeLocked counts the snapshots that the schedule of a target has made, and says
+// when the newest was cut; Store.mu is held.
+func (s *Store) madeLocked(target string) (n int, last time.Time) {
+	for _, d := range s.byVolume {
+		for k, snap := range d.snapshots {
+			if snap.schedule != target || !k.Cut() {
+				continue
+			}
+			n++
+			if snap.cutTime.After(last) {
+				last = snap.cutTime
+			}
+		}
+	}
+	return n, last
+}
+
+func newSchedule(record catalog.Schedule) (*schedule, error) {
+	every, err := keep.ParseEvery(record.Every)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	policy, err := keep.ParsePolicy(record.Keep)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return &schedule{record: record, every: every, policy: policy}, nil
+}
+
+// scheduled is the volumes of a target, all of which are there.
+func (s *Store) scheduled(target string) ([]string, error) {
+	volumes, err := s.VolumesOf(target)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range volumes {
+		if _, err := s.disk(name); err != nil {
+			return nil, err
+		}
+	}
+	return volumes, nil
+}
+
+// openSchedules takes the schedules over from the catalog. One that missed its time
+// while no server ran is due at once, and only once.
+func (s *Store) openSchedules(state catalog.State) error {
+	now := time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, record := range state.Schedules {
+		x, err := newSchedule(record)
+		if err != nil {
+			return fmt.Errorf("%w: schedule of %s: %w", catalog.ErrCorrupt, record.Target, err)
+		}
+		_, last := s.madeLocked(record.Target)
+		if last.Before(record.Since) {
+			last = record.Since
+		}
+		if x.next = x.every.Next(now); x.every.Due(last, now) {
+			x.next = now
+		}
+		s.schedules.byTarget[record.Target] = x
+	}
+	return nil
+}
+
+// start begins to keep to the schedules.
+func (c *schedules) start(s *Store) {
+	ctx, cancel := context.WithCancel(context.Background())
+	c.cancel = cancel
+	c.running.Go(func() { s.keepSchedules(ctx) })
+}
+
+// stop returns when nothing is made or deleted by a schedule any more.
+func (c *schedules) stop() {
+	c.cancel()
+	c.running.Wait()
+}
+
+func (c *schedules) poke() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// clockLook is how long it sleeps at most: the clock may be set meanwhile, or the
+// machine stand still.
+const clockLook = time.Minute
+
+// keepSchedules does what is due when its time has come.
+func (s *Store) keepSchedules(ctx context.Context) {
+	for ctx.Err() == nil {
+		var turn <-chan time.Time
+		if next := s.startDue(ctx, time.Now()); !next.IsZero() {
+			turn = time.After(min(time.Until(next), clockLook))
+		}
+		select {
+		case <-ctx.Done():
+		case <-s.schedules.wake:
+		case <-turn:
+		}
+	}
+}
+
+// startDue starts what is due, each beside the others, as one may have to wait for
+// processes. What comes due while the last of its kind still waits is left out. It
+// returns when the next is due; the zero time if none ever is.
+func (s *Store) startDue(ctx context.Context, now time.Time) (next time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, x := range s.schedules.byTarget {
+		due := !x.next.IsZero() && !x.next.After(now)
+		if after := x.every.Next(now); due || after.Before(x.next) { // or the clock was moved back
+			x.next = after
+		}
+		if due && !x.running {
+			x.running = true
+			s.schedules.running.Go(func() { s.runSchedule(ctx, x) })
+		}
+		if next.IsZero() || !x.next.IsZero() && x.next.Before(next) {
+			next = x.next
+		}
+	}
+	return next
+}
+
+// scheduleWait is how long a schedule waits for processes begun before its cut.
+const scheduleWait = time.Minute
+
+// runSchedule preserves, and lets go what is to be kept no more: that too when there
+// is no room for a snapshot. Where a snapshot could not be made for another reason,
+// nothing is deleted: there may be none to come that takes its place. What failed is
+// told once, until it works again.
+func (s *Store) runSchedule(ctx context.Context, x *schedule) {
+	err := s.preserveScheduled(ctx, x.record.Target)
+	if err == nil || errors.Is(err, ErrNoSpace) {
+		err = errors.Join(err, s.letGo(ctx, x))
+	}
+	s.mu.Lock()
+	first := x.failed == "" && s.schedules.byTarget[x.record.Target] == x
+	if x.running, x.failed = false, ""; err != nil && ctx.Err() == nil {
+		x.failed = err.Error()
+	}
+	failed := x.failed
+	s.mu.Unlock()
+	if failed != "" && first {
+		s.logger.Error("schedule; it is tried again at the next time", "target", x.record.Target, "err", err)
+	}
+}
+
+func (s *Store) preserveScheduled(ctx context.Context, target string) error {
+	volumes, err := s.scheduled(target)
+	if err != nil {
+		return err
+	}
+	_, err = s.Preserve(ctx, PreserveRequest{Volumes: volumes, Wait: scheduleWait, schedule: target})
+	return err
+}
+
+// letGo deletes the snapshots of a schedule that have expired. What is in use, drains
+// or was held meanwhile has its turn the next time.
+func (s *Store) letGo(ctx context.Context, x *schedule) error {
+	expired, err := s.expired(x, time.Now())
+	for _, full := range expired {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		gone := s.DeleteSnapshot(full)
+		if !later(gone) {
+			err = errors.Join(err, gone)
+		}
+	}
+	return err
+}
+
+func later(err error) bool {
+	for _, why := range []error{ErrInUse, ErrDraining, ErrHeld, ErrNotFound} {
+		if errors.Is(err, why) {
+			return true
+		}
+	}
+	return false
+}
+
+// expired lists the snapshots that a schedule has made and keeps no more, of each
+// volume the oldest first. Those that are held count among them, and stay.
+func (s *Store) expired(x *schedule, now time.Time) (fulls []string, err error) {
+	volumes, err := s.VolumesOf(x.record.Target)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range volumes {
+		made, err := s.Snapshots(name)
+		if err != nil {
+			return nil, err
+		}
+		made = slices.DeleteFunc(made, func(i SnapshotInfo) bool { return i.Schedule != x.record.Target })
+		cuts := make([]time.Time, len(made))
+		for i, info := range made {
+			cuts[i] = info.CutTime
+		}
+		for _, i := range x.policy.Expired(cuts, now) {
+			if !made[i].HeldAt(now) {
+				fulls = append(fulls, name+"@"+made[i].Name)
+			}
+		}
+	}
+	return fulls, nil
+}

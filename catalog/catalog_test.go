@@ -95,7 +95,16 @@ func TestACatalogComesBackAsItWasCommitted(t *testing.T) {
 	grown := first.Volumes[0].Volume
 	grown.SizeBytes *= 2
 	mustUpdate(t, c, func(tx *Tx) error { return tx.PutVolume(grown) })
+	mustUpdate(t, c, func(tx *Tx) error {
+		return errors.Join(tx.PutGroup(Group{Name: "g", Volumes: []string{"a"}}), tx.PutGroup(Group{Name: "gone", Volumes: []string{"b"}}))
+	})
+	mustUpdate(t, c, func(tx *Tx) error {
+		return errors.Join(tx.PutGroup(Group{Name: "g", Volumes: []string{"a", "b"}, Default: true}), tx.DeleteGroup("gone"))
+	})
 	want := mustLoad(t, c)
+	if len(want.Groups) != 1 || !reflect.DeepEqual(want.Groups[0], Group{Name: "g", Volumes: []string{"a", "b"}, Default: true}) {
+		t.Errorf("got %+v", want.Groups)
+	}
 	if chain := want.Volumes[0].Chain; len(want.Volumes) != 2 || len(chain) != 2 ||
 		chain[0].SizeBytes != 1<<30 || chain[1].SizeBytes != 2<<30 || chain[0].Snapshot.Cut != want.Volumes[1].Chain[0].Snapshot.Cut {
 		t.Fatalf("got %+v", want)
@@ -176,6 +185,11 @@ func TestAnUpdateThatWouldNotLoadIsRefusedAndChangesNothing(t *testing.T) {
 		"a volume without an image":      func(tx *Tx) error { return tx.DeleteLink(a.ID, tip.Image) },
 		"a deletion of no volume":        func(tx *Tx) error { return tx.DeleteVolume(99) },
 		"a deletion of no link":          func(tx *Tx) error { return tx.DeleteLink(a.ID, 99) },
+		"a group without a name":         func(tx *Tx) error { return tx.PutGroup(Group{Volumes: []string{"a"}}) },
+		"a group without a volume":       func(tx *Tx) error { return tx.PutGroup(Group{Name: "g"}) },
+		"a group out of order":           func(tx *Tx) error { return tx.PutGroup(Group{Name: "g", Volumes: []string{"b", "a"}}) },
+		"a group with a volume twice":    func(tx *Tx) error { return tx.PutGroup(Group{Name: "g", Volumes: []string{"a", "a"}}) },
+		"a deletion of no group":         func(tx *Tx) error { return tx.DeleteGroup("g") },
 		"a link of no volume":            link(func(l *Link) { l.Volume = 99 }),
 		"an image id never drawn":        link(func(l *Link) { l.Image = 99 }),
 		"an image of no size":            link(func(l *Link) { l.SizeBytes = -1 }),
@@ -217,21 +231,29 @@ func TestLoadFindsChainsThatCannotBe(t *testing.T) {
 	}
 	sameName := v2
 	sameName.Name = "a"
+	sound := []Link{l(1, 1, false, ""), l(2, 2, false, "")}
 	for what, test := range map[string]struct {
 		volumes []Volume
 		links   []Link
 		want    []string // one each; none: it loads
+		groups  []Group
 	}{
-		"all is well":           {[]Volume{v1, v2}, []Link{l(1, 1, true, "s"), l(1, 2, true, ""), l(1, 4, false, "t"), l(1, 5, false, ""), l(2, 3, false, "")}, nil},
-		"a volume name twice":   {[]Volume{v1, sameName}, []Link{l(1, 1, false, ""), l(2, 2, false, "")}, []string{`both have the name "a"`}},
-		"no image":              {[]Volume{v1, v2}, []Link{l(2, 2, false, "")}, []string{"volume 1: it has no image"}},
-		"links of no volume":    {[]Volume{v2}, []Link{l(1, 1, false, ""), l(2, 2, false, ""), l(3, 3, false, "")}, []string{"image 1: no volume 1", "image 3: no volume 3"}},
-		"the tip is a snapshot": {[]Volume{v1}, []Link{l(1, 1, false, "s")}, []string{"it has no tip"}},
-		"the tip is sealed":     {[]Volume{v1}, []Link{l(1, 1, true, "")}, []string{"it has no tip"}},
-		"sealed out of order":   {[]Volume{v1}, []Link{l(1, 1, false, "s"), l(1, 2, true, "t"), l(1, 3, false, "")}, []string{"image 2 is sealed, the older 1 is not"}},
-		"a snapshot name twice": {[]Volume{v1}, []Link{l(1, 1, true, "s"), l(1, 2, true, "s"), l(1, 3, false, "")}, []string{`images 1 and 2 both have the name "s"`}},
-		"an id never drawn":     {[]Volume{v1}, []Link{l(1, 9, false, "")}, []string{"image 9: the id was never drawn"}},
-		"a size below one":      {[]Volume{v1}, []Link{{Volume: 1, Image: 1}}, []string{"image 1: its size is 0 bytes"}},
+		"groups that are well": {[]Volume{v1, v2}, sound, nil, []Group{
+			{Name: "g", Volumes: []string{"a", "b"}, Default: true}, {Name: "h", Volumes: []string{"a"}},
+		}},
+		"groups that are not": {[]Volume{v1, v2}, sound, []string{`"a" follows "b"`, `no volume has the name "c"`, `"g" and "h": both are the default of volume "a"`, `"i": it has no volume`}, []Group{
+			{Name: "f", Volumes: []string{"b", "a"}}, {Name: "g", Volumes: []string{"a", "c"}, Default: true}, {Name: "h", Volumes: []string{"a"}, Default: true}, {Name: "i"},
+		}},
+		"all is well":           {[]Volume{v1, v2}, []Link{l(1, 1, true, "s"), l(1, 2, true, ""), l(1, 4, false, "t"), l(1, 5, false, ""), l(2, 3, false, "")}, nil, nil},
+		"a volume name twice":   {[]Volume{v1, sameName}, []Link{l(1, 1, false, ""), l(2, 2, false, "")}, []string{`both have the name "a"`}, nil},
+		"no image":              {[]Volume{v1, v2}, []Link{l(2, 2, false, "")}, []string{"volume 1: it has no image"}, nil},
+		"links of no volume":    {[]Volume{v2}, []Link{l(1, 1, false, ""), l(2, 2, false, ""), l(3, 3, false, "")}, []string{"image 1: no volume 1", "image 3: no volume 3"}, nil},
+		"the tip is a snapshot": {[]Volume{v1}, []Link{l(1, 1, false, "s")}, []string{"it has no tip"}, nil},
+		"the tip is sealed":     {[]Volume{v1}, []Link{l(1, 1, true, "")}, []string{"it has no tip"}, nil},
+		"sealed out of order":   {[]Volume{v1}, []Link{l(1, 1, false, "s"), l(1, 2, true, "t"), l(1, 3, false, "")}, []string{"image 2 is sealed, the older 1 is not"}, nil},
+		"a snapshot name twice": {[]Volume{v1}, []Link{l(1, 1, true, "s"), l(1, 2, true, "s"), l(1, 3, false, "")}, []string{`images 1 and 2 both have the name "s"`}, nil},
+		"an id never drawn":     {[]Volume{v1}, []Link{l(1, 9, false, "")}, []string{"image 9: the id was never drawn"}, nil},
+		"a size below one":      {[]Volume{v1}, []Link{{Volume: 1, Image: 1}}, []string{"image 1: its size is 0 bytes"}, nil},
 	} {
 		t.Run(what, func(t *testing.T) {
 			m := meta{counters: next}
@@ -252,6 +274,9 @@ func TestLoadFindsChainsThatCannotBe(t *testing.T) {
 			}
 			for _, v := range test.volumes {
 				add(volumeKey(v.ID), v)
+			}
+			for _, g := range test.groups {
+				add(groupKey(g.Name), g)
 			}
 			add(metaKey, m)
 			_, _, err := decodeState(records, 0)

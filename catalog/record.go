@@ -19,9 +19,11 @@ import (
 //	'm'                                     meta
 //	'v' volume id (8, big endian)           Volume
 //	'l' volume id (8) image id (8)          Link
+//	'g' name                                Group
 const (
 	volumePrefix = 'v'
 	linkPrefix   = 'l'
+	groupPrefix  = 'g'
 )
 
 var metaKey = []byte{'m'}
@@ -33,6 +35,8 @@ func volumeKey(id VolumeID) []byte {
 func linkKey(v VolumeID, i image.ID) []byte {
 	return binary.BigEndian.AppendUint64(linkKeys(v), uint64(i))
 }
+
+func groupKey(name string) []byte { return append([]byte{groupPrefix}, name...) }
 
 // linkKeys is what the keys of all links of a volume begin with.
 func linkKeys(v VolumeID) []byte {

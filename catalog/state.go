@@ -37,6 +37,10 @@ func decodeState(records []record, transaction uint64) (meta, State, error) {
 			l := Link{Volume: VolumeID(binary.BigEndian.Uint64(r.key[1:])), Image: image.ID(binary.BigEndian.Uint64(r.key[9:]))}
 			crc, err = decode(r.key, r.value, &l)
 			links = append(links, l)
+		case len(r.key) > 1 && r.key[0] == groupPrefix:
+			g := Group{Name: string(r.key[1:])}
+			crc, err = decode(r.key, r.value, &g)
+			state.Groups = append(state.Groups, g)
 		default:
 			err = fmt.Errorf("%w: record %x: no such kind", ErrCorrupt, r.key)
 		}
@@ -58,7 +62,7 @@ func decodeState(records []record, transaction uint64) (meta, State, error) {
 		return meta{}, State{}, fmt.Errorf("%w: the records are of transaction %d, the last is %d", ErrCorrupt, m.Transaction, transaction)
 	}
 	state.DirID = m.DirID
-	if err := joinChains(&state, links, m.counters); err != nil {
+	if err := errors.Join(joinChains(&state, links, m.counters), checkGroups(state)); err != nil {
 		return meta{}, State{}, err
 	}
 	return m, state, nil
@@ -132,6 +136,53 @@ func checkChain(chain []Link, v VolumeID, next counters) (wrong []error) {
 		wrong = append(wrong, fmt.Errorf("volume %d: it has no tip: its last image, %d, is sealed or a snapshot", v, tip.Image))
 	}
 	return wrong
+}
+
+// checkGroups holds the groups to what they name: volumes that there are, each in
+// one group at most that is the default of its processes.
+func checkGroups(state State) error {
+	var wrong []error
+	note := func(err error) {
+		if err != nil {
+			wrong = append(wrong, fmt.Errorf("%w: %v", ErrCorrupt, err))
+		}
+	}
+	defaults := make(map[string]string) // by volume; empty: it has none
+	for _, v := range state.Volumes {
+		if !v.Past {
+			defaults[v.Name] = ""
+		}
+	}
+	for _, g := range state.Groups {
+		note(g.check())
+		for _, name := range g.Volumes {
+			other, there := defaults[name]
+			switch {
+			case !there:
+				note(fmt.Errorf("group %q: no volume has the name %q", g.Name, name))
+			case g.Default && other != "":
+				note(fmt.Errorf("groups %q and %q: both are the default of volume %q", other, g.Name, name))
+			case g.Default:
+				defaults[name] = g.Name
+			}
+		}
+	}
+	return errors.Join(wrong...)
+}
+
+// check looks at what a group says by itself.
+func (g Group) check() error {
+	if len(g.Volumes) == 0 {
+		return fmt.Errorf("group %q: it has no volume", g.Name)
+	}
+	last := ""
+	for _, name := range g.Volumes {
+		if name <= last {
+			return fmt.Errorf("group %q: its volumes do not ascend: %q follows %q", g.Name, name, last)
+		}
+		last = name
+	}
+	return nil
 }
 
 // check looks at what a volume says by itself.

@@ -106,12 +106,25 @@ type Snapshot struct {
 	WrongHash bool `json:"wrongHash,omitempty"`
 }
 
+// Group is a named set of volumes. It has at least one: with its last it goes.
+type Group struct {
+	Name string `json:"-"` // in the key
+	// Volumes are the names of its volumes, ascending: what takes the name of a
+	// volume in a rollback takes its place in its groups.
+	Volumes []string `json:"volumes"`
+	// Default: a process that names one of its volumes names them all. A volume is in
+	// one such group at most.
+	Default bool      `json:"default,omitempty"`
+	Created time.Time `json:"created"`
+}
+
 // State is everything that a catalog holds.
 type State struct {
 	FormatVersion int
 	// DirID tells this data directory from every other: 32 random hex digits.
 	DirID   string
 	Volumes []VolumeState // by ID, ascending
+	Groups  []Group       // by name
 }
 
 // VolumeState is a volume and its chain.

@@ -9,9 +9,9 @@ import (
 	"github.com/tidemark/tidemark/volume"
 )
 
-// RollbackRequest asks for a volume to be again what a snapshot of it holds.
+// RollbackRequest asks for volumes to be again what snapshots of them hold.
 type RollbackRequest struct {
-	Snapshot string // VOLUME@SNAPSHOT
+	Snapshot string // VOLUME@SNAPSHOT, or GROUP@SNAPSHOT
 	// Keep names the snapshot that keeps the present state; empty: before-rollback-
 	// and the time.
 	Keep string
@@ -27,59 +27,117 @@ type RollbackReport struct {
 	Kept string
 }
 
+// GroupRollbackReport is the answer to RollbackGroup.
+type GroupRollbackReport struct {
+	Volumes []VolumeInfo // by name
+	// Kept are the snapshots, of one cut, that keep what each volume held before;
+	// none if that was discarded.
+	Kept []string
+}
+
 // Rollback makes a volume what a snapshot of it holds, at once and at any size: it
 // copies nothing. The present state is preserved first, and every snapshot stays,
 // also those that are newer than the one that it goes back to. Errors: ErrInvalid,
 // ErrNotFound, ErrDraining; ErrInUse if a client is connected to the volume or a
 // process named it: then nothing has changed.
-func (s *Store) Rollback(ctx context.Context, r RollbackRequest) (report RollbackReport, err error) {
-	if r.Keep == "" {
-		r.Keep = "before-rollback-" + snapshotName(time.Now())
+func (s *Store) Rollback(ctx context.Context, r RollbackRequest) (RollbackReport, error) {
+	all, err := s.rollback(ctx, r, only(r.Snapshot))
+	var report RollbackReport
+	if len(all.Volumes) > 0 {
+		report.Volume = all.Volumes[0]
 	}
-	if err := s.sealedSoon(ctx, r.Snapshot); err != nil {
-		return report, err
-	}
-	if report, err = s.rollback(ctx, r); err != nil || !r.Discard {
-		return report, err
-	}
-	err = s.DeleteSnapshot(report.Kept)
-	if err == nil {
-		report.Kept = ""
+	if len(all.Kept) > 0 {
+		report.Kept = all.Kept[0]
 	}
 	return report, err
 }
 
-func (s *Store) rollback(ctx context.Context, r RollbackRequest) (report RollbackReport, err error) {
+// RollbackGroup rolls all volumes of a group back to their snapshots of one cut,
+// given as GROUP@SNAPSHOT, all or none of them: a preserve of the group, and a crash,
+// finds them all before it or all after. What they hold is preserved first, in one
+// cut. Errors: as Rollback, of any of them.
+func (s *Store) RollbackGroup(ctx context.Context, r RollbackRequest, allow Allow) (GroupRollbackReport, error) {
+	return s.rollback(ctx, r, s.snapshotsOf(r.Snapshot, allow))
+}
+
+func (s *Store) rollback(ctx context.Context, r RollbackRequest, which selection) (report GroupRollbackReport, err error) {
+	if r.Keep == "" {
+		r.Keep = "before-rollback-" + snapshotName(time.Now())
+	}
+	if err := s.sealedSoon(ctx, which); err != nil {
+		return report, err
+	}
+	if report, err = s.keepAndBranch(ctx, r, which); err != nil || !r.Discard {
+		return report, err
+	}
+	for len(report.Kept) > 0 {
+		if err := s.DeleteSnapshot(report.Kept[0]); err != nil {
+			return report, err
+		}
+		report.Kept = report.Kept[1:]
+	}
+	return report, nil
+}
+
+func (s *Store) keepAndBranch(ctx context.Context, r RollbackRequest, which selection) (report GroupRollbackReport, err error) {
 	s.admin.Lock()
 	defer s.admin.Unlock()
-	d, k, err := s.branchable(r.Snapshot)
+	grafts, err := s.branchable(which)
 	if err != nil {
 		return report, err
 	}
-	live, err := s.disk(d.record.Name)
+	thaw, err := s.freeze(grafts)
 	if err != nil {
-		return report, err
-	}
-	if err := live.volume.Freeze(); err != nil {
-		if errors.Is(err, volume.ErrBusy) {
-			err = inUse(live.volume)
-		}
 		return report, err
 	}
 	defer func() {
 		if err != nil {
-			live.volume.Thaw()
+			thaw()
 		}
 	}()
-	kept, err := s.Preserve(ctx, PreserveRequest{Volumes: []string{live.record.Name}, Name: r.Keep, Wait: time.Minute})
+	keep := PreserveRequest{Name: r.Keep, Wait: time.Minute}
+	for _, g := range grafts {
+		keep.Volumes = append(keep.Volumes, g.name)
+	}
+	kept, err := s.Preserve(ctx, keep)
 	if err != nil {
 		return report, fmt.Errorf("roll back to %s: keep the present state: %w", r.Snapshot, err)
 	}
-	report.Kept = live.record.Name + "@" + kept.Snapshots[0].Name
-	b, err := s.branch(d, k, live.record.Name, live)
+	for _, k := range kept.Snapshots {
+		report.Kept = append(report.Kept, k.Volume+"@"+k.Name)
+	}
+	disks, err := s.branch(grafts, nil)
 	if err != nil {
 		return report, fmt.Errorf("roll back to %s: %w", r.Snapshot, err)
 	}
-	report.Volume = s.volumeInfo(b)
+	for _, d := range disks {
+		report.Volumes = append(report.Volumes, s.volumeInfo(d))
+	}
 	return report, nil
+}
+
+// freeze lets nobody open the volumes that grafts are to take the names of; if one
+// of them is in use, all stay as they are.
+func (s *Store) freeze(grafts []graft) (thaw func(), err error) {
+	var frozen []*volume.Volume
+	thaw = func() {
+		for _, v := range frozen {
+			v.Thaw()
+		}
+	}
+	for i, g := range grafts {
+		live, err := s.disk(g.disk.record.Name)
+		if err == nil {
+			if err = live.volume.Freeze(); errors.Is(err, volume.ErrBusy) {
+				err = inUse(live.volume)
+			}
+		}
+		if err != nil {
+			thaw()
+			return nil, err
+		}
+		grafts[i].name, grafts[i].past = live.record.Name, live
+		frozen = append(frozen, live.volume)
+	}
+	return thaw, nil
 }

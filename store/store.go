@@ -105,6 +105,7 @@ type Store struct {
 
 	mu        sync.Mutex
 	volumes   map[string]*disk // by name; not those that a rollback has left behind
+	groups    map[string]catalog.Group
 	byVolume  map[*volume.Volume]*disk
 	reserved  map[string]bool // VOLUME@SNAP names of preserves on their way
 	closed    bool
@@ -167,7 +168,7 @@ func Open(dir string, o Options) (_ *Store, err error) {
 	}
 	s := &Store{
 		fs: o.FS, dir: dir, logger: o.Logger,
-		volumes: map[string]*disk{}, byVolume: map[*volume.Volume]*disk{}, reserved: map[string]bool{},
+		volumes: map[string]*disk{}, groups: map[string]catalog.Group{}, byVolume: map[*volume.Volume]*disk{}, reserved: map[string]bool{},
 	}
 	if err := s.takeDirectory(); err != nil {
 		return nil, err
@@ -201,6 +202,9 @@ func Open(dir string, o Options) (_ *Store, err error) {
 		if err := s.recoverVolume(v); err != nil {
 			return nil, fmt.Errorf("open %s: volume %s: %w", dir, v.Name, err)
 		}
+	}
+	for _, g := range state.Groups {
+		s.groups[g.Name] = g
 	}
 	s.sealer.open()
 	s.spares.refill()
@@ -465,6 +469,26 @@ func (s *Store) createJournal(id catalog.VolumeID, first image.ID) (*journal.Jou
 
 // addDisk gives a volume to the engine and to the maps.
 func (s *Store) addDisk(record catalog.Volume, j *journal.Journal, images map[image.ID]image.Image, chain []volume.Link) (*disk, error) {
+	d, err := s.newDisk(record, j, images, chain)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.showLocked(d)
+	return d, nil
+}
+
+// showLocked gives a volume to the maps; Store.mu is held.
+func (s *Store) showLocked(d *disk) {
+	s.byVolume[d.volume] = d
+	if !d.record.Past {
+		s.volumes[d.record.Name] = d
+	}
+}
+
+// newDisk gives a volume to the engine.
+func (s *Store) newDisk(record catalog.Volume, j *journal.Journal, images map[image.ID]image.Image, chain []volume.Link) (*disk, error) {
 	scope, err := volume.ParseScope(record.Scope)
 	if err != nil {
 		return nil, err
@@ -481,12 +505,6 @@ func (s *Store) addDisk(record catalog.Volume, j *journal.Journal, images map[im
 	if err != nil {
 		d.endCheckpoints()
 		return nil, err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.byVolume[d.volume] = d
-	if !record.Past {
-		s.volumes[record.Name] = d
 	}
 	return d, nil
 }
@@ -602,8 +620,8 @@ func tip(v *volume.Volume) *volume.VLUN {
 	return vluns[len(vluns)-1]
 }
 
-// DeleteVolume removes a volume that nobody uses, with all it holds, and ends the
-// seal, scrub or verification that works on it. Errors: ErrNotFound; ErrInUse if
+// DeleteVolume removes a volume that nobody uses, with all it holds, and from its
+// groups, and ends the seal, scrub or verification that works on it. Errors: ErrNotFound; ErrInUse if
 // a client is connected, a process named it, a preserve drains, or it has
 // snapshots and withSnapshots is false.
 func (s *Store) DeleteVolume(name string, withSnapshots bool) error {
@@ -671,6 +689,7 @@ func (s *Store) deleteBranch(d *disk) error {
 	s.mu.Lock()
 	if s.volumes[name] == d {
 		delete(s.volumes, name)
+		s.leftGroupsLocked(name)
 	}
 	delete(s.byVolume, d.volume)
 	for k := range d.snapshots {
@@ -697,6 +716,11 @@ func (s *Store) deleteBranch(d *disk) error {
 func (s *Store) dropBranch(tx *catalog.Tx, d *disk, due *[]image.ID) error {
 	if err := tx.DeleteVolume(d.record.ID); err != nil {
 		return err
+	}
+	if !d.record.Past {
+		if err := s.leaveGroups(tx, d.record.Name); err != nil {
+			return err
+		}
 	}
 	for id := range d.images {
 		for _, h := range s.holdersLocked(id) {

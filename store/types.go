@@ -157,6 +157,10 @@ type ProcessInfo struct {
 // PreserveRequest asks for one cut of one or many volumes.
 type PreserveRequest struct {
 	Volumes []string
+	// Groups whose volumes are cut too, those that each has when the command comes.
+	Groups []string
+	// Allow is asked for the volumes of each group.
+	Allow Allow
 	// Name of the snapshots; empty: the cut's time as 20060102T150405.000Z.
 	Name string
 	// Wait is the deadline for older processes; the server keeps it.

@@ -58,6 +58,7 @@ func toSnapshot(s store.SnapshotInfo) *tidemarkv1.Snapshot {
 		Failed:        s.Failed,
 		Hash:          s.Hash,
 		Verification:  toVerification(s.Verify),
+		Drill:         toDrill(s.Drill),
 	}
 }
 

@@ -197,6 +197,12 @@ func TestAnUpdateThatWouldNotLoadIsRefusedAndChangesNothing(t *testing.T) {
 		"a cut id never drawn":           link(func(l *Link) { l.Snapshot = &Snapshot{Name: "s", Cut: 99, State: "sealed"} }),
 		"a snapshot without a name":      link(func(l *Link) { l.Snapshot = &Snapshot{Cut: 1, State: "sealed"} }),
 		"a snapshot of an unknown state": link(func(l *Link) { l.Snapshot = &Snapshot{Name: "s", Cut: 1, State: "open"} }),
+		"a drill that printed too much": func(tx *Tx) error {
+			cut, err := tx.NewCutID()
+			l := tip
+			l.Snapshot = &Snapshot{Name: "s", Cut: cut, State: "sealed", Drill: &Drill{Output: strings.Repeat("x", MostDrillOutputBytes+1)}}
+			return errors.Join(err, tx.PutLink(l))
+		},
 		"a snapshot without an image newer": func(tx *Tx) error {
 			cut, err := tx.NewCutID()
 			l := tip

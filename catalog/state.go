@@ -223,6 +223,8 @@ func (l Link) check(next counters) error {
 		return fmt.Errorf("link of image %d: its snapshot has no name", l.Image)
 	case s.Cut == 0 || s.Cut >= next.NextCut:
 		return fmt.Errorf("link of image %d: the cut id %d was never drawn", l.Image, s.Cut)
+	case s.Drill != nil && (len(s.Drill.Command) > MostDrillCommandBytes || len(s.Drill.Output) > MostDrillOutputBytes):
+		return fmt.Errorf("link of image %d: the drill of its snapshot has a command of %d bytes and %d of output, more than allowed", l.Image, len(s.Drill.Command), len(s.Drill.Output))
 	case s.State != "draining" && s.State != "sealing" && s.State != "sealed":
 		return fmt.Errorf("link of image %d: the state of its snapshot is %q, not draining, sealing or sealed", l.Image, s.State)
 	}

@@ -38,6 +38,9 @@ type Volume struct {
 	// Past: another volume has the name now. Nothing is written to this one any
 	// more; its snapshots are those that a rollback has left behind.
 	Past bool `json:"past,omitempty"`
+	// Held: it is the clone of a restore drill, and goes with whoever holds it: the
+	// next open of the data directory deletes it.
+	Held bool `json:"held,omitempty"`
 }
 
 // Link is one image of a volume's chain. The newest image is the tip; its size
@@ -104,7 +107,27 @@ type Snapshot struct {
 	// WrongHash: it was found sound then, block by block, with another hash than
 	// that of its seal.
 	WrongHash bool `json:"wrongHash,omitempty"`
+	// Drill is what came of the last restore drill; nil if there was none.
+	Drill *Drill `json:"drill,omitempty"`
 }
+
+// Drill is what came of a restore drill.
+type Drill struct {
+	Time time.Time     `json:"time"`
+	Took time.Duration `json:"tookNanoseconds"`
+	// Command that looked at the clone, at most MostDrillCommandBytes of it.
+	Command string `json:"command"`
+	// ExitCode of it; 0: the snapshot passed.
+	ExitCode int `json:"exitCode"`
+	// Output is the last that it printed, at most MostDrillOutputBytes.
+	Output string `json:"output,omitempty"`
+}
+
+// Bounds of a Drill.
+const (
+	MostDrillCommandBytes = 1 << 10
+	MostDrillOutputBytes  = 4 << 10
+)
 
 // Group is a named set of volumes. It has at least one: with its last it goes.
 type Group struct {

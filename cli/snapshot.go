@@ -118,6 +118,8 @@ func (a *app) showSnapshot(c *cobra.Command, name string) error {
 		[2]string{"hash", s.GetHash()},
 		[2]string{"verified", verificationText(s.GetVerification())},
 		[2]string{"failed", s.GetFailed()},
+		[2]string{"drill", printable(drillText(s.GetDrill()))},
+		[2]string{"drill output", drillOutput(s.GetDrill())},
 	)
 }
 
@@ -147,13 +149,14 @@ type snapshotJSON struct {
 	Hash          string     `json:"hash,omitempty"`
 
 	Verification *verificationJSON `json:"verification"`
+	Drill        *drillJSON        `json:"drill,omitempty"`
 }
 
 func asSnapshot(s *tidemarkv1.Snapshot) snapshotJSON {
 	return snapshotJSON{
 		s.GetVolume(), s.GetName(), s.GetSizeBytes(), word(s.GetState()), word(s.GetConsistency()), jsonTime(s.GetCutTime()),
 		s.GetDrainDuration().AsDuration().Seconds(), s.GetConflicts(), listed(s.GetTornProcesses()), listed(s.GetWaitsFor()),
-		s.GetDataBytes(), s.GetFailed(), s.GetHash(), asVerification(s.GetVerification()),
+		s.GetDataBytes(), s.GetFailed(), s.GetHash(), asVerification(s.GetVerification()), asDrill(s.GetDrill()),
 	}
 }
 

@@ -52,6 +52,7 @@ type cloning struct {
 	name  func(volume string) string // of its clone
 	group *catalog.Group             // to make of the clones, or nil
 	like  string                     // the group that it is made after
+	held  bool                       // by a drill
 	allow Allow
 }
 
@@ -86,7 +87,7 @@ func (s *Store) nameClones(c cloning, grafts []graft) error {
 		if err := checkName("volume", name); err != nil {
 			return err
 		}
-		grafts[i].name, names = name, append(names, name)
+		grafts[i].name, grafts[i].held, names = name, c.held, append(names, name)
 	}
 	if err := c.allow.ask("", names...); err != nil {
 		return err
@@ -141,6 +142,7 @@ type graft struct {
 	vlun *volume.VLUN
 	name string
 	past *disk // loses its name to the branch; nil if the name is free
+	held bool
 }
 
 // branchable returns sealed snapshots.
@@ -216,9 +218,9 @@ func (s *Store) cut(grafts []graft) ([]scion, error) {
 	now := time.Now().UTC()
 	for i, g := range grafts {
 		scions[i].graft = g
-		scions[i].record = catalog.Volume{Name: g.name, SizeBytes: g.vlun.SizeBytes(), Scope: g.disk.record.Scope, Created: now}
+		scions[i].record = catalog.Volume{Name: g.name, SizeBytes: g.vlun.SizeBytes(), Scope: g.disk.record.Scope, Created: now, Held: g.held}
 		if g.past != nil {
-			scions[i].record.Created = g.past.record.Created
+			scions[i].record.Created, scions[i].record.Held = g.past.record.Created, g.past.record.Held
 		}
 	}
 	if err := s.catalog.Update(func(tx *catalog.Tx) (err error) {

@@ -242,7 +242,7 @@ func TestOnlyOneCutStandsForAGroup(t *testing.T) {
 		"a rollback to two cuts":             {rollback("g@two", ""), store.ErrInvalid},
 		"a rollback to half a cut":           {rollback("g@half", ""), store.ErrNotFound},
 		"a rollback of a volume in use":      {rollback("g@one", ""), store.ErrInUse},
-		"a rollback that keeps under a name": {rollback("g@one", "half"), store.ErrInUse},
+		"a rollback that keeps under a name": {rollback("g@one", "half"), store.ErrExists},
 	} {
 		if !errors.Is(c.err, c.want) {
 			t.Errorf("%s: %v, want %v", what, c.err, c.want)

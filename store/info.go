@@ -155,6 +155,10 @@ func (s *Store) snapshotInfoLocked(d *disk, k *volume.VLUN, snap *snapshot) Snap
 		Consistency: snap.consistency, CutTime: snap.cutTime, DrainTime: snap.drain,
 		Conflicts: snap.conflicts + k.Conflicts(), Torn: slices.Clone(snap.torn), DataBytes: dataBytes(k), Failed: snap.failed,
 	}
+	if snap.drill != nil {
+		drill := Drill(*snap.drill)
+		info.Drill = &drill
+	}
 	if t := k.CutTime(); !t.IsZero() { // until it drains, the record has the time of the prepare
 		info.CutTime = t
 	}

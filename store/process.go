@@ -120,16 +120,29 @@ func (s *Store) Processes() []ProcessInfo {
 //
 //	VOLUME[:request|:session|:process:TOKEN]  or  VOLUME@SNAPSHOT
 //
-// Errors: ErrInvalid, ErrNotFound. The caller closes the view.
+// Errors: ErrInvalid, ErrNotFound; ErrInUse while the volume is rolled back. The
+// caller closes the view.
 func (s *Store) OpenView(exportName string) (*volume.View, error) {
 	x, err := parseExport(exportName)
 	if err != nil {
 		return nil, err
 	}
-	d, err := s.disk(x.volume)
-	if err != nil {
-		return nil, err
+	for {
+		d, err := s.disk(x.volume)
+		if err != nil {
+			return nil, err
+		}
+		w, err := s.openView(d, x)
+		if !errors.Is(err, volume.ErrFrozen) {
+			return w, err
+		}
+		if now, err := s.disk(x.volume); err == nil && now == d { // else it has just become another
+			return nil, fmt.Errorf("volume %s is %w: it is being rolled back; connect again", x.volume, ErrInUse)
+		}
 	}
+}
+
+func (s *Store) openView(d *disk, x export) (*volume.View, error) {
 	if x.plain {
 		x.scope = d.volume.Scope()
 	}

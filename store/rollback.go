@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/tidemark/tidemark/volume"
@@ -17,6 +18,9 @@ type RollbackRequest struct {
 	Keep string
 	// Discard lets the present state go.
 	Discard bool
+	// Disconnect ends all use of the volume first: its clients are disconnected, each
+	// at the end of a request, and its processes end as torn.
+	Disconnect bool
 }
 
 // RollbackReport is the answer to Rollback.
@@ -39,7 +43,7 @@ type GroupRollbackReport struct {
 // copies nothing. The present state is preserved first, and every snapshot stays,
 // also those that are newer than the one that it goes back to. Errors: ErrInvalid,
 // ErrNotFound, ErrDraining; ErrInUse if a client is connected to the volume or a
-// process named it: then nothing has changed.
+// process named it, and Disconnect is false: then nothing has changed.
 func (s *Store) Rollback(ctx context.Context, r RollbackRequest) (RollbackReport, error) {
 	all, err := s.rollback(ctx, r, only(r.Snapshot))
 	var report RollbackReport
@@ -86,7 +90,10 @@ func (s *Store) keepAndBranch(ctx context.Context, r RollbackRequest, which sele
 	if err != nil {
 		return report, err
 	}
-	thaw, err := s.freeze(grafts)
+	if err := s.replaced(grafts, r.Keep); err != nil {
+		return report, err
+	}
+	thaw, err := freeze(grafts, r.Disconnect)
 	if err != nil {
 		return report, err
 	}
@@ -116,28 +123,59 @@ func (s *Store) keepAndBranch(ctx context.Context, r RollbackRequest, which sele
 	return report, nil
 }
 
-// freeze lets nobody open the volumes that grafts are to take the names of; if one
-// of them is in use, all stay as they are.
-func (s *Store) freeze(grafts []graft) (thaw func(), err error) {
+// replaced finds the volumes that grafts are to take the names of, and whether what
+// they hold can be kept under a name: before anybody is disconnected for nothing.
+func (s *Store) replaced(grafts []graft, keep string) error {
+	if err := checkName("snapshot", keep); err != nil {
+		return err
+	}
+	if err := s.reserve.spare(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var disks []*disk
+	for i, g := range grafts {
+		live, err := s.diskLocked(g.disk.record.Name)
+		if err != nil {
+			return err
+		}
+		grafts[i].name, grafts[i].past = live.record.Name, live
+		disks = append(disks, live)
+	}
+	if taken := s.takenLocked(disks, keep); taken != "" {
+		return fmt.Errorf("snapshot %s %w: keep the present state under another name", taken, ErrExists)
+	}
+	return nil
+}
+
+// evictGrace is how long a client may take to end its requests before its connection
+// is closed under them.
+const evictGrace = 2 * time.Second
+
+// freeze lets nobody open the volumes that grafts are to take the names of. If one of
+// them is in use, all stay as they are, or its use is ended.
+func freeze(grafts []graft, disconnect bool) (thaw func(), err error) {
 	var frozen []*volume.Volume
 	thaw = func() {
 		for _, v := range frozen {
 			v.Thaw()
 		}
 	}
-	for i, g := range grafts {
-		live, err := s.disk(g.disk.record.Name)
-		if err == nil {
-			if err = live.volume.Freeze(); errors.Is(err, volume.ErrBusy) {
-				err = inUse(live.volume)
-			}
-		}
-		if err != nil {
+	var evictions sync.WaitGroup // beside each other: each may take its grace
+	defer evictions.Wait()
+	for _, g := range grafts {
+		v := g.past.volume
+		if disconnect {
+			evictions.Go(func() { v.Evict(evictGrace) })
+		} else if err := v.Freeze(); err != nil {
 			thaw()
+			if errors.Is(err, volume.ErrBusy) {
+				err = inUse(v)
+			}
 			return nil, err
 		}
-		grafts[i].name, grafts[i].past = live.record.Name, live
-		frozen = append(frozen, live.volume)
+		frozen = append(frozen, v)
 	}
 	return thaw, nil
 }

@@ -140,8 +140,9 @@ type snapshot struct {
 	waiting     []string
 	conflicts   uint64 // of an earlier life of the server
 	failed      string
-	verified    time.Time     // the last time, to its end, by itself
-	wrongHash   bool          // its hash was not that of the seal then
+	verified    time.Time // the last time, to its end, by itself
+	wrongHash   bool      // its hash was not that of the seal then
+	drill       *catalog.Drill
 	verifying   *verification // runs
 	settled     chan struct{} // closed when it is sealed, has failed, or is no more
 }
@@ -208,6 +209,7 @@ func Open(dir string, o Options) (_ *Store, err error) {
 	}
 	s.sealer.open()
 	s.spares.refill()
+	s.dropHeld()
 	if o.ScrubEvery > 0 {
 		s.scans.running.Add(1)
 		go s.scrubAlways(o.ScrubEvery, cmp.Or(o.ScrubBytesPerSecond, DefaultScrubBytesPerSecond))

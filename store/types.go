@@ -83,6 +83,20 @@ type SnapshotInfo struct {
 	Hash string
 	// Verify is what was last found when its bytes were held against its sums.
 	Verify VerifyState
+	// Drill is what came of the last restore drill; nil if there was none.
+	Drill *Drill
+}
+
+// Drill is what came of a restore drill: somebody looked at a clone of the snapshot.
+type Drill struct {
+	Time time.Time // of its end
+	Took time.Duration
+	// Command that looked, in one line; RecordDrill keeps the first KiB.
+	Command string
+	// ExitCode of it; 0: the snapshot passed.
+	ExitCode int
+	// Output of it; RecordDrill keeps the last 4 KiB.
+	Output string
 }
 
 // VerifyPhase says where the verification of a snapshot stands.

@@ -27,7 +27,7 @@ type Volume struct {
 
 	commits committer
 	failed  atomic.Pointer[error]
-	refuse  atomic.Bool // the engine is closing
+	refuse  atomic.Bool // the engine is closing, or Evict has ended all use
 	stalls  stalls
 	entries atomic.Uint32 // deals out the stripes of views
 
@@ -35,6 +35,11 @@ type Volume struct {
 	gone  bool // removed; guarded by Engine.mu
 
 	frozen bool // the live VLUN is opened no more; guarded by Engine.mu
+
+	// Of Evict, guarded by Engine.mu:
+	evicting bool
+	clients  map[*View]client // live views, of those who can be told to go
+	left     chan struct{}    // closed when there are none; nil: nobody waits
 }
 
 // chain holds the VLUNs of a volume, oldest first. chain[i] has slot i+1.
@@ -53,7 +58,7 @@ func (c chain) at(e Epoch) *VLUN {
 func (c chain) newer(k *VLUN) chain { return c[k.slot:] }
 
 func newVolume(e *Engine, c Config) *Volume {
-	v := &Volume{engine: e, name: c.Name, scope: c.Scope, log: c.Log, locks: blocklock.New()}
+	v := &Volume{engine: e, name: c.Name, scope: c.Scope, log: c.Log, locks: blocklock.New(), clients: map[*View]client{}}
 	v.commits.volume = v
 	return v
 }
@@ -94,11 +99,12 @@ func (v *Volume) Freeze() error {
 	return nil
 }
 
-// Thaw undoes Freeze.
+// Thaw undoes Freeze and Evict; who was told to go goes.
 func (v *Volume) Thaw() {
 	v.engine.mu.Lock()
 	defer v.engine.mu.Unlock()
-	v.frozen = false
+	v.frozen, v.evicting = false, false
+	v.refuse.Store(v.engine.closed)
 }
 
 // Uses returns how many views are open and how many processes named the volume.

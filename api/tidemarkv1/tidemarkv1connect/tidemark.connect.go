@@ -11,9 +11,9 @@
 //	curl --unix-socket tidemark-data/api.sock -H 'Content-Type: application/json' \
 //	  -d '{}' http://tidemark/tidemark.v1.TidemarkService/ListVolumes
 //
-// Names of volumes and snapshots are [A-Za-z0-9][A-Za-z0-9._-]{0,62}; tokens of
+// Names of volumes, groups and snapshots are [A-Za-z0-9][A-Za-z0-9._-]{0,62}; tokens of
 // processes are [A-Za-z0-9._-]{1,64}. A snapshot is addressed as
-// "VOLUME@SNAPSHOT".
+// "VOLUME@SNAPSHOT", the snapshots of one cut of a group as "GROUP@SNAPSHOT".
 //
 // Over the unix socket, which only the server's own user may open, a caller may
 // do all. Over TCP it shows a client certificate (mutual TLS) or a token, as
@@ -88,6 +88,33 @@ const (
 	// TidemarkServiceRollbackVolumeProcedure is the fully-qualified name of the TidemarkService's
 	// RollbackVolume RPC.
 	TidemarkServiceRollbackVolumeProcedure = "/tidemark.v1.TidemarkService/RollbackVolume"
+	// TidemarkServiceCreateGroupProcedure is the fully-qualified name of the TidemarkService's
+	// CreateGroup RPC.
+	TidemarkServiceCreateGroupProcedure = "/tidemark.v1.TidemarkService/CreateGroup"
+	// TidemarkServiceChangeGroupProcedure is the fully-qualified name of the TidemarkService's
+	// ChangeGroup RPC.
+	TidemarkServiceChangeGroupProcedure = "/tidemark.v1.TidemarkService/ChangeGroup"
+	// TidemarkServiceDeleteGroupProcedure is the fully-qualified name of the TidemarkService's
+	// DeleteGroup RPC.
+	TidemarkServiceDeleteGroupProcedure = "/tidemark.v1.TidemarkService/DeleteGroup"
+	// TidemarkServiceGetGroupProcedure is the fully-qualified name of the TidemarkService's GetGroup
+	// RPC.
+	TidemarkServiceGetGroupProcedure = "/tidemark.v1.TidemarkService/GetGroup"
+	// TidemarkServiceListGroupsProcedure is the fully-qualified name of the TidemarkService's
+	// ListGroups RPC.
+	TidemarkServiceListGroupsProcedure = "/tidemark.v1.TidemarkService/ListGroups"
+	// TidemarkServiceCloneGroupProcedure is the fully-qualified name of the TidemarkService's
+	// CloneGroup RPC.
+	TidemarkServiceCloneGroupProcedure = "/tidemark.v1.TidemarkService/CloneGroup"
+	// TidemarkServiceRollbackGroupProcedure is the fully-qualified name of the TidemarkService's
+	// RollbackGroup RPC.
+	TidemarkServiceRollbackGroupProcedure = "/tidemark.v1.TidemarkService/RollbackGroup"
+	// TidemarkServiceHoldDrillProcedure is the fully-qualified name of the TidemarkService's HoldDrill
+	// RPC.
+	TidemarkServiceHoldDrillProcedure = "/tidemark.v1.TidemarkService/HoldDrill"
+	// TidemarkServiceEndDrillProcedure is the fully-qualified name of the TidemarkService's EndDrill
+	// RPC.
+	TidemarkServiceEndDrillProcedure = "/tidemark.v1.TidemarkService/EndDrill"
 	// TidemarkServiceDeleteSnapshotProcedure is the fully-qualified name of the TidemarkService's
 	// DeleteSnapshot RPC.
 	TidemarkServiceDeleteSnapshotProcedure = "/tidemark.v1.TidemarkService/DeleteSnapshot"
@@ -149,7 +176,7 @@ type TidemarkServiceClient interface {
 	// Errors: REASON_NOT_FOUND, REASON_EXISTS (the name is taken on one of the
 	// volumes: none is changed), REASON_INVALID, REASON_LIMIT; REASON_ABORTED and
 	// REASON_DRAINING carry the report in their ErrorDetail.
-	// Needs: preserve on every volume named.
+	// Needs: preserve on every volume named, and on all of each group.
 	Preserve(context.Context, *tidemarkv1.PreserveRequest) (*tidemarkv1.PreserveResponse, error)
 	// ListSnapshots returns the snapshots of one volume or of all, oldest first.
 	// Needs: read; snapshots without it are left out.
@@ -167,9 +194,54 @@ type TidemarkServiceClient interface {
 	// The present state is preserved first, and every snapshot stays.
 	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_EXISTS, REASON_DRAINING,
 	// REASON_NO_SPACE; REASON_IN_USE while a client is connected to the volume or a
-	// process named it: then nothing has changed.
+	// process named it, unless disconnect is set: then nothing has changed.
 	// Needs: admin on the volume.
 	RollbackVolume(context.Context, *tidemarkv1.RollbackVolumeRequest) (*tidemarkv1.RollbackVolumeResponse, error)
+	// CreateGroup makes a group: volumes under one name, that are preserved, cloned
+	// and rolled back together. It follows the names of its volumes: a rollback
+	// changes nothing in it, a volume that is deleted leaves it, and with its last one
+	// it goes.
+	// Errors: REASON_INVALID, REASON_NOT_FOUND, REASON_EXISTS (also if a volume has a
+	// default group already).
+	// Needs: admin on every volume named.
+	CreateGroup(context.Context, *tidemarkv1.CreateGroupRequest) (*tidemarkv1.CreateGroupResponse, error)
+	// ChangeGroup takes volumes out of a group and puts others into it, in one step.
+	// Errors: REASON_NOT_FOUND, REASON_EXISTS, REASON_INVALID (none would be left).
+	// Needs: admin on every volume that is in it before or after. For a caller who may
+	// not read all of them there is no such group; so it is in each call below.
+	ChangeGroup(context.Context, *tidemarkv1.ChangeGroupRequest) (*tidemarkv1.ChangeGroupResponse, error)
+	// DeleteGroup deletes a group, and none of its volumes. Errors: REASON_NOT_FOUND.
+	// Needs: admin on every volume of it.
+	DeleteGroup(context.Context, *tidemarkv1.DeleteGroupRequest) (*tidemarkv1.DeleteGroupResponse, error)
+	// GetGroup returns one group. Errors: REASON_NOT_FOUND.
+	// Needs: read on every volume of it.
+	GetGroup(context.Context, *tidemarkv1.GetGroupRequest) (*tidemarkv1.GetGroupResponse, error)
+	// ListGroups returns every group, sorted by name.
+	// Needs: read on every volume of a group; others are left out.
+	ListGroups(context.Context, *tidemarkv1.ListGroupsRequest) (*tidemarkv1.ListGroupsResponse, error)
+	// CloneGroup clones a snapshot of each volume of a group, all of one cut, and makes
+	// a group of the clones: all of it or nothing.
+	// Errors: as CloneVolume; REASON_INVALID if the snapshots are of several cuts.
+	// Needs: admin on every volume of the group and on the names of the clones.
+	CloneGroup(context.Context, *tidemarkv1.CloneGroupRequest) (*tidemarkv1.CloneGroupResponse, error)
+	// RollbackGroup rolls all volumes of a group back to their snapshots of one cut:
+	// all of them or none. Their present state is preserved first, in one cut.
+	// Errors: as RollbackVolume; REASON_INVALID if the snapshots are of several cuts.
+	// Needs: admin on every volume of the group.
+	RollbackGroup(context.Context, *tidemarkv1.RollbackGroupRequest) (*tidemarkv1.RollbackGroupResponse, error)
+	// HoldDrill clones a snapshot for a restore drill: somebody opens the clone, and
+	// looks whether what it holds is of use. It sends the names once, and then stays
+	// silent. The clone lasts until EndDrill, which closes the stream without an error,
+	// or until the stream breaks since the caller or the server died; what is connected
+	// to it then is disconnected.
+	// Errors: as CloneVolume; REASON_NOT_FOUND if the volume has no sealed snapshot.
+	// Needs: admin on the volume of the snapshot. The clone is named
+	// "VOLUME-drill-" and something.
+	HoldDrill(context.Context, *tidemarkv1.HoldDrillRequest) (*connect.ServerStreamForClient[tidemarkv1.HoldDrillResponse], error)
+	// EndDrill records on the snapshot what came of a drill, and deletes the clone.
+	// Errors: REASON_NOT_FOUND.
+	// Needs: admin on the volume of the snapshot.
+	EndDrill(context.Context, *tidemarkv1.EndDrillRequest) (*tidemarkv1.EndDrillResponse, error)
 	// DeleteSnapshot takes the name of a snapshot away and returns at once. Blocks
 	// that nobody can see any more give their room back in the background.
 	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_DRAINING; REASON_IN_USE while
@@ -192,10 +264,11 @@ type TidemarkServiceClient interface {
 	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_DRAINING (not sealed yet).
 	// Needs: read on the snapshot.
 	VerifySnapshot(context.Context, *tidemarkv1.VerifySnapshotRequest) (*connect.ServerStreamForClient[tidemarkv1.VerifySnapshotResponse], error)
-	// BeginProcess begins an explicit I/O process over the named volumes. It
-	// lasts until EndProcess or the end of the server.
+	// BeginProcess begins an explicit I/O process over the named volumes, all volumes
+	// of the named groups, and all of the default group of each. It lasts until
+	// EndProcess or the end of the server.
 	// Errors: REASON_NOT_FOUND, REASON_EXISTS (the token), REASON_INVALID.
-	// Needs: write on every volume named.
+	// Needs: write on every volume of them.
 	BeginProcess(context.Context, *tidemarkv1.BeginProcessRequest) (*tidemarkv1.BeginProcessResponse, error)
 	// EndProcess ends an explicit I/O process. Errors: REASON_NOT_FOUND.
 	// Needs: write on every volume of the process.
@@ -204,7 +277,7 @@ type TidemarkServiceClient interface {
 	// Needs: read on every volume of a process; others are left out.
 	ListProcesses(context.Context, *tidemarkv1.ListProcessesRequest) (*tidemarkv1.ListProcessesResponse, error)
 	// HoldProcess ties an explicit process to the life of the call: it begins one
-	// (volumes set) or takes over a running one (volumes empty, token set), sends
+	// (volumes or groups set) or takes over a running one (only token set), sends
 	// it once, and then stays silent. The stream closes without an error when
 	// EndProcess ended the process. When the stream breaks before that, because
 	// the caller or the server died, the process ends torn.
@@ -308,6 +381,62 @@ func NewTidemarkServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithSchema(tidemarkServiceMethods.ByName("RollbackVolume")),
 			connect.WithClientOptions(opts...),
 		),
+		createGroup: connect.NewClient[tidemarkv1.CreateGroupRequest, tidemarkv1.CreateGroupResponse](
+			httpClient,
+			baseURL+TidemarkServiceCreateGroupProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("CreateGroup")),
+			connect.WithClientOptions(opts...),
+		),
+		changeGroup: connect.NewClient[tidemarkv1.ChangeGroupRequest, tidemarkv1.ChangeGroupResponse](
+			httpClient,
+			baseURL+TidemarkServiceChangeGroupProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("ChangeGroup")),
+			connect.WithClientOptions(opts...),
+		),
+		deleteGroup: connect.NewClient[tidemarkv1.DeleteGroupRequest, tidemarkv1.DeleteGroupResponse](
+			httpClient,
+			baseURL+TidemarkServiceDeleteGroupProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("DeleteGroup")),
+			connect.WithClientOptions(opts...),
+		),
+		getGroup: connect.NewClient[tidemarkv1.GetGroupRequest, tidemarkv1.GetGroupResponse](
+			httpClient,
+			baseURL+TidemarkServiceGetGroupProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("GetGroup")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		listGroups: connect.NewClient[tidemarkv1.ListGroupsRequest, tidemarkv1.ListGroupsResponse](
+			httpClient,
+			baseURL+TidemarkServiceListGroupsProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("ListGroups")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		cloneGroup: connect.NewClient[tidemarkv1.CloneGroupRequest, tidemarkv1.CloneGroupResponse](
+			httpClient,
+			baseURL+TidemarkServiceCloneGroupProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("CloneGroup")),
+			connect.WithClientOptions(opts...),
+		),
+		rollbackGroup: connect.NewClient[tidemarkv1.RollbackGroupRequest, tidemarkv1.RollbackGroupResponse](
+			httpClient,
+			baseURL+TidemarkServiceRollbackGroupProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("RollbackGroup")),
+			connect.WithClientOptions(opts...),
+		),
+		holdDrill: connect.NewClient[tidemarkv1.HoldDrillRequest, tidemarkv1.HoldDrillResponse](
+			httpClient,
+			baseURL+TidemarkServiceHoldDrillProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("HoldDrill")),
+			connect.WithClientOptions(opts...),
+		),
+		endDrill: connect.NewClient[tidemarkv1.EndDrillRequest, tidemarkv1.EndDrillResponse](
+			httpClient,
+			baseURL+TidemarkServiceEndDrillProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("EndDrill")),
+			connect.WithClientOptions(opts...),
+		),
 		deleteSnapshot: connect.NewClient[tidemarkv1.DeleteSnapshotRequest, tidemarkv1.DeleteSnapshotResponse](
 			httpClient,
 			baseURL+TidemarkServiceDeleteSnapshotProcedure,
@@ -386,6 +515,15 @@ type tidemarkServiceClient struct {
 	getSnapshot    *connect.Client[tidemarkv1.GetSnapshotRequest, tidemarkv1.GetSnapshotResponse]
 	cloneVolume    *connect.Client[tidemarkv1.CloneVolumeRequest, tidemarkv1.CloneVolumeResponse]
 	rollbackVolume *connect.Client[tidemarkv1.RollbackVolumeRequest, tidemarkv1.RollbackVolumeResponse]
+	createGroup    *connect.Client[tidemarkv1.CreateGroupRequest, tidemarkv1.CreateGroupResponse]
+	changeGroup    *connect.Client[tidemarkv1.ChangeGroupRequest, tidemarkv1.ChangeGroupResponse]
+	deleteGroup    *connect.Client[tidemarkv1.DeleteGroupRequest, tidemarkv1.DeleteGroupResponse]
+	getGroup       *connect.Client[tidemarkv1.GetGroupRequest, tidemarkv1.GetGroupResponse]
+	listGroups     *connect.Client[tidemarkv1.ListGroupsRequest, tidemarkv1.ListGroupsResponse]
+	cloneGroup     *connect.Client[tidemarkv1.CloneGroupRequest, tidemarkv1.CloneGroupResponse]
+	rollbackGroup  *connect.Client[tidemarkv1.RollbackGroupRequest, tidemarkv1.RollbackGroupResponse]
+	holdDrill      *connect.Client[tidemarkv1.HoldDrillRequest, tidemarkv1.HoldDrillResponse]
+	endDrill       *connect.Client[tidemarkv1.EndDrillRequest, tidemarkv1.EndDrillResponse]
 	deleteSnapshot *connect.Client[tidemarkv1.DeleteSnapshotRequest, tidemarkv1.DeleteSnapshotResponse]
 	previewDelete  *connect.Client[tidemarkv1.PreviewDeleteRequest, tidemarkv1.PreviewDeleteResponse]
 	diffSnapshots  *connect.Client[tidemarkv1.DiffSnapshotsRequest, tidemarkv1.DiffSnapshotsResponse]
@@ -497,6 +635,83 @@ func (c *tidemarkServiceClient) RollbackVolume(ctx context.Context, req *tidemar
 	return nil, err
 }
 
+// CreateGroup calls tidemark.v1.TidemarkService.CreateGroup.
+func (c *tidemarkServiceClient) CreateGroup(ctx context.Context, req *tidemarkv1.CreateGroupRequest) (*tidemarkv1.CreateGroupResponse, error) {
+	response, err := c.createGroup.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ChangeGroup calls tidemark.v1.TidemarkService.ChangeGroup.
+func (c *tidemarkServiceClient) ChangeGroup(ctx context.Context, req *tidemarkv1.ChangeGroupRequest) (*tidemarkv1.ChangeGroupResponse, error) {
+	response, err := c.changeGroup.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// DeleteGroup calls tidemark.v1.TidemarkService.DeleteGroup.
+func (c *tidemarkServiceClient) DeleteGroup(ctx context.Context, req *tidemarkv1.DeleteGroupRequest) (*tidemarkv1.DeleteGroupResponse, error) {
+	response, err := c.deleteGroup.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// GetGroup calls tidemark.v1.TidemarkService.GetGroup.
+func (c *tidemarkServiceClient) GetGroup(ctx context.Context, req *tidemarkv1.GetGroupRequest) (*tidemarkv1.GetGroupResponse, error) {
+	response, err := c.getGroup.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListGroups calls tidemark.v1.TidemarkService.ListGroups.
+func (c *tidemarkServiceClient) ListGroups(ctx context.Context, req *tidemarkv1.ListGroupsRequest) (*tidemarkv1.ListGroupsResponse, error) {
+	response, err := c.listGroups.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// CloneGroup calls tidemark.v1.TidemarkService.CloneGroup.
+func (c *tidemarkServiceClient) CloneGroup(ctx context.Context, req *tidemarkv1.CloneGroupRequest) (*tidemarkv1.CloneGroupResponse, error) {
+	response, err := c.cloneGroup.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RollbackGroup calls tidemark.v1.TidemarkService.RollbackGroup.
+func (c *tidemarkServiceClient) RollbackGroup(ctx context.Context, req *tidemarkv1.RollbackGroupRequest) (*tidemarkv1.RollbackGroupResponse, error) {
+	response, err := c.rollbackGroup.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// HoldDrill calls tidemark.v1.TidemarkService.HoldDrill.
+func (c *tidemarkServiceClient) HoldDrill(ctx context.Context, req *tidemarkv1.HoldDrillRequest) (*connect.ServerStreamForClient[tidemarkv1.HoldDrillResponse], error) {
+	return c.holdDrill.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// EndDrill calls tidemark.v1.TidemarkService.EndDrill.
+func (c *tidemarkServiceClient) EndDrill(ctx context.Context, req *tidemarkv1.EndDrillRequest) (*tidemarkv1.EndDrillResponse, error) {
+	response, err := c.endDrill.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // DeleteSnapshot calls tidemark.v1.TidemarkService.DeleteSnapshot.
 func (c *tidemarkServiceClient) DeleteSnapshot(ctx context.Context, req *tidemarkv1.DeleteSnapshotRequest) (*tidemarkv1.DeleteSnapshotResponse, error) {
 	response, err := c.deleteSnapshot.CallUnary(ctx, connect.NewRequest(req))
@@ -598,7 +813,7 @@ type TidemarkServiceHandler interface {
 	// Errors: REASON_NOT_FOUND, REASON_EXISTS (the name is taken on one of the
 	// volumes: none is changed), REASON_INVALID, REASON_LIMIT; REASON_ABORTED and
 	// REASON_DRAINING carry the report in their ErrorDetail.
-	// Needs: preserve on every volume named.
+	// Needs: preserve on every volume named, and on all of each group.
 	Preserve(context.Context, *tidemarkv1.PreserveRequest) (*tidemarkv1.PreserveResponse, error)
 	// ListSnapshots returns the snapshots of one volume or of all, oldest first.
 	// Needs: read; snapshots without it are left out.
@@ -616,9 +831,54 @@ type TidemarkServiceHandler interface {
 	// The present state is preserved first, and every snapshot stays.
 	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_EXISTS, REASON_DRAINING,
 	// REASON_NO_SPACE; REASON_IN_USE while a client is connected to the volume or a
-	// process named it: then nothing has changed.
+	// process named it, unless disconnect is set: then nothing has changed.
 	// Needs: admin on the volume.
 	RollbackVolume(context.Context, *tidemarkv1.RollbackVolumeRequest) (*tidemarkv1.RollbackVolumeResponse, error)
+	// CreateGroup makes a group: volumes under one name, that are preserved, cloned
+	// and rolled back together. It follows the names of its volumes: a rollback
+	// changes nothing in it, a volume that is deleted leaves it, and with its last one
+	// it goes.
+	// Errors: REASON_INVALID, REASON_NOT_FOUND, REASON_EXISTS (also if a volume has a
+	// default group already).
+	// Needs: admin on every volume named.
+	CreateGroup(context.Context, *tidemarkv1.CreateGroupRequest) (*tidemarkv1.CreateGroupResponse, error)
+	// ChangeGroup takes volumes out of a group and puts others into it, in one step.
+	// Errors: REASON_NOT_FOUND, REASON_EXISTS, REASON_INVALID (none would be left).
+	// Needs: admin on every volume that is in it before or after. For a caller who may
+	// not read all of them there is no such group; so it is in each call below.
+	ChangeGroup(context.Context, *tidemarkv1.ChangeGroupRequest) (*tidemarkv1.ChangeGroupResponse, error)
+	// DeleteGroup deletes a group, and none of its volumes. Errors: REASON_NOT_FOUND.
+	// Needs: admin on every volume of it.
+	DeleteGroup(context.Context, *tidemarkv1.DeleteGroupRequest) (*tidemarkv1.DeleteGroupResponse, error)
+	// GetGroup returns one group. Errors: REASON_NOT_FOUND.
+	// Needs: read on every volume of it.
+	GetGroup(context.Context, *tidemarkv1.GetGroupRequest) (*tidemarkv1.GetGroupResponse, error)
+	// ListGroups returns every group, sorted by name.
+	// Needs: read on every volume of a group; others are left out.
+	ListGroups(context.Context, *tidemarkv1.ListGroupsRequest) (*tidemarkv1.ListGroupsResponse, error)
+	// CloneGroup clones a snapshot of each volume of a group, all of one cut, and makes
+	// a group of the clones: all of it or nothing.
+	// Errors: as CloneVolume; REASON_INVALID if the snapshots are of several cuts.
+	// Needs: admin on every volume of the group and on the names of the clones.
+	CloneGroup(context.Context, *tidemarkv1.CloneGroupRequest) (*tidemarkv1.CloneGroupResponse, error)
+	// RollbackGroup rolls all volumes of a group back to their snapshots of one cut:
+	// all of them or none. Their present state is preserved first, in one cut.
+	// Errors: as RollbackVolume; REASON_INVALID if the snapshots are of several cuts.
+	// Needs: admin on every volume of the group.
+	RollbackGroup(context.Context, *tidemarkv1.RollbackGroupRequest) (*tidemarkv1.RollbackGroupResponse, error)
+	// HoldDrill clones a snapshot for a restore drill: somebody opens the clone, and
+	// looks whether what it holds is of use. It sends the names once, and then stays
+	// silent. The clone lasts until EndDrill, which closes the stream without an error,
+	// or until the stream breaks since the caller or the server died; what is connected
+	// to it then is disconnected.
+	// Errors: as CloneVolume; REASON_NOT_FOUND if the volume has no sealed snapshot.
+	// Needs: admin on the volume of the snapshot. The clone is named
+	// "VOLUME-drill-" and something.
+	HoldDrill(context.Context, *tidemarkv1.HoldDrillRequest, *connect.ServerStream[tidemarkv1.HoldDrillResponse]) error
+	// EndDrill records on the snapshot what came of a drill, and deletes the clone.
+	// Errors: REASON_NOT_FOUND.
+	// Needs: admin on the volume of the snapshot.
+	EndDrill(context.Context, *tidemarkv1.EndDrillRequest) (*tidemarkv1.EndDrillResponse, error)
 	// DeleteSnapshot takes the name of a snapshot away and returns at once. Blocks
 	// that nobody can see any more give their room back in the background.
 	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_DRAINING; REASON_IN_USE while
@@ -641,10 +901,11 @@ type TidemarkServiceHandler interface {
 	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_DRAINING (not sealed yet).
 	// Needs: read on the snapshot.
 	VerifySnapshot(context.Context, *tidemarkv1.VerifySnapshotRequest, *connect.ServerStream[tidemarkv1.VerifySnapshotResponse]) error
-	// BeginProcess begins an explicit I/O process over the named volumes. It
-	// lasts until EndProcess or the end of the server.
+	// BeginProcess begins an explicit I/O process over the named volumes, all volumes
+	// of the named groups, and all of the default group of each. It lasts until
+	// EndProcess or the end of the server.
 	// Errors: REASON_NOT_FOUND, REASON_EXISTS (the token), REASON_INVALID.
-	// Needs: write on every volume named.
+	// Needs: write on every volume of them.
 	BeginProcess(context.Context, *tidemarkv1.BeginProcessRequest) (*tidemarkv1.BeginProcessResponse, error)
 	// EndProcess ends an explicit I/O process. Errors: REASON_NOT_FOUND.
 	// Needs: write on every volume of the process.
@@ -653,7 +914,7 @@ type TidemarkServiceHandler interface {
 	// Needs: read on every volume of a process; others are left out.
 	ListProcesses(context.Context, *tidemarkv1.ListProcessesRequest) (*tidemarkv1.ListProcessesResponse, error)
 	// HoldProcess ties an explicit process to the life of the call: it begins one
-	// (volumes set) or takes over a running one (volumes empty, token set), sends
+	// (volumes or groups set) or takes over a running one (only token set), sends
 	// it once, and then stays silent. The stream closes without an error when
 	// EndProcess ended the process. When the stream breaks before that, because
 	// the caller or the server died, the process ends torn.
@@ -753,6 +1014,62 @@ func NewTidemarkServiceHandler(svc TidemarkServiceHandler, opts ...connect.Handl
 		connect.WithSchema(tidemarkServiceMethods.ByName("RollbackVolume")),
 		connect.WithHandlerOptions(opts...),
 	)
+	tidemarkServiceCreateGroupHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServiceCreateGroupProcedure,
+		svc.CreateGroup,
+		connect.WithSchema(tidemarkServiceMethods.ByName("CreateGroup")),
+		connect.WithHandlerOptions(opts...),
+	)
+	tidemarkServiceChangeGroupHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServiceChangeGroupProcedure,
+		svc.ChangeGroup,
+		connect.WithSchema(tidemarkServiceMethods.ByName("ChangeGroup")),
+		connect.WithHandlerOptions(opts...),
+	)
+	tidemarkServiceDeleteGroupHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServiceDeleteGroupProcedure,
+		svc.DeleteGroup,
+		connect.WithSchema(tidemarkServiceMethods.ByName("DeleteGroup")),
+		connect.WithHandlerOptions(opts...),
+	)
+	tidemarkServiceGetGroupHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServiceGetGroupProcedure,
+		svc.GetGroup,
+		connect.WithSchema(tidemarkServiceMethods.ByName("GetGroup")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	tidemarkServiceListGroupsHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServiceListGroupsProcedure,
+		svc.ListGroups,
+		connect.WithSchema(tidemarkServiceMethods.ByName("ListGroups")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	tidemarkServiceCloneGroupHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServiceCloneGroupProcedure,
+		svc.CloneGroup,
+		connect.WithSchema(tidemarkServiceMethods.ByName("CloneGroup")),
+		connect.WithHandlerOptions(opts...),
+	)
+	tidemarkServiceRollbackGroupHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServiceRollbackGroupProcedure,
+		svc.RollbackGroup,
+		connect.WithSchema(tidemarkServiceMethods.ByName("RollbackGroup")),
+		connect.WithHandlerOptions(opts...),
+	)
+	tidemarkServiceHoldDrillHandler := connect.NewServerStreamHandlerSimple(
+		TidemarkServiceHoldDrillProcedure,
+		svc.HoldDrill,
+		connect.WithSchema(tidemarkServiceMethods.ByName("HoldDrill")),
+		connect.WithHandlerOptions(opts...),
+	)
+	tidemarkServiceEndDrillHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServiceEndDrillProcedure,
+		svc.EndDrill,
+		connect.WithSchema(tidemarkServiceMethods.ByName("EndDrill")),
+		connect.WithHandlerOptions(opts...),
+	)
 	tidemarkServiceDeleteSnapshotHandler := connect.NewUnaryHandlerSimple(
 		TidemarkServiceDeleteSnapshotProcedure,
 		svc.DeleteSnapshot,
@@ -839,6 +1156,24 @@ func NewTidemarkServiceHandler(svc TidemarkServiceHandler, opts ...connect.Handl
 			tidemarkServiceCloneVolumeHandler.ServeHTTP(w, r)
 		case TidemarkServiceRollbackVolumeProcedure:
 			tidemarkServiceRollbackVolumeHandler.ServeHTTP(w, r)
+		case TidemarkServiceCreateGroupProcedure:
+			tidemarkServiceCreateGroupHandler.ServeHTTP(w, r)
+		case TidemarkServiceChangeGroupProcedure:
+			tidemarkServiceChangeGroupHandler.ServeHTTP(w, r)
+		case TidemarkServiceDeleteGroupProcedure:
+			tidemarkServiceDeleteGroupHandler.ServeHTTP(w, r)
+		case TidemarkServiceGetGroupProcedure:
+			tidemarkServiceGetGroupHandler.ServeHTTP(w, r)
+		case TidemarkServiceListGroupsProcedure:
+			tidemarkServiceListGroupsHandler.ServeHTTP(w, r)
+		case TidemarkServiceCloneGroupProcedure:
+			tidemarkServiceCloneGroupHandler.ServeHTTP(w, r)
+		case TidemarkServiceRollbackGroupProcedure:
+			tidemarkServiceRollbackGroupHandler.ServeHTTP(w, r)
+		case TidemarkServiceHoldDrillProcedure:
+			tidemarkServiceHoldDrillHandler.ServeHTTP(w, r)
+		case TidemarkServiceEndDrillProcedure:
+			tidemarkServiceEndDrillHandler.ServeHTTP(w, r)
 		case TidemarkServiceDeleteSnapshotProcedure:
 			tidemarkServiceDeleteSnapshotHandler.ServeHTTP(w, r)
 		case TidemarkServicePreviewDeleteProcedure:
@@ -910,6 +1245,42 @@ func (UnimplementedTidemarkServiceHandler) CloneVolume(context.Context, *tidemar
 
 func (UnimplementedTidemarkServiceHandler) RollbackVolume(context.Context, *tidemarkv1.RollbackVolumeRequest) (*tidemarkv1.RollbackVolumeResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.RollbackVolume is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) CreateGroup(context.Context, *tidemarkv1.CreateGroupRequest) (*tidemarkv1.CreateGroupResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.CreateGroup is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) ChangeGroup(context.Context, *tidemarkv1.ChangeGroupRequest) (*tidemarkv1.ChangeGroupResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.ChangeGroup is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) DeleteGroup(context.Context, *tidemarkv1.DeleteGroupRequest) (*tidemarkv1.DeleteGroupResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.DeleteGroup is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) GetGroup(context.Context, *tidemarkv1.GetGroupRequest) (*tidemarkv1.GetGroupResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.GetGroup is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) ListGroups(context.Context, *tidemarkv1.ListGroupsRequest) (*tidemarkv1.ListGroupsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.ListGroups is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) CloneGroup(context.Context, *tidemarkv1.CloneGroupRequest) (*tidemarkv1.CloneGroupResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.CloneGroup is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) RollbackGroup(context.Context, *tidemarkv1.RollbackGroupRequest) (*tidemarkv1.RollbackGroupResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.RollbackGroup is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) HoldDrill(context.Context, *tidemarkv1.HoldDrillRequest, *connect.ServerStream[tidemarkv1.HoldDrillResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.HoldDrill is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) EndDrill(context.Context, *tidemarkv1.EndDrillRequest) (*tidemarkv1.EndDrillResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.EndDrill is not implemented"))
 }
 
 func (UnimplementedTidemarkServiceHandler) DeleteSnapshot(context.Context, *tidemarkv1.DeleteSnapshotRequest) (*tidemarkv1.DeleteSnapshotResponse, error) {

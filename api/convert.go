@@ -62,6 +62,7 @@ func toSnapshot(s store.SnapshotInfo) *tidemarkv1.Snapshot {
 		Labels:        s.Labels,
 		Held:          s.Held,
 		HeldUntil:     toTime(s.HeldUntil),
+		Drill:         toDrill(s.Drill),
 	}
 }
 

@@ -32,7 +32,9 @@ func (s *service) RollbackVolume(ctx context.Context, r *tidemarkv1.RollbackVolu
 		return nil, wireError(err, nil)
 	}
 	// It goes on when the caller is gone: half of it would be a snapshot that nobody asked for.
-	report, err := s.store.Rollback(context.WithoutCancel(ctx), store.RollbackRequest{Snapshot: r.GetSnapshot(), Keep: r.GetKeep(), Discard: r.GetDiscard()})
+	report, err := s.store.Rollback(context.WithoutCancel(ctx), store.RollbackRequest{
+		Snapshot: r.GetSnapshot(), Keep: r.GetKeep(), Discard: r.GetDiscard(), Disconnect: r.GetDisconnect(),
+	})
 	return &tidemarkv1.RollbackVolumeResponse{Volume: toVolume(report.Volume), Kept: report.Kept}, wireError(err, nil)
 }
 

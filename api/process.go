@@ -25,11 +25,16 @@ type holds struct {
 func (s *service) BeginProcess(ctx context.Context, r *tidemarkv1.BeginProcessRequest) (*tidemarkv1.BeginProcessResponse, error) {
 	s.holds.mu.Lock()
 	defer s.holds.mu.Unlock()
-	if err := s.may(ctx, rpc.TidemarkServiceBeginProcessProcedure, r.GetVolumes()...); err != nil {
-		return nil, wireError(err, nil)
-	}
-	p, err := s.store.BeginProcess(r.GetVolumes(), r.GetToken())
+	p, err := s.begin(ctx, rpc.TidemarkServiceBeginProcessProcedure, r.GetVolumes(), r.GetGroups(), r.GetToken())
 	return &tidemarkv1.BeginProcessResponse{Process: toProcess(p)}, wireError(err, nil)
+}
+
+// begin begins a process, for whoever has the right to all that it names.
+func (s *service) begin(ctx context.Context, procedure string, volumes, groups []string, token string) (store.ProcessInfo, error) {
+	if err := s.may(ctx, procedure, volumes...); err != nil {
+		return store.ProcessInfo{}, err
+	}
+	return s.store.Begin(store.ProcessRequest{Volumes: volumes, Groups: groups, Token: token, Allow: s.allowNamed(ctx, procedure, groups)})
 }
 
 func (s *service) EndProcess(ctx context.Context, r *tidemarkv1.EndProcessRequest) (*tidemarkv1.EndProcessResponse, error) {
@@ -87,10 +92,8 @@ func (s *service) HoldProcess(ctx context.Context, r *tidemarkv1.HoldProcessRequ
 func (s *service) hold(ctx context.Context, r *tidemarkv1.HoldProcessRequest) (p store.ProcessInfo, ended chan struct{}, err error) {
 	s.holds.mu.Lock()
 	defer s.holds.mu.Unlock()
-	if len(r.GetVolumes()) > 0 {
-		if err = s.may(ctx, rpc.TidemarkServiceHoldProcessProcedure, r.GetVolumes()...); err == nil {
-			p, err = s.store.BeginProcess(r.GetVolumes(), r.GetToken())
-		}
+	if len(r.GetVolumes())+len(r.GetGroups()) > 0 {
+		p, err = s.begin(ctx, rpc.TidemarkServiceHoldProcessProcedure, r.GetVolumes(), r.GetGroups(), r.GetToken())
 	} else if err = s.mayProcess(ctx, rpc.TidemarkServiceHoldProcessProcedure, r.GetToken()); err == nil {
 		p, err = s.explicit(r.GetToken())
 	}

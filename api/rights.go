@@ -24,6 +24,15 @@ var rights = map[string]access.Rights{
 	rpc.TidemarkServiceVerifySnapshotProcedure: access.Read,
 	rpc.TidemarkServiceCloneVolumeProcedure:    access.Admin, // of both
 	rpc.TidemarkServiceRollbackVolumeProcedure: access.Admin,
+	rpc.TidemarkServiceCreateGroupProcedure:    access.Admin,
+	rpc.TidemarkServiceChangeGroupProcedure:    access.Admin,
+	rpc.TidemarkServiceDeleteGroupProcedure:    access.Admin,
+	rpc.TidemarkServiceGetGroupProcedure:       access.Read,
+	rpc.TidemarkServiceListGroupsProcedure:     access.Read,
+	rpc.TidemarkServiceCloneGroupProcedure:     access.Admin, // of the clones too
+	rpc.TidemarkServiceRollbackGroupProcedure:  access.Admin,
+	rpc.TidemarkServiceHoldDrillProcedure:      access.Admin,
+	rpc.TidemarkServiceEndDrillProcedure:       access.Admin,
 	rpc.TidemarkServiceDeleteSnapshotProcedure: access.Admin,
 	rpc.TidemarkServicePreviewDeleteProcedure:  access.Read,
 	rpc.TidemarkServiceDiffSnapshotsProcedure:  access.Read,

@@ -52,6 +52,8 @@ func guard(t *testing.T, list string, withTLS bool, tokens ...string) *guarded {
 	for _, name := range []string{"a", "b"} {
 		_, err := s.SetSchedule(name, "@yearly", "10y:1y")
 		must(t, err)
+		_, err = s.CreateGroup(name+"group", []string{name}, false)
+		must(t, err)
 	}
 	write := func(name, text string) string {
 		must(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
@@ -162,6 +164,42 @@ func calls(ctx context.Context, c Client, v, p string) map[string]func() error {
 		"RollbackVolume": func() error {
 			return unary(c.RollbackVolume(ctx, &tidemarkv1.RollbackVolumeRequest{Snapshot: snapshot}))
 		},
+		"CreateGroup": func() error {
+			return unary(c.CreateGroup(ctx, &tidemarkv1.CreateGroupRequest{Name: v + "new", Volumes: []string{v}}))
+		},
+		"ChangeGroup": func() error {
+			return unary(c.ChangeGroup(ctx, &tidemarkv1.ChangeGroupRequest{Name: v + "group", Remove: []string{v}}))
+		},
+		"DeleteGroup": func() error {
+			err := unary(c.DeleteGroup(ctx, &tidemarkv1.DeleteGroupRequest{Name: v + "group"}))
+			if err == nil {
+				err = unary(c.CreateGroup(ctx, &tidemarkv1.CreateGroupRequest{Name: v + "group", Volumes: []string{v}}))
+			}
+			return err
+		},
+		"GetGroup": func() error { return unary(c.GetGroup(ctx, &tidemarkv1.GetGroupRequest{Name: v + "group"})) },
+		"ListGroups": func() error {
+			r, err := c.ListGroups(ctx, &tidemarkv1.ListGroupsRequest{})
+			return found(err, slices.ContainsFunc(r.GetGroups(), func(x *tidemarkv1.Group) bool { return x.GetName() == v+"group" }))
+		},
+		"CloneGroup": func() error {
+			return unary(c.CloneGroup(ctx, &tidemarkv1.CloneGroupRequest{Snapshot: v + "group@s", Name: v + "3"}))
+		},
+		"RollbackGroup": func() error {
+			return unary(c.RollbackGroup(ctx, &tidemarkv1.RollbackGroupRequest{Snapshot: v + "group@s"}))
+		},
+		"HoldDrill": func() error {
+			ctx, cancel := context.WithCancel(ctx)
+			defer cancel()
+			stream, err := c.HoldDrill(ctx, &tidemarkv1.HoldDrillRequest{Name: snapshot})
+			if err == nil && !stream.Receive() {
+				err = stream.Err()
+			}
+			return err
+		},
+		"EndDrill": func() error {
+			return unary(c.EndDrill(ctx, &tidemarkv1.EndDrillRequest{Snapshot: snapshot, Volume: "none"}))
+		},
 		"DeleteSnapshot": func() error {
 			return unary(c.DeleteSnapshot(ctx, &tidemarkv1.DeleteSnapshotRequest{Name: v + "@none"}))
 		},
@@ -261,8 +299,9 @@ tokens:
 				t.Fatalf("%s is missing here", method.Name())
 			}
 			err = call()
-			// Who may not use a process is told that there is none.
-			gone := method.Name() == "EndProcess" && Detail(err).GetReason() == tidemarkv1.Reason_REASON_NOT_FOUND
+			// Who may not use a process, or read a group, is told that there is none.
+			hides := method.Name() == "EndProcess" || strings.HasSuffix(string(method.Name()), "Group")
+			gone := hides && Detail(err).GetReason() == tidemarkv1.Reason_REASON_NOT_FOUND
 			if got := !denied(err) && !gone; got != has.Has(need) {
 				t.Errorf("%s with the right to %q: %v, and it needs %q", method.Name(), has, err, need)
 			}
@@ -294,7 +333,7 @@ func TestWhoMayNotReadLearnsNothingOfWhatThereIs(t *testing.T) {
 			if err == nil {
 				return ""
 			}
-			return strings.NewReplacer(`"b`, `"x`).Replace(err.Error())
+			return strings.NewReplacer(`"b`, `"x`, "group b", "group x").Replace(err.Error())
 		}
 		if strip(there) != strip(absent) {
 			t.Errorf("%s: %v, but for a volume that there is not %v", name, there, absent)

@@ -48,8 +48,11 @@ type Server struct {
 
 // NewServer returns a server that controls s.
 func NewServer(s *store.Store, o Options) *Server {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
 	path, handler := tidemarkv1connect.NewTidemarkServiceHandler(
-		&service{store: s, guard: o.Guard, info: &tidemarkv1.GetServerInfoResponse{
+		&service{store: s, guard: o.Guard, logger: o.Logger, info: &tidemarkv1.GetServerInfoResponse{
 			Version:       o.Info.Version,
 			DataDirectory: o.Info.DataDirectory,
 			NbdAddresses:  each(o.Info.NBD, Addr.String),
@@ -60,9 +63,6 @@ func NewServer(s *store.Store, o Options) *Server {
 	)
 	mux := http.NewServeMux()
 	mux.Handle(path, handler)
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
-	}
 	ctx, end := context.WithCancelCause(context.Background())
 	return &Server{end: end, http: &http.Server{
 		// A web page that the user visits must not reach a local server.

@@ -9,6 +9,7 @@ package api
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"runtime"
 	"runtime/metrics"
 	"slices"
@@ -28,12 +29,14 @@ import (
 const DefaultWait = 60 * time.Second
 
 // service implements the handlers. It has no state of its own but who holds a
-// process.
+// process or a drill.
 type service struct {
-	store *store.Store
-	guard *access.Guard
-	info  *tidemarkv1.GetServerInfoResponse
-	holds holds
+	store  *store.Store
+	guard  *access.Guard
+	info   *tidemarkv1.GetServerInfoResponse
+	logger *slog.Logger
+	holds  holds
+	drills drills
 }
 
 var _ rpc.TidemarkServiceHandler = (*service)(nil)
@@ -101,6 +104,7 @@ func (s *service) Preserve(ctx context.Context, r *tidemarkv1.PreserveRequest) (
 	if err != nil {
 		return nil, wireError(err, nil)
 	}
+	request.Allow = s.allow(ctx, rpc.TidemarkServicePreserveProcedure)
 	report, err := s.store.Preserve(ctx, request)
 	if ctx.Err() != nil {
 		return nil, wireError(context.Cause(ctx), nil)
@@ -125,6 +129,7 @@ func fromPreserve(r *tidemarkv1.PreserveRequest) (store.PreserveRequest, error) 
 	onConflict, err := fromEnum("conflict policy", r.GetOnConflict(), volume.ConflictCount, volume.ConflictAbort)
 	return store.PreserveRequest{
 		Volumes:     r.GetVolumes(),
+		Groups:      r.GetGroups(),
 		Name:        r.GetName(),
 		Wait:        wait,
 		OnTimeout:   onTimeout,

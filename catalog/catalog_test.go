@@ -118,7 +118,16 @@ func TestACatalogComesBackAsItWasCommitted(t *testing.T) {
 		held.Snapshot.Schedule, held.Snapshot.Labels, held.Snapshot.Held, held.Snapshot.HeldUntil = "a", map[string]string{"k": "v", "e": ""}, true, daily.Since
 		return tx.PutLink(held)
 	})
+	mustUpdate(t, c, func(tx *Tx) error {
+		return errors.Join(tx.PutGroup(Group{Name: "g", Volumes: []string{"a"}}), tx.PutGroup(Group{Name: "gone", Volumes: []string{"b"}}))
+	})
+	mustUpdate(t, c, func(tx *Tx) error {
+		return errors.Join(tx.PutGroup(Group{Name: "g", Volumes: []string{"a", "b"}, Default: true}), tx.DeleteGroup("gone"))
+	})
 	want := mustLoad(t, c)
+	if len(want.Groups) != 1 || !reflect.DeepEqual(want.Groups[0], Group{Name: "g", Volumes: []string{"a", "b"}, Default: true}) {
+		t.Errorf("got %+v", want.Groups)
+	}
 	if chain := want.Volumes[0].Chain; len(want.Volumes) != 2 || len(chain) != 2 ||
 		chain[0].SizeBytes != 1<<30 || chain[1].SizeBytes != 2<<30 || chain[0].Snapshot.Cut != want.Volumes[1].Chain[0].Snapshot.Cut {
 		t.Fatalf("got %+v", want)
@@ -203,6 +212,11 @@ func TestAnUpdateThatWouldNotLoadIsRefusedAndChangesNothing(t *testing.T) {
 		"a volume without an image":      func(tx *Tx) error { return tx.DeleteLink(a.ID, tip.Image) },
 		"a deletion of no volume":        func(tx *Tx) error { return tx.DeleteVolume(99) },
 		"a deletion of no link":          func(tx *Tx) error { return tx.DeleteLink(a.ID, 99) },
+		"a group without a name":         func(tx *Tx) error { return tx.PutGroup(Group{Volumes: []string{"a"}}) },
+		"a group without a volume":       func(tx *Tx) error { return tx.PutGroup(Group{Name: "g"}) },
+		"a group out of order":           func(tx *Tx) error { return tx.PutGroup(Group{Name: "g", Volumes: []string{"b", "a"}}) },
+		"a group with a volume twice":    func(tx *Tx) error { return tx.PutGroup(Group{Name: "g", Volumes: []string{"a", "a"}}) },
+		"a deletion of no group":         func(tx *Tx) error { return tx.DeleteGroup("g") },
 		"a link of no volume":            link(func(l *Link) { l.Volume = 99 }),
 		"an image id never drawn":        link(func(l *Link) { l.Image = 99 }),
 		"an image of no size":            link(func(l *Link) { l.SizeBytes = -1 }),
@@ -216,6 +230,12 @@ func TestAnUpdateThatWouldNotLoadIsRefusedAndChangesNothing(t *testing.T) {
 		"a schedule of nothing":         func(tx *Tx) error { return tx.PutSchedule(Schedule{Every: "1h", Keep: "1d:1h"}) },
 		"a schedule that is never due":  func(tx *Tx) error { return tx.PutSchedule(Schedule{Target: "a", Every: "never", Keep: "1d:1h"}) },
 		"a schedule that keeps nothing": func(tx *Tx) error { return tx.PutSchedule(Schedule{Target: "a", Every: "1h"}) },
+		"a drill that printed too much": func(tx *Tx) error {
+			cut, err := tx.NewCutID()
+			l := tip
+			l.Snapshot = &Snapshot{Name: "s", Cut: cut, State: "sealed", Drill: &Drill{Output: strings.Repeat("x", MostDrillOutputBytes+1)}}
+			return errors.Join(err, tx.PutLink(l))
+		},
 		"a snapshot without an image newer": func(tx *Tx) error {
 			cut, err := tx.NewCutID()
 			l := tip
@@ -253,12 +273,19 @@ func TestLoadFindsChainsThatCannotBe(t *testing.T) {
 	past := v1
 	past.Past = true
 	x := func(target, every string) Schedule { return Schedule{Target: target, Every: every, Keep: "1d:1h"} }
+	sound := []Link{l(1, 1, false, ""), l(2, 2, false, "")}
 	for what, test := range map[string]struct {
-		volumes   []Volume
-		links     []Link
-		want      []string // one each; none: it loads
-		schedules []Schedule
+		volumes []Volume
+		links   []Link
+		want    []string // one each; none: it loads
+		more    []any    // groups and schedules
 	}{
+		"groups that are well": {[]Volume{v1, v2}, sound, nil, []any{
+			Group{Name: "g", Volumes: []string{"a", "b"}, Default: true}, Group{Name: "h", Volumes: []string{"a"}},
+		}},
+		"groups that are not": {[]Volume{v1, v2}, sound, []string{`"a" follows "b"`, `no volume has the name "c"`, `"g" and "h": both are the default of volume "a"`, `"i": it has no volume`}, []any{
+			Group{Name: "f", Volumes: []string{"b", "a"}}, Group{Name: "g", Volumes: []string{"a", "c"}, Default: true}, Group{Name: "h", Volumes: []string{"a"}, Default: true}, Group{Name: "i"},
+		}},
 		"all is well":           {[]Volume{v1, v2}, []Link{l(1, 1, true, "s"), l(1, 2, true, ""), l(1, 4, false, "t"), l(1, 5, false, ""), l(2, 3, false, "")}, nil, nil},
 		"a volume name twice":   {[]Volume{v1, sameName}, []Link{l(1, 1, false, ""), l(2, 2, false, "")}, []string{`both have the name "a"`}, nil},
 		"no image":              {[]Volume{v1, v2}, []Link{l(2, 2, false, "")}, []string{"volume 1: it has no image"}, nil},
@@ -267,11 +294,11 @@ func TestLoadFindsChainsThatCannotBe(t *testing.T) {
 		"the tip is sealed":     {[]Volume{v1}, []Link{l(1, 1, true, "")}, []string{"it has no tip"}, nil},
 		"sealed out of order":   {[]Volume{v1}, []Link{l(1, 1, false, "s"), l(1, 2, true, "t"), l(1, 3, false, "")}, []string{"image 2 is sealed, the older 1 is not"}, nil},
 		"a snapshot name twice": {[]Volume{v1}, []Link{l(1, 1, true, "s"), l(1, 2, true, "s"), l(1, 3, false, "")}, []string{`images 1 and 2 both have the name "s"`}, nil},
-		"schedules":             {[]Volume{v1}, []Link{l(1, 1, false, "")}, nil, []Schedule{x("a", "1h"), x("group:g", "1h")}},
+		"schedules":             {[]Volume{v1}, []Link{l(1, 1, false, "")}, nil, []any{x("a", "1h"), x("group:g", "1h")}},
 		"a schedule of no volume, one of a past and one that is never due": {
 			[]Volume{past, v2}, []Link{l(1, 1, false, ""), l(2, 2, false, "")},
 			[]string{"schedule of a: no such volume", `schedule of b: every "never"`, "schedule of none: no such volume"},
-			[]Schedule{x("a", "1h"), x("b", "never"), x("none", "1h")},
+			[]any{x("a", "1h"), x("b", "never"), x("none", "1h")},
 		},
 		"an id never drawn": {[]Volume{v1}, []Link{l(1, 9, false, "")}, []string{"image 9: the id was never drawn"}, nil},
 		"a size below one":  {[]Volume{v1}, []Link{{Volume: 1, Image: 1}}, []string{"image 1: its size is 0 bytes"}, nil},
@@ -296,8 +323,13 @@ func TestLoadFindsChainsThatCannotBe(t *testing.T) {
 			for _, v := range test.volumes {
 				add(volumeKey(v.ID), v)
 			}
-			for _, x := range test.schedules {
-				add(scheduleKey(x.Target), x)
+			for _, x := range test.more {
+				switch x := x.(type) {
+				case Schedule:
+					add(scheduleKey(x.Target), x)
+				case Group:
+					add(groupKey(x.Name), x)
+				}
 			}
 			add(metaKey, m)
 			_, _, err := decodeState(records, 0)

@@ -209,6 +209,7 @@ func FuzzDecodeRecord(f *testing.F) {
 	f.Add([]byte("m"), []byte("TT....{}"), false)
 	f.Add(metaKey, []byte(`T`+"\x01"+`....{"dirID":"x","nextVolume":1,"records":2,"sum":3}`), true)
 	f.Add(volumeKey(1), []byte(`T`+"\x01"+`....{"name":"a","sizeBytes":4096,"scope":"request","created":"2024-01-02T03:04:05Z"}`), true)
+	f.Add(groupKey("g"), []byte(`T`+"\x01"+`....{"volumes":["a","b"],"default":true,"created":"2024-01-02T03:04:05Z"}`), true)
 	f.Add(linkKey(1, 2), []byte(`T`+"\x01"+`....{"sizeBytes":1,"snapshot":{"name":"s","torn":["t"],"drainNanoseconds":5}}`), true)
 	f.Add(scheduleKey("a"), []byte(`T`+"\x02"+`....{"every":"1h","keep":"1d:1h","since":"2024-01-02T03:04:05Z"}`), true)
 	f.Fuzz(func(t *testing.T, key, value []byte, sealed bool) {
@@ -220,7 +221,7 @@ func FuzzDecodeRecord(f *testing.F) {
 		if err != nil && !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrFormat) {
 			t.Fatalf("an error of no kind: %v", err)
 		}
-		for _, body := range []any{new(meta), new(Volume), new(Link), new(Schedule)} {
+		for _, body := range []any{new(meta), new(Volume), new(Link), new(Group), new(Schedule)} {
 			if _, err := decode(key, value, body); err != nil {
 				continue
 			}

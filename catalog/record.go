@@ -21,9 +21,11 @@ import (
 //	'v' volume id (8, big endian)           Volume
 //	'l' volume id (8) image id (8)          Link
 //	's' target                              Schedule
+//	'g' name                                Group
 const (
 	volumePrefix = 'v'
 	linkPrefix   = 'l'
+	groupPrefix  = 'g'
 )
 
 var metaKey = []byte{'m'}
@@ -35,6 +37,8 @@ func volumeKey(id VolumeID) []byte {
 func linkKey(v VolumeID, i image.ID) []byte {
 	return binary.BigEndian.AppendUint64(linkKeys(v), uint64(i))
 }
+
+func groupKey(name string) []byte { return append([]byte{groupPrefix}, name...) }
 
 // linkKeys is what the keys of all links of a volume begin with.
 func linkKeys(v VolumeID) []byte {

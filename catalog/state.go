@@ -41,6 +41,10 @@ func decodeState(records []record, transaction uint64) (meta, State, error) {
 			x := Schedule{Target: string(r.key[1:])}
 			crc, err = decode(r.key, r.value, &x)
 			state.Schedules = append(state.Schedules, x)
+		case len(r.key) > 1 && r.key[0] == groupPrefix:
+			g := Group{Name: string(r.key[1:])}
+			crc, err = decode(r.key, r.value, &g)
+			state.Groups = append(state.Groups, g)
 		default:
 			err = fmt.Errorf("%w: record %x: no such kind", ErrCorrupt, r.key)
 		}
@@ -62,7 +66,7 @@ func decodeState(records []record, transaction uint64) (meta, State, error) {
 		return meta{}, State{}, fmt.Errorf("%w: the records are of transaction %d, the last is %d", ErrCorrupt, m.Transaction, transaction)
 	}
 	state.DirID, state.Seen = m.DirID, m.Seen
-	if err := joinChains(&state, links, m.counters); err != nil {
+	if err := errors.Join(joinChains(&state, links, m.counters), checkGroups(state)); err != nil {
 		return meta{}, State{}, err
 	}
 	return m, state, nil
@@ -139,6 +143,53 @@ func checkChain(chain []Link, v VolumeID, next counters) (wrong []error) {
 	return wrong
 }
 
+// checkGroups holds the groups to what they name: volumes that there are, each in
+// one group at most that is the default of its processes.
+func checkGroups(state State) error {
+	var wrong []error
+	note := func(err error) {
+		if err != nil {
+			wrong = append(wrong, fmt.Errorf("%w: %v", ErrCorrupt, err))
+		}
+	}
+	defaults := make(map[string]string) // by volume; empty: it has none
+	for _, v := range state.Volumes {
+		if !v.Past {
+			defaults[v.Name] = ""
+		}
+	}
+	for _, g := range state.Groups {
+		note(g.check())
+		for _, name := range g.Volumes {
+			other, there := defaults[name]
+			switch {
+			case !there:
+				note(fmt.Errorf("group %q: no volume has the name %q", g.Name, name))
+			case g.Default && other != "":
+				note(fmt.Errorf("groups %q and %q: both are the default of volume %q", other, g.Name, name))
+			case g.Default:
+				defaults[name] = g.Name
+			}
+		}
+	}
+	return errors.Join(wrong...)
+}
+
+// check looks at what a group says by itself.
+func (g Group) check() error {
+	if len(g.Volumes) == 0 {
+		return fmt.Errorf("group %q: it has no volume", g.Name)
+	}
+	last := ""
+	for _, name := range g.Volumes {
+		if name <= last {
+			return fmt.Errorf("group %q: its volumes do not ascend: %q follows %q", g.Name, name, last)
+		}
+		last = name
+	}
+	return nil
+}
+
 // check looks at what a volume says by itself.
 func (v Volume) check(next counters) error {
 	switch {
@@ -177,6 +228,8 @@ func (l Link) check(next counters) error {
 		return fmt.Errorf("link of image %d: its snapshot has no name", l.Image)
 	case s.Cut == 0 || s.Cut >= next.NextCut:
 		return fmt.Errorf("link of image %d: the cut id %d was never drawn", l.Image, s.Cut)
+	case s.Drill != nil && (len(s.Drill.Command) > MostDrillCommandBytes || len(s.Drill.Output) > MostDrillOutputBytes):
+		return fmt.Errorf("link of image %d: the drill of its snapshot has a command of %d bytes and %d of output, more than allowed", l.Image, len(s.Drill.Command), len(s.Drill.Output))
 	case s.State != "draining" && s.State != "sealing" && s.State != "sealed":
 		return fmt.Errorf("link of image %d: the state of its snapshot is %q, not draining, sealing or sealed", l.Image, s.State)
 	case hasKey(s.Labels, ""):

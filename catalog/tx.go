@@ -183,6 +183,26 @@ func (tx *Tx) DeleteLink(v VolumeID, i image.ID) error {
 	return tx.delete(linkKey(v, i))
 }
 
+// PutGroup inserts or replaces a group. That its volumes exist, and are in no other
+// group that is their default, is the caller's to keep.
+func (tx *Tx) PutGroup(g Group) error {
+	if g.Name == "" {
+		return fmt.Errorf("put group: it has no name")
+	}
+	if err := g.check(); err != nil {
+		return err
+	}
+	return tx.put(groupKey(g.Name), g)
+}
+
+// DeleteGroup deletes a group, and none of its volumes.
+func (tx *Tx) DeleteGroup(name string) error {
+	if tx.bucket.Get(groupKey(name)) == nil {
+		return fmt.Errorf("delete group %q: no such group", name)
+	}
+	return tx.delete(groupKey(name))
+}
+
 func (tx *Tx) touch(v VolumeID, put image.ID) { tx.touched[v] = max(tx.touched[v], put) }
 
 // put and delete keep count and sum.

@@ -38,6 +38,9 @@ type Volume struct {
 	// Past: another volume has the name now. Nothing is written to this one any
 	// more; its snapshots are those that a rollback has left behind.
 	Past bool `json:"past,omitempty"`
+	// Held: it is the clone of a restore drill, and goes with whoever holds it: the
+	// next open of the data directory deletes it.
+	Held bool `json:"held,omitempty"`
 }
 
 // Link is one image of a volume's chain. The newest image is the tip; its size
@@ -111,6 +114,38 @@ type Snapshot struct {
 	Held bool `json:"held,omitempty"`
 	// HeldUntil: it is not deleted before. It is only ever put off.
 	HeldUntil time.Time `json:"heldUntil,omitzero"`
+	// Drill is what came of the last restore drill; nil if there was none.
+	Drill *Drill `json:"drill,omitempty"`
+}
+
+// Drill is what came of a restore drill.
+type Drill struct {
+	Time time.Time     `json:"time"`
+	Took time.Duration `json:"tookNanoseconds"`
+	// Command that looked at the clone, at most MostDrillCommandBytes of it.
+	Command string `json:"command"`
+	// ExitCode of it; 0: the snapshot passed.
+	ExitCode int `json:"exitCode"`
+	// Output is the last that it printed, at most MostDrillOutputBytes.
+	Output string `json:"output,omitempty"`
+}
+
+// Bounds of a Drill.
+const (
+	MostDrillCommandBytes = 1 << 10
+	MostDrillOutputBytes  = 4 << 10
+)
+
+// Group is a named set of volumes. It has at least one: with its last it goes.
+type Group struct {
+	Name string `json:"-"` // in the key
+	// Volumes are the names of its volumes, ascending: what takes the name of a
+	// volume in a rollback takes its place in its groups.
+	Volumes []string `json:"volumes"`
+	// Default: a process that names one of its volumes names them all. A volume is in
+	// one such group at most.
+	Default bool      `json:"default,omitempty"`
+	Created time.Time `json:"created"`
 }
 
 // State is everything that a catalog holds.
@@ -122,7 +157,8 @@ type State struct {
 	// Schedules by target, ascending.
 	Schedules []Schedule
 	// Seen is the latest time that Tx.Saw was told of; zero if none.
-	Seen time.Time
+	Seen   time.Time
+	Groups []Group // by name
 }
 
 // VolumeState is a volume and its chain.

@@ -89,7 +89,10 @@ func (r refusal) Unwrap() []error { return []error{r.error, r.means} }
 // device is a view as the NBD server sees it.
 type device struct{ *volume.View }
 
-var _ nbd.Device = device{}
+var (
+	_ nbd.Device    = device{}
+	_ nbd.Evictable = device{}
+)
 
 func (d device) Extents(off, lengthBytes int64, yield func(nbd.Extent) bool) error {
 	return d.View.Extents(off, lengthBytes, func(e volume.Extent) bool {

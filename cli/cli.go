@@ -118,7 +118,7 @@ or a token (--api-token-file; --api-ca too unless the server is on loopback).`,
 		}
 	}
 	add("server", a.serveCommand(), a.checkCommand())
-	add("volumes", a.volumeCommand(), a.preserveCommand(), a.snapshotCommand(), a.scheduleCommand(), a.cloneCommand(), a.rollbackCommand())
+	add("volumes", a.volumeCommand(), a.groupCommand(), a.preserveCommand(), a.snapshotCommand(), a.scheduleCommand(), a.cloneCommand(), a.rollbackCommand(), a.drillCommand())
 	add("processes", a.processCommand(), a.runCommand())
 	add("data", a.importCommand(), a.exportCommand())
 	add("other", a.benchCommand(), a.tokenCommand(), a.versionCommand())

@@ -94,10 +94,10 @@ func completeWords(c *cobra.Command, flag string, words []string) {
 	programmed(c.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)))
 }
 
-// completeVolumeFlag completes a flag with names of volumes.
-func (a *app) completeVolumeFlag(c *cobra.Command, flag string) {
+// completeFlag completes a flag with names.
+func (a *app) completeFlag(c *cobra.Command, flag string, names func(context.Context, api.Client) []string) {
 	programmed(c.RegisterFlagCompletionFunc(flag, func(c *cobra.Command, _ []string, to string) ([]string, cobra.ShellCompDirective) {
-		return a.completeVolumes(1)(c, nil, to)
+		return a.complete(1, names)(c, nil, to)
 	}))
 }
 

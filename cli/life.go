@@ -12,18 +12,36 @@ import (
 )
 
 func (a *app) cloneCommand() *cobra.Command {
-	return exits(&cobra.Command{
-		Use:   "clone VOLUME@SNAPSHOT NEW",
+	var group string
+	c := &cobra.Command{
+		Use:   "clone {VOLUME@SNAPSHOT | --group GROUP@SNAPSHOT} NEW",
 		Short: "Make a volume that begins as a snapshot is",
 		Long: `Make a volume that begins as a snapshot is. Nothing is copied: it is there at
 once, and takes room only for what is written to it. A clone is a volume like
 any other. What it needs of the snapshot's images stays when the snapshot, or
-its volume, is deleted.`,
-		Example:           "  tidemark clone db@monday db-test\n  tidemark snapshot delete db@monday   # db-test keeps what it needs",
-		Args:              cobra.ExactArgs(2),
+its volume, is deleted.
+
+--group clones a snapshot of each volume of a group: they must be of one cut, as
+'preserve --group' makes them. Of NEW, db and wal the clones are named NEW-db
+and NEW-wal, and NEW is a group of them. All are made, or none.`,
+		Example:           "  tidemark clone db@monday db-test\n  tidemark clone --group shop@monday try\n  tidemark snapshot delete db@monday   # db-test keeps what it needs",
 		ValidArgsFunction: a.completeSnapshots(),
-		RunE:              func(c *cobra.Command, args []string) error { return a.clone(c, args[0], args[1]) },
-	}, exitNotFound, exitTaken, exitNoServer)
+		RunE: func(c *cobra.Command, args []string) error {
+			if group != "" {
+				if len(args) != 1 {
+					return usage("with --group GROUP@SNAPSHOT give the name of the new group, and nothing else")
+				}
+				return a.cloneGroup(c, group, args[0])
+			}
+			if len(args) != 2 {
+				return usage("give VOLUME@SNAPSHOT and the name of the clone, or --group GROUP@SNAPSHOT and a name")
+			}
+			return a.clone(c, args[0], args[1])
+		},
+	}
+	c.Flags().StringVar(&group, "group", "", "`GROUP@SNAPSHOT` to clone instead of one volume")
+	a.completeFlag(c, "group", listGroupSnapshotNames)
+	return exits(c, exitNotFound, exitTaken, exitNoServer)
 }
 
 func (a *app) clone(c *cobra.Command, snapshot, name string) error {
@@ -42,40 +60,57 @@ func (a *app) clone(c *cobra.Command, snapshot, name string) error {
 }
 
 func (a *app) rollbackCommand() *cobra.Command {
-	var keep string
-	var discard bool
+	var keep, group string
+	var discard, disconnect bool
 	c := &cobra.Command{
-		Use:   "rollback VOLUME@SNAPSHOT",
+		Use:   "rollback {VOLUME@SNAPSHOT | --group GROUP@SNAPSHOT}",
 		Short: "Make a volume again what a snapshot of it holds",
 		Long: `Make a volume again what a snapshot of it holds, at once and at any size:
 nothing is copied. The present state is kept as a snapshot first, unless
 --discard is given, and every snapshot stays, the newer ones too.
 
-It refuses while a client is connected to the volume or a process named it.`,
-		Example:           "  tidemark rollback db@before-upgrade\n  tidemark rollback db@before-upgrade --keep broken\n  tidemark rollback db@before-upgrade --discard",
-		Args:              cobra.ExactArgs(1),
+It refuses while a client is connected to the volume or a process named it.
+With --disconnect it ends that: the clients of the volume (not of its snapshots)
+are disconnected, each when the requests that it has sent are answered, or after
+2 s; the processes end as torn, with all their volumes. A client that connects
+again sees the volume as it is then; while it is rolled back none gets in.
+
+--group rolls back all volumes of a group, or none, to their snapshots of one
+cut, as 'preserve --group' makes them; what they hold is kept as one cut too.`,
+		Example:           "  tidemark rollback db@before-upgrade\n  tidemark rollback db@before-upgrade --disconnect\n  tidemark rollback --group shop@before-upgrade\n  tidemark rollback db@before-upgrade --keep broken\n  tidemark rollback db@before-upgrade --discard",
 		ValidArgsFunction: a.completeSnapshots(),
-		RunE:              func(c *cobra.Command, args []string) error { return a.rollback(c, args[0], keep, discard) },
+		RunE: func(c *cobra.Command, args []string) error {
+			switch {
+			case group == "" && len(args) == 1:
+				return a.rollback(c, &tidemarkv1.RollbackVolumeRequest{Snapshot: args[0], Keep: keep, Discard: discard, Disconnect: disconnect})
+			case group != "" && len(args) == 0:
+				return a.rollbackGroup(c, &tidemarkv1.RollbackGroupRequest{Snapshot: group, Keep: keep, Discard: discard, Disconnect: disconnect})
+			}
+			return usage("give one VOLUME@SNAPSHOT, or --group GROUP@SNAPSHOT")
+		},
 	}
+	c.Flags().StringVar(&group, "group", "", "`GROUP@SNAPSHOT` to roll back to, all volumes of the group")
+	c.Flags().BoolVar(&disconnect, "disconnect", false, "disconnect the clients and end the processes of the volume")
+	a.completeFlag(c, "group", listGroupSnapshotNames)
 	c.Flags().StringVar(&keep, "keep", "", "`NAME` of the snapshot that keeps the present state (default before-rollback- and the time)")
 	c.Flags().BoolVar(&discard, "discard", false, "let the present state go")
 	c.MarkFlagsMutuallyExclusive("keep", "discard")
 	return exits(c, exitNotFound, exitTaken, exitNoServer)
 }
 
-func (a *app) rollback(c *cobra.Command, snapshot, keep string, discard bool) error {
+func (a *app) rollback(c *cobra.Command, request *tidemarkv1.RollbackVolumeRequest) error {
 	server, err := a.server()
 	if err != nil {
 		return err
 	}
-	r, err := server.RollbackVolume(c.Context(), &tidemarkv1.RollbackVolumeRequest{Snapshot: snapshot, Keep: keep, Discard: discard})
+	r, err := server.RollbackVolume(c.Context(), request)
 	if err != nil {
 		return hint(err, tidemarkv1.Reason_REASON_NOT_FOUND, "see tidemark snapshot list")
 	}
 	if a.json {
 		return a.printJSON(map[string]any{"volume": asVolume(r.GetVolume()), "kept": r.GetKept()})
 	}
-	if err := a.printf("volume %s is again what %s holds\n", r.GetVolume().GetName(), snapshot); err != nil {
+	if err := a.printf("volume %s is again what %s holds\n", r.GetVolume().GetName(), request.GetSnapshot()); err != nil {
 		return err
 	}
 	if r.GetKept() != "" {

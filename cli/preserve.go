@@ -19,15 +19,16 @@ func (a *app) preserveCommand() *cobra.Command {
 		onConflict = choice{"count", []string{"count", "abort"}}
 		until      = choice{"sealing", []string{"sealing", "sealed"}}
 		labels     = labelsFlag{}
+		groups     []string
 	)
 	c := &cobra.Command{
-		Use:   "preserve VOLUME...",
+		Use:   "preserve {VOLUME | --group GROUP}...",
 		Short: "Keep volumes as they are at one instant",
 		Long: `Keep one or more volumes as they are at one instant, the cut, while their
-clients go on. The command answers when the cut is durable and every I/O process
-begun before it has ended: the snapshots are exact then, and read-only as the
-NBD exports VOLUME@NAME. They are sealed in the background; --until sealed waits
-for that too.
+clients go on; --group GROUP stands for the volumes of a group. The command
+answers when the cut is durable and every I/O process begun before it has ended:
+the snapshots are exact then, and read-only as the NBD exports VOLUME@NAME. They
+are sealed in the background; --until sealed waits for that too.
 
 The server keeps the deadline of --wait, also when this command is gone. What it
 does then is --on-timeout: abort gives the preserve up, degrade cuts again and
@@ -41,12 +42,16 @@ after the cut. --on-conflict abort gives the preserve up instead of counting it.
 "largestStallBeforeSeconds" and "tookSeconds"; also with exit codes 5 and 6.`,
 		Example: `  tidemark preserve db
   tidemark preserve db wal --name before-upgrade --until sealed --label release=4.2
+  tidemark preserve --group shop --name before-upgrade
   tidemark preserve db --wait 5s --on-timeout degrade --json`,
-		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: a.completeVolumes(1 << 20),
 		RunE: func(c *cobra.Command, volumes []string) error {
+			if len(volumes)+len(groups) == 0 {
+				return usage("name at least one VOLUME, or a --group")
+			}
 			return a.preserve(c, &tidemarkv1.PreserveRequest{
 				Volumes:     volumes,
+				Groups:      groups,
 				Name:        name,
 				Wait:        durationpb.New(wait),
 				OnTimeout:   tidemarkv1.OnTimeout(onTimeout.number()),
@@ -57,6 +62,7 @@ after the cut. --on-conflict abort gives the preserve up instead of counting it.
 		},
 	}
 	c.Flags().StringVar(&name, "name", "", "`NAME` of the snapshots (default the time of the cut, as 20060102T150405.000Z)")
+	c.Flags().StringArrayVar(&groups, "group", nil, "`GROUP` whose volumes are preserved too; repeat it for more")
 	c.Flags().DurationVar(&wait, "wait", api.DefaultWait, "`DURATION` to wait for older processes, as 500ms, 60s or 2m")
 	c.Flags().Var(&onTimeout, "on-timeout", "what to do when they have not ended by then")
 	c.Flags().Var(&onConflict, "on-conflict", "what to do at a conflict")
@@ -65,6 +71,7 @@ after the cut. --on-conflict abort gives the preserve up instead of counting it.
 	completeWords(c, "on-timeout", onTimeout.allowed)
 	completeWords(c, "on-conflict", onConflict.allowed)
 	completeWords(c, "until", until.allowed)
+	a.completeFlag(c, "group", listGroupNames)
 	return exits(c, exitNotFound, exitTaken, exitDraining, exitAborted, exitNoServer)
 }
 
@@ -86,7 +93,7 @@ func (a *app) preserve(c *cobra.Command, r *tidemarkv1.PreserveRequest) error {
 			return e
 		}
 	}
-	return seeVolumes(err)
+	return seeNames(err, r.GetGroups())
 }
 
 func (a *app) printReport(r *tidemarkv1.PreserveReport) error {

@@ -23,34 +23,39 @@ NBD export VOLUME:process:TOKEN belongs to it.`,
 
 func (a *app) processBeginCommand() *cobra.Command {
 	var (
-		volumes []string
-		token   string
+		volumes, groups []string
+		token           string
 	)
 	c := &cobra.Command{
-		Use:   "begin --volume VOLUME [--volume VOLUME]...",
+		Use:   "begin {--volume VOLUME | --group GROUP}...",
 		Short: "Begin a process over the named volumes and print its token",
 		Long: `Begin an explicit process over the named volumes and print its token. It lasts
 until 'tidemark process end' or the end of the server; every preserve of one of
-its volumes waits for it until then. 'tidemark run' ends it by itself.`,
+its volumes waits for it until then. 'tidemark run' ends it by itself.
+
+It may use the volumes of each --group too, and those of each volume's default
+group ('group create --default').`,
 		Example: "  TOKEN=$(tidemark process begin --volume db --volume wal)\n  tidemark process begin --volume db --token nightly",
 		Args:    cobra.NoArgs,
-		RunE:    func(c *cobra.Command, _ []string) error { return a.beginProcess(c, volumes, token) },
+		RunE:    func(c *cobra.Command, _ []string) error { return a.beginProcess(c, volumes, groups, token) },
 	}
 	c.Flags().StringArrayVar(&volumes, "volume", nil, "`VOLUME` that the process may use; repeat it for more")
 	c.Flags().StringVar(&token, "token", "", "`TOKEN` to use: up to 64 letters, digits, dots, underscores and hyphens (default made by the server)")
-	mustHave(c, "volume")
-	a.completeVolumeFlag(c, "volume")
+	c.Flags().StringArrayVar(&groups, "group", nil, "`GROUP` whose volumes the process may use; repeat it for more")
+	c.MarkFlagsOneRequired("volume", "group")
+	a.completeFlag(c, "volume", listVolumeNames)
+	a.completeFlag(c, "group", listGroupNames)
 	return exits(c, exitNotFound, exitTaken, exitNoServer)
 }
 
-func (a *app) beginProcess(c *cobra.Command, volumes []string, token string) error {
+func (a *app) beginProcess(c *cobra.Command, volumes, groups []string, token string) error {
 	server, err := a.server()
 	if err != nil {
 		return err
 	}
-	r, err := server.BeginProcess(c.Context(), &tidemarkv1.BeginProcessRequest{Volumes: volumes, Token: token})
+	r, err := server.BeginProcess(c.Context(), &tidemarkv1.BeginProcessRequest{Volumes: volumes, Groups: groups, Token: token})
 	if err != nil {
-		return seeVolumes(err)
+		return seeNames(err, groups)
 	}
 	if a.json {
 		return a.printJSON(asProcess(r.GetProcess()))

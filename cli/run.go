@@ -3,10 +3,13 @@ package cli
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"os/signal"
+	"strings"
 	"syscall"
+	"time"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
@@ -16,16 +19,19 @@ import (
 )
 
 func (a *app) runCommand() *cobra.Command {
-	var volumes []string
+	var volumes, groups []string
 	c := &cobra.Command{
-		Use:   "run --volume VOLUME [--volume VOLUME]... -- CMD [ARG]...",
+		Use:   "run {--volume VOLUME | --group GROUP}... -- CMD [ARG]...",
 		Short: "Run a command as one I/O process",
 		Long: `Run a command as one explicit I/O process over the named volumes: a preserve has
 all that it writes, or nothing. CMD finds in its environment
 
   TIDEMARK_PROCESS  the token of the process
   TIDEMARK_URI      the NBD URI of the first volume, under that token (nbds://
-                    where the server wants TLS)
+                    where the server wants TLS); without --volume it is the
+                    first by name
+  TIDEMARK_VOLUMES  all volumes of the process, with spaces between: those
+                    named, of each --group, and of each volume's default group
 
 The process ends when CMD exits, in whatever way; when 'tidemark run' itself or
 the server dies before that, it ends torn. SIGINT, SIGTERM, SIGHUP and SIGQUIT
@@ -35,18 +41,21 @@ The exit code is CMD's, or 128 and the number of the signal that ended it; 127
 when there is no such program, 126 when it can't be run. The codes below are for
 what happens before CMD starts.`,
 		Example: `  tidemark run --volume db -- sh -c 'nbdcopy new.img "$TIDEMARK_URI"'
-  tidemark run --volume db --volume wal -- ./nightly-job`,
+  tidemark run --volume db --volume wal -- ./nightly-job
+  tidemark run --group shop -- ./nightly-job`,
 		Args: cobra.MinimumNArgs(1),
-		RunE: func(c *cobra.Command, command []string) error { return a.run(c, volumes, command) },
+		RunE: func(c *cobra.Command, command []string) error { return a.run(c, volumes, groups, command) },
 	}
 	c.Flags().SetInterspersed(false)
 	c.Flags().StringArrayVar(&volumes, "volume", nil, "`VOLUME` that the process may use; repeat it for more")
-	mustHave(c, "volume")
-	a.completeVolumeFlag(c, "volume")
+	c.Flags().StringArrayVar(&groups, "group", nil, "`GROUP` whose volumes the process may use; repeat it for more")
+	c.MarkFlagsOneRequired("volume", "group")
+	a.completeFlag(c, "volume", listVolumeNames)
+	a.completeFlag(c, "group", listGroupNames)
 	return exits(c, exitNotFound, exitNoServer)
 }
 
-func (a *app) run(c *cobra.Command, volumes, command []string) error {
+func (a *app) run(c *cobra.Command, volumes, groups, command []string) error {
 	server, err := a.server()
 	if err != nil {
 		return err
@@ -54,23 +63,23 @@ func (a *app) run(c *cobra.Command, volumes, command []string) error {
 	// A signal is CMD's to answer; until it has exited, the process stays.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(c.Context()))
 	defer cancel()
-	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
-	defer signal.Stop(signals)
+	signals, stop := takeSignals()
+	defer stop()
 
 	base, tls, err := nbdAddr(ctx, server)
 	if err != nil {
 		return err
 	}
-	held, err := hold(ctx, server, volumes)
+	held, err := hold(ctx, server, &tidemarkv1.HoldProcessRequest{Volumes: volumes, Groups: groups})
 	if err != nil {
-		return seeVolumes(err)
+		return seeNames(err, groups)
 	}
-	token := held.Msg().GetProcess().GetToken()
-	code, failure := execute(command, []string{
+	token, all := held.Msg().GetProcess().GetToken(), held.Msg().GetProcess().GetVolumes()
+	code, failure := execute(&child{command: command, stdout: os.Stdout, stderr: os.Stderr, environment: []string{
 		"TIDEMARK_PROCESS=" + token,
-		"TIDEMARK_URI=" + base.NBDURI(volumes[0]+":process:"+token, tls),
-	}, signals)
+		"TIDEMARK_URI=" + base.NBDURI(append(volumes, all...)[0]+":process:"+token, tls),
+		"TIDEMARK_VOLUMES=" + strings.Join(all, " "),
+	}}, signals)
 	_, err = server.EndProcess(ctx, &tidemarkv1.EndProcessRequest{Token: token})
 	switch {
 	case failure != nil:
@@ -82,6 +91,13 @@ func (a *app) run(c *cobra.Command, volumes, command []string) error {
 		return &exitError{code: code}
 	}
 	return nil
+}
+
+// takeSignals has the signals that end a program sent to a channel instead.
+func takeSignals() (signals chan os.Signal, stop func()) {
+	signals = make(chan os.Signal, 8)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
+	return signals, func() { signal.Stop(signals) }
 }
 
 // nbdAddr asks the server where it serves volumes, and whether with TLS.
@@ -98,8 +114,8 @@ func nbdAddr(ctx context.Context, server api.Client) (addr api.Addr, tls bool, e
 }
 
 // hold begins a process that lasts as long as the stream, and receives it.
-func hold(ctx context.Context, server api.Client, volumes []string) (*connect.ServerStreamForClient[tidemarkv1.HoldProcessResponse], error) {
-	stream, err := server.HoldProcess(ctx, &tidemarkv1.HoldProcessRequest{Volumes: volumes})
+func hold(ctx context.Context, server api.Client, r *tidemarkv1.HoldProcessRequest) (*connect.ServerStreamForClient[tidemarkv1.HoldProcessResponse], error) {
+	stream, err := server.HoldProcess(ctx, r)
 	if err != nil {
 		return nil, err
 	}
@@ -109,12 +125,26 @@ func hold(ctx context.Context, server api.Client, volumes []string) (*connect.Se
 	return stream, nil
 }
 
+// child is a command to run.
+type child struct {
+	command        []string
+	environment    []string // added to this program's own
+	stdout, stderr io.Writer
+
+	signaled bool // a signal was handed on to it
+}
+
+// pipeGrace is how long what a command has left running may hold its output open
+// where that goes through this program.
+const pipeGrace = 2 * time.Second
+
 // execute runs a command to its end and hands signals on to it. failure says
 // why it could not be started.
-func execute(command, environment []string, signals <-chan os.Signal) (code int, failure error) {
-	cmd := exec.Command(command[0], command[1:]...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.Env = append(os.Environ(), environment...)
+func execute(c *child, signals <-chan os.Signal) (code int, failure error) {
+	cmd := exec.Command(c.command[0], c.command[1:]...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, c.stdout, c.stderr
+	cmd.Env = append(os.Environ(), c.environment...)
+	cmd.WaitDelay = pipeGrace
 	if err := cmd.Start(); err != nil {
 		if errors.Is(err, exec.ErrNotFound) || errors.Is(err, os.ErrNotExist) {
 			return 127, err
@@ -128,6 +158,7 @@ func execute(command, environment []string, signals <-chan os.Signal) (code int,
 		for {
 			select {
 			case s := <-signals:
+				c.signaled = true
 				_ = cmd.Process.Signal(s) // it may have exited meanwhile
 			case <-exited:
 				return

@@ -22,12 +22,13 @@ func (a *app) scheduleSetCommand() *cobra.Command {
 	var every, keep string
 	var dryRun bool
 	c := &cobra.Command{
-		Use:   "set VOLUME --every WHEN --keep POLICY",
-		Short: "Set or replace the schedule of a volume",
+		Use:   "set VOLUME|group:GROUP --every WHEN --keep POLICY",
+		Short: "Set or replace the schedule of a volume or a group",
 		Long: `Set or replace the schedule of a volume. The server preserves it whenever it is
 due, names the snapshot by its time, and then deletes those that are to be kept
-no more. It deletes only what the schedule of this volume has made, and nothing
-that is held, open or draining: that has its turn the next time.
+no more. It deletes only what this schedule has made, and nothing that is held,
+open or draining: that has its turn the next time. With group:GROUP all volumes
+of the group are preserved at one cut; what each keeps is its own.
 
 WHEN is a period, as 15m, 1h, 1d or 1w, counted on the clock (1h is at each full
 hour, 1w on Mondays); or five fields of cron; or @hourly, @daily, @weekly,
@@ -46,6 +47,7 @@ deletes nothing, and tries again the next time.
 --dry-run changes nothing, and tells when it would be due and what it would
 delete now.`,
 		Example: `  tidemark schedule set db --every 1h --keep 24h:1h,30d:1d,1y:1mo
+  tidemark schedule set group:shop --every 15m --keep 24h:1h,30d:1d
   tidemark schedule set db --every '30 2 * * 1-5' --keep 4w:1d --dry-run`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeVolumes(1),
@@ -143,7 +145,7 @@ func (a *app) listSchedules(c *cobra.Command) error {
 			strconv.Itoa(int(x.GetSnapshots())), scheduleState(x),
 		}
 	})
-	return a.printTable("VOLUME EVERY KEEP NEXT LAST SNAPSHOTS STATE", rows)
+	return a.printTable("TARGET EVERY KEEP NEXT LAST SNAPSHOTS STATE", rows)
 }
 
 func scheduleState(x *tidemarkv1.Schedule) string {
@@ -155,7 +157,7 @@ func scheduleState(x *tidemarkv1.Schedule) string {
 
 func (a *app) scheduleShowCommand() *cobra.Command {
 	return exits(&cobra.Command{
-		Use:               "show VOLUME",
+		Use:               "show VOLUME|group:GROUP",
 		Short:             "Show the schedule of a volume",
 		Example:           "  tidemark schedule show db\n  tidemark schedule show db --json",
 		Args:              cobra.ExactArgs(1),
@@ -190,7 +192,7 @@ func (a *app) showSchedule(c *cobra.Command, target string) error {
 
 func (a *app) scheduleRemoveCommand() *cobra.Command {
 	return exits(&cobra.Command{
-		Use:               "remove VOLUME",
+		Use:               "remove VOLUME|group:GROUP",
 		Aliases:           []string{"rm"},
 		Short:             "Remove the schedule of a volume",
 		Long:              "Remove the schedule of a volume. The snapshots that it made stay, until somebody\ndeletes them or sets another schedule.",

@@ -43,6 +43,7 @@ func TestMain(m *testing.M) {
 //	connect NAME URI         open an NBD connection, and leave it open
 //	usable NAME BYTES        the connection sees that size, and may use it all
 //	disconnect NAME          close it
+//	gone NAME                the server has closed it
 //	image FILE RANGE...      a sparse file; RANGE is data OFF LEN, or end LEN
 //	blocks FILE MAX          the file takes at most MAX KiB on the disk
 //	authority NAME           make NAME.pem, the certificate of an authority
@@ -70,6 +71,7 @@ func TestScripts(t *testing.T) {
 			"connect":    connectClient,
 			"usable":     usable,
 			"disconnect": disconnect,
+			"gone":       gone,
 			"image":      makeImage,
 			"blocks":     blocks,
 			"authority":  makeAuthority(t),
@@ -249,6 +251,13 @@ func usable(ts *testscript.TestScript, _ bool, args []string) {
 func disconnect(ts *testscript.TestScript, _ bool, args []string) {
 	// The server may be faster: then there is nothing left to close.
 	_ = ts.Value(clients{}).(map[string]*client.Client)[args[0]].Close()
+}
+
+func gone(ts *testscript.TestScript, _ bool, args []string) {
+	c := ts.Value(clients{}).(map[string]*client.Client)[args[0]]
+	if _, err := c.ReadAt(make([]byte, 512), 0); !errors.Is(err, client.ErrClosed) {
+		ts.Fatalf("a read of %s: %v, want a connection that is closed", args[0], err)
+	}
 }
 
 func makeImage(ts *testscript.TestScript, _ bool, args []string) {

@@ -135,6 +135,8 @@ func (a *app) showSnapshot(c *cobra.Command, name string) error {
 		[2]string{"labels", labelText(s.GetLabels(), ", ")},
 		[2]string{"held", holdText(s)},
 		[2]string{"failed", s.GetFailed()},
+		[2]string{"drill", printable(drillText(s.GetDrill()))},
+		[2]string{"drill output", drillOutput(s.GetDrill())},
 	)
 }
 
@@ -169,6 +171,7 @@ type snapshotJSON struct {
 	Labels    map[string]string `json:"labels"`
 	Held      bool              `json:"held"`
 	HeldUntil *time.Time        `json:"heldUntil"`
+	Drill     *drillJSON        `json:"drill,omitempty"`
 }
 
 func asSnapshot(s *tidemarkv1.Snapshot) snapshotJSON {
@@ -176,7 +179,7 @@ func asSnapshot(s *tidemarkv1.Snapshot) snapshotJSON {
 		s.GetVolume(), s.GetName(), s.GetSizeBytes(), word(s.GetState()), word(s.GetConsistency()), jsonTime(s.GetCutTime()),
 		s.GetDrainDuration().AsDuration().Seconds(), s.GetConflicts(), listed(s.GetTornProcesses()), listed(s.GetWaitsFor()),
 		s.GetDataBytes(), s.GetFailed(), s.GetHash(), asVerification(s.GetVerification()),
-		s.GetSchedule(), labelled(s.GetLabels()), s.GetHeld(), jsonTime(s.GetHeldUntil()),
+		s.GetSchedule(), labelled(s.GetLabels()), s.GetHeld(), jsonTime(s.GetHeldUntil()), asDrill(s.GetDrill()),
 	}
 }
 

@@ -201,6 +201,14 @@ func seeVolumes(err error) error {
 	return hint(err, tidemarkv1.Reason_REASON_NOT_FOUND, "see tidemark volume list")
 }
 
+// seeNames is seeVolumes of a command that may have been given groups too.
+func seeNames(err error, groups []string) error {
+	if len(groups) == 0 {
+		return seeVolumes(err)
+	}
+	return hint(err, tidemarkv1.Reason_REASON_NOT_FOUND, "see tidemark volume list and group list")
+}
+
 func (a *app) volumeResizeCommand() *cobra.Command {
 	var size sizeFlag
 	c := &cobra.Command{

@@ -92,6 +92,15 @@ type Device interface {
 	Close(torn bool)
 }
 
+// Evictable is a Device that may have to be closed before its client wants it.
+type Evictable interface {
+	// OnEvict is called once, when the client has chosen the export. leave tells the
+	// client to go: its connection is closed when the requests that were received
+	// have been answered or, if now, at once. leave does not wait, and may be called
+	// at any time, also after Close, and more than once.
+	OnEvict(leave func(now bool))
+}
+
 // Extent is a stretch of an export with one state.
 type Extent struct {
 	Length int64  // bytes, > 0

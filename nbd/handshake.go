@@ -520,6 +520,9 @@ func (h *handshake) session(d *decision) *session {
 	if h.server.closing.Load() {
 		_ = h.nc.SetReadDeadline(longAgo) // the line before may have undone Shutdown's
 	}
+	if e, ok := d.device.(Evictable); ok {
+		e.OnEvict(h.conn.leave)
+	}
 	return newSession(d, h.in, h.conn.account, h.form, h.selectedOf(d.name))
 }
 

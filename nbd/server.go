@@ -70,6 +70,7 @@ var (
 	ErrHangs = errors.New("requests hang")
 
 	errEvicted = errors.New("nbd: the handshake made room for a newer one")
+	errLeft    = errors.New("nbd: the export had to be closed")
 	errFull    = errors.New("nbd: as many connections as are allowed")
 )
 
@@ -116,6 +117,8 @@ type connection struct {
 	young   *list.Element // in Server.young
 	settled bool
 	export  string // once it is settled
+
+	told    atomic.Bool // to leave
 	evicted bool
 }
 
@@ -210,8 +213,11 @@ func (s *Server) serveConn(c *connection) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if c.evicted {
+	switch {
+	case c.evicted:
 		return errEvicted
+	case c.told.Load():
+		return errLeft
 	}
 	return err
 }
@@ -265,6 +271,16 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	case <-grace.C:
 		return fmt.Errorf("nbd: shutdown: %w: %s: %w", ErrHangs, s.hanging(), ctx.Err())
 	}
+}
+
+// leave ends the connection: at once, or when it has answered what it has received.
+func (c *connection) leave(now bool) {
+	c.told.Store(true)
+	if now {
+		_ = c.nc.Close()
+		return
+	}
+	_ = c.nc.SetReadDeadline(longAgo) // wakes the intake
 }
 
 var longAgo = time.Unix(1, 0)

@@ -73,6 +73,11 @@ func Check(dir string, fsys vfs.FS, o CheckOptions) (report CheckReport, err err
 	if err != nil {
 		return report, err
 	}
+	for _, g := range state.Groups {
+		if err := checkName("group", g.Name); err != nil {
+			report.found("group %q: %v", g.Name, err)
+		}
+	}
 	report.checkFiles(fsys, dir, state)
 	for _, v := range state.Volumes {
 		report.checkVolume(fsys, dir, v)

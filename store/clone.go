@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/tidemark/tidemark/catalog"
 	"github.com/tidemark/tidemark/image"
+	"github.com/tidemark/tidemark/journal"
 	"github.com/tidemark/tidemark/lookup"
 	"github.com/tidemark/tidemark/volume"
 )
@@ -20,104 +23,250 @@ func (s *Store) Clone(ctx context.Context, full, name string) (VolumeInfo, error
 	if err := checkName("volume", name); err != nil {
 		return VolumeInfo{}, err
 	}
-	if err := s.sealedSoon(ctx, full); err != nil {
+	list, err := s.clone(ctx, cloning{which: only(full), name: func(string) string { return name }})
+	if err != nil {
 		return VolumeInfo{}, err
+	}
+	return list[0], nil
+}
+
+// CloneGroup clones a snapshot of each volume of a group, given as GROUP@SNAPSHOT,
+// and makes a group of the clones, which are named GROUP-VOLUME by it: all of it or
+// nothing. The new group is the default of its volumes if the old one is. The
+// snapshots must be of one cut. It asks allow for the volumes and for the names of
+// the clones. Errors: as Clone.
+func (s *Store) CloneGroup(ctx context.Context, full, group string, allow Allow) ([]VolumeInfo, error) {
+	if err := checkName("group", group); err != nil {
+		return nil, err
+	}
+	like, _, _ := strings.Cut(full, "@")
+	return s.clone(ctx, cloning{
+		which: s.snapshotsOf(full, allow), name: func(volume string) string { return group + "-" + volume },
+		group: &catalog.Group{Name: group, Created: time.Now().UTC()}, like: like, allow: allow,
+	})
+}
+
+// cloning says what is cloned.
+type cloning struct {
+	which selection
+	name  func(volume string) string // of its clone
+	group *catalog.Group             // to make of the clones, or nil
+	like  string                     // the group that it is made after
+	held  bool                       // by a drill
+	allow Allow
+}
+
+func (s *Store) clone(ctx context.Context, c cloning) (infos []VolumeInfo, err error) {
+	if err := s.sealedSoon(ctx, c.which); err != nil {
+		return nil, err
 	}
 	s.admin.Lock()
 	defer s.admin.Unlock()
-	if _, err := s.disk(name); !errors.Is(err, ErrNotFound) {
-		if err == nil {
-			err = fmt.Errorf("volume %s %w: choose another name for the clone", name, ErrExists)
-		}
-		return VolumeInfo{}, err
-	}
-	d, k, err := s.branchable(full)
+	grafts, err := s.branchable(c.which)
 	if err != nil {
-		return VolumeInfo{}, err
+		return nil, err
 	}
-	b, err := s.branch(d, k, name, nil)
+	if err := s.nameClones(c, grafts); err != nil {
+		return nil, err
+	}
+	disks, err := s.branch(grafts, c.group)
 	if err != nil {
-		return VolumeInfo{}, fmt.Errorf("clone %s: %w", full, err)
+		return nil, fmt.Errorf("clone %s: %w", grafts[0].full, err)
 	}
-	return s.volumeInfo(b), nil
+	for _, d := range disks {
+		infos = append(infos, s.volumeInfo(d))
+	}
+	return infos, nil
 }
 
-// sealedSoon waits for the seal of a snapshot that has drained.
-func (s *Store) sealedSoon(ctx context.Context, full string) error {
-	info, err := s.Snapshot(full)
-	switch {
-	case err != nil:
+// nameClones gives the clones names that are free, and are allowed.
+func (s *Store) nameClones(c cloning, grafts []graft) error {
+	var names []string
+	for i := range grafts {
+		name := c.name(grafts[i].disk.record.Name)
+		if err := checkName("volume", name); err != nil {
+			return err
+		}
+		grafts[i].name, grafts[i].held, names = name, c.held, append(names, name)
+	}
+	if err := c.allow.ask("", names...); err != nil {
 		return err
-	case info.State == volume.Draining:
-		return fmt.Errorf("snapshot %s is %w: it waits for %v", full, ErrDraining, info.WaitsFor)
-	case info.State == volume.Sealing:
-		return s.WaitSealed(ctx, full)
+	}
+	for _, name := range names {
+		if _, err := s.disk(name); !errors.Is(err, ErrNotFound) {
+			if err == nil {
+				err = fmt.Errorf("volume %s %w: choose another name for the clone", name, ErrExists)
+			}
+			return err
+		}
+	}
+	if c.group == nil {
+		return nil
+	}
+	like, err := s.Group(c.like)
+	if err != nil {
+		return err
+	}
+	c.group.Volumes, c.group.Default = slices.Sorted(slices.Values(names)), like.Default
+	return s.groupFree(c.group.Name)
+}
+
+// sealedSoon waits for the seal of snapshots that have drained.
+func (s *Store) sealedSoon(ctx context.Context, which selection) error {
+	s.mu.Lock()
+	fulls, err := which()
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	for _, full := range fulls {
+		info, err := s.Snapshot(full)
+		switch {
+		case err != nil:
+			return err
+		case info.State == volume.Draining:
+			return fmt.Errorf("snapshot %s is %w: it waits for %v", full, ErrDraining, info.WaitsFor)
+		case info.State == volume.Sealing:
+			if err := s.WaitSealed(ctx, full); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
 
-// branchable returns a sealed snapshot.
-func (s *Store) branchable(full string) (*disk, *volume.VLUN, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	d, k, _, err := s.snapshotLocked(full)
-	if err == nil && k.State() != volume.Sealed {
-		err = fmt.Errorf("snapshot %s is %w or being sealed", full, ErrDraining)
-	}
-	return d, k, err
+// graft is a branch to be made: of the chain of a volume up to a VLUN.
+type graft struct {
+	full string // the snapshot that it begins as
+	disk *disk
+	vlun *volume.VLUN
+	name string
+	past *disk // loses its name to the branch; nil if the name is free
+	held bool
 }
 
-// branch makes a volume whose chain is that of d up to k, with a tip of its own.
-// Its files come first and its record last: what has no record when the directory
-// is opened is removed. If past is not nil, it loses its name to the branch in the
-// same step. Store.admin is held.
-func (s *Store) branch(d *disk, k *volume.VLUN, name string, past *disk) (*disk, error) {
+// branchable returns sealed snapshots.
+func (s *Store) branchable(which selection) ([]graft, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	fulls, err := which()
+	if err != nil {
+		return nil, err
+	}
+	grafts := make([]graft, len(fulls))
+	for i, full := range fulls {
+		d, k, _, err := s.snapshotLocked(full)
+		if err == nil && k.State() != volume.Sealed {
+			err = fmt.Errorf("snapshot %s is %w or being sealed", full, ErrDraining)
+		}
+		if err != nil {
+			return nil, err
+		}
+		grafts[i] = graft{full: full, disk: d, vlun: k}
+	}
+	return grafts, nil
+}
+
+// scion is a branch that is being made.
+type scion struct {
+	graft
+	shared
+	record  catalog.Volume
+	tip     volume.Next
+	journal *journal.Journal
+}
+
+// branch makes volumes, each with the chain of a graft's up to its VLUN, and a tip
+// of its own; and a group of them, if it is not nil. Their files come first and
+// their records last, in one commit: what has no record when the directory is opened
+// is removed. Store.admin is held.
+func (s *Store) branch(grafts []graft, group *catalog.Group) ([]*disk, error) {
 	if err := s.reserve.spare(); err != nil {
 		return nil, err
 	}
-	record := catalog.Volume{Name: name, SizeBytes: k.SizeBytes(), Scope: d.record.Scope, Created: time.Now().UTC()}
-	if past != nil {
-		record.Created = past.record.Created
-	}
-	if err := s.catalog.Update(func(tx *catalog.Tx) (err error) {
-		record.ID, err = tx.NewVolumeID()
-		return err
-	}); err != nil {
-		return nil, err
-	}
-	next, err := s.spares.take(1)
+	scions, err := s.cut(grafts)
 	if err != nil {
 		return nil, err
 	}
 	defer s.spares.refill()
-	tip := next[0]
 	s.chains.Lock() // what is known of the images stays as it is recorded until the branch is their holder too
 	defer s.chains.Unlock()
 	s.mu.Lock()
-	x := d.sharedLocked(k)
+	for i, x := range scions {
+		scions[i].shared = x.disk.sharedLocked(x.vlun)
+	}
 	s.mu.Unlock()
-	j, err := s.createJournal(record.ID, tip.ID)
+	for i := 0; i < len(scions) && err == nil; i++ {
+		scions[i].journal, err = s.createJournal(scions[i].record.ID, scions[i].tip.ID)
+	}
 	if err == nil {
-		err = s.catalog.Update(func(tx *catalog.Tx) error { return s.putBranch(tx, record, x, tip.ID, past) })
+		err = s.catalog.Update(func(tx *catalog.Tx) error { return s.putBranches(tx, scions, group) })
 	}
 	if err != nil {
-		return nil, errors.Join(err, s.undoCreate(record.ID, j, tip, errors.Is(err, catalog.ErrFailed)))
-	}
-	x.images[tip.ID] = tip.Image
-	x.chain = append(x.chain, volume.Link{ID: tip.ID, Image: tip.Image, Table: lookup.NewTable(), SizeBytes: record.SizeBytes})
-	b, err := s.addDisk(record, j, x.images, x.chain)
-	if err != nil {
+		mayHaveRecord := errors.Is(err, catalog.ErrFailed)
+		for _, x := range scions {
+			err = errors.Join(err, s.undoCreate(x.record.ID, x.journal, x.tip, mayHaveRecord))
+		}
 		return nil, err
+	}
+	return s.grow(scions, group)
+}
+
+// cut gives each branch its ID and its tip.
+func (s *Store) cut(grafts []graft) ([]scion, error) {
+	scions := make([]scion, len(grafts))
+	now := time.Now().UTC()
+	for i, g := range grafts {
+		scions[i].graft = g
+		scions[i].record = catalog.Volume{Name: g.name, SizeBytes: g.vlun.SizeBytes(), Scope: g.disk.record.Scope, Created: now, Held: g.held}
+		if g.past != nil {
+			scions[i].record.Created, scions[i].record.Held = g.past.record.Created, g.past.record.Held
+		}
+	}
+	if err := s.catalog.Update(func(tx *catalog.Tx) (err error) {
+		for i := range scions {
+			if scions[i].record.ID, err = tx.NewVolumeID(); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	tips, err := s.spares.take(len(grafts))
+	for i := range tips {
+		scions[i].tip = tips[i]
+	}
+	return scions, err
+}
+
+// grow makes the branches known, all at once: nobody finds one of them without the
+// others.
+func (s *Store) grow(scions []scion, group *catalog.Group) ([]*disk, error) {
+	disks := make([]*disk, len(scions))
+	for i, x := range scions {
+		x.images[x.tip.ID] = x.tip.Image
+		x.chain = append(x.chain, volume.Link{ID: x.tip.ID, Image: x.tip.Image, Table: lookup.NewTable(), SizeBytes: x.record.SizeBytes})
+		var err error
+		if disks[i], err = s.newDisk(x.record, x.journal, x.images, x.chain); err != nil {
+			return nil, err
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for i, rec := range x.seals {
-		b.sealed[b.volume.VLUNs()[i]] = rec
+	for i, x := range scions {
+		s.showLocked(disks[i])
+		for j, rec := range x.seals {
+			disks[i].sealed[disks[i].volume.VLUNs()[j]] = rec
+		}
+		if x.past != nil {
+			x.past.record.Past = true
+		}
 	}
-	if past != nil {
-		past.record.Past = true
+	if group != nil {
+		s.groups[group.Name] = *group
 	}
-	return b, nil
+	return disks, nil
 }
 
 // shared is what a branch takes over from the chain below it.
@@ -143,26 +292,39 @@ func (d *disk) sharedLocked(k *volume.VLUN) (x shared) {
 	return x
 }
 
-// putBranch records a branch.
-func (s *Store) putBranch(tx *catalog.Tx, record catalog.Volume, x shared, tip image.ID, past *disk) error {
+// putBranches records branches.
+func (s *Store) putBranches(tx *catalog.Tx, scions []scion, group *catalog.Group) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if past != nil {
-		old := past.record
+	for _, x := range scions {
+		if err := putBranch(tx, x); err != nil {
+			return err
+		}
+	}
+	if group != nil {
+		return tx.PutGroup(*group)
+	}
+	return nil
+}
+
+// putBranch records one; Store.mu is held.
+func putBranch(tx *catalog.Tx, x scion) error {
+	if x.past != nil {
+		old := x.past.record
 		old.Past = true
 		if err := tx.PutVolume(old); err != nil {
 			return err
 		}
 	}
-	if err := tx.PutVolume(record); err != nil {
+	if err := tx.PutVolume(x.record); err != nil {
 		return err
 	}
 	for i, l := range x.chain {
-		link := catalog.Link{Volume: record.ID, Image: l.ID, SizeBytes: l.SizeBytes}
+		link := catalog.Link{Volume: x.record.ID, Image: l.ID, SizeBytes: l.SizeBytes}
 		x.seals[i].record(&link)
 		if err := tx.PutLink(link); err != nil {
 			return err
 		}
 	}
-	return tx.PutLink(catalog.Link{Volume: record.ID, Image: tip, SizeBytes: record.SizeBytes})
+	return tx.PutLink(catalog.Link{Volume: x.record.ID, Image: x.tip.ID, SizeBytes: x.record.SizeBytes})
 }

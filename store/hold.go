@@ -39,7 +39,7 @@ func recoveredMarks(r *catalog.Snapshot) marks {
 // snapshot is sealed. Errors: ErrInvalid, ErrNotFound, ErrDraining, ctx's; ErrHeld for
 // an end that is earlier than the one it has; ErrClock.
 func (s *Store) HoldSnapshot(ctx context.Context, full, until string) (SnapshotInfo, error) {
-	if err := s.sealedSoon(ctx, full); err != nil {
+	if err := s.sealedSoon(ctx, only(full)); err != nil {
 		return SnapshotInfo{}, err
 	}
 	s.admin.Lock()
@@ -96,7 +96,7 @@ func (s *Store) LabelSnapshot(ctx context.Context, full string, set map[string]s
 	if err := checkLabels(set); err != nil {
 		return SnapshotInfo{}, err
 	}
-	if err := s.sealedSoon(ctx, full); err != nil {
+	if err := s.sealedSoon(ctx, only(full)); err != nil {
 		return SnapshotInfo{}, err
 	}
 	s.admin.Lock()
@@ -115,10 +115,11 @@ func (s *Store) LabelSnapshot(ctx context.Context, full string, set map[string]s
 // records anything of its image between the two: it would bring the old ones back.
 // Store.admin is held.
 func (s *Store) mark(full string, change func(*marks) error) (SnapshotInfo, error) {
-	d, k, err := s.branchable(full)
+	grafts, err := s.branchable(only(full))
 	if err != nil {
 		return SnapshotInfo{}, err
 	}
+	d, k := grafts[0].disk, grafts[0].vlun
 	s.chains.Lock()
 	defer s.chains.Unlock()
 	s.mu.Lock()

@@ -156,6 +156,10 @@ func (s *Store) snapshotInfoLocked(d *disk, k *volume.VLUN, snap *snapshot) Snap
 		Conflicts: snap.conflicts + k.Conflicts(), Torn: slices.Clone(snap.torn), DataBytes: dataBytes(k), Failed: snap.failed,
 		Schedule: snap.schedule, Labels: maps.Clone(snap.labels), Held: snap.held, HeldUntil: snap.heldUntil,
 	}
+	if snap.drill != nil {
+		drill := Drill(*snap.drill)
+		info.Drill = &drill
+	}
 	if t := k.CutTime(); !t.IsZero() { // until it drains, the record has the time of the prepare
 		info.CutTime = t
 	}

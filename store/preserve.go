@@ -50,7 +50,7 @@ func (s *Store) Preserve(ctx context.Context, r PreserveRequest) (PreserveReport
 
 // takeName checks the request and takes the name on every volume.
 func (s *Store) takeName(r PreserveRequest) (disks []*disk, name string, cutTime time.Time, err error) {
-	if len(r.Volumes) == 0 {
+	if len(r.Volumes)+len(r.Groups) == 0 {
 		return nil, "", cutTime, fmt.Errorf("%w: preserve of no volume: name at least one", ErrInvalid)
 	}
 	if err := checkLabels(r.Labels); err != nil {
@@ -66,7 +66,11 @@ func (s *Store) takeName(r PreserveRequest) (disks []*disk, name string, cutTime
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, volumeName := range r.Volumes {
+	names, err := s.withGroupsLocked(r.Volumes, r.Groups, r.Allow)
+	if err != nil {
+		return nil, "", cutTime, err
+	}
+	for _, volumeName := range names {
 		d, err := s.diskLocked(volumeName)
 		if err != nil {
 			return nil, "", cutTime, err

@@ -8,28 +8,40 @@ import (
 	"github.com/tidemark/tidemark/volume"
 )
 
-// BeginProcess begins an explicit process over the volumes named, under a token
-// of the caller's or, if it is empty, a new one. Errors: ErrInvalid,
-// ErrNotFound, ErrExists.
+// ProcessRequest asks for an explicit process.
+type ProcessRequest struct {
+	// Volumes that it may use; and all of a volume's default group.
+	Volumes []string
+	// Groups whose volumes it may use too.
+	Groups []string
+	// Token; empty: a new one is made.
+	Token string
+	// Allow is asked for the volumes of each group, default groups too.
+	Allow Allow
+}
+
+// BeginProcess begins an explicit process over the volumes named and those of their
+// default groups, under a token of the caller's or, if it is empty, a new one.
+// Errors: ErrInvalid, ErrNotFound, ErrExists.
 func (s *Store) BeginProcess(volumes []string, token string) (ProcessInfo, error) {
-	if len(volumes) == 0 {
+	return s.Begin(ProcessRequest{Volumes: volumes, Token: token})
+}
+
+// Begin is BeginProcess for groups too.
+func (s *Store) Begin(r ProcessRequest) (ProcessInfo, error) {
+	if len(r.Volumes)+len(r.Groups) == 0 {
 		return ProcessInfo{}, fmt.Errorf("%w: a process names at least one volume", ErrInvalid)
 	}
+	token := r.Token
 	if token == "" {
 		token = newToken()
 	}
 	if err := checkToken(token); err != nil {
 		return ProcessInfo{}, err
 	}
-	var list []*volume.Volume
-	for _, name := range volumes {
-		d, err := s.disk(name)
-		if err != nil {
-			return ProcessInfo{}, err
-		}
-		if !slices.Contains(list, d.volume) {
-			list = append(list, d.volume)
-		}
+	list, err := s.named(r)
+	if err != nil {
+		return ProcessInfo{}, err
 	}
 	p, err := s.engine.Begin(volume.Token(token), list)
 	if errors.Is(err, volume.ErrToken) {
@@ -39,6 +51,35 @@ func (s *Store) BeginProcess(volumes []string, token string) (ProcessInfo, error
 		return ProcessInfo{}, err
 	}
 	return s.processInfo(p), nil
+}
+
+// named lists the volumes of a process, each once.
+func (s *Store) named(r ProcessRequest) (list []*volume.Volume, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	names, err := s.withGroupsLocked(r.Volumes, r.Groups, r.Allow)
+	if err != nil {
+		return nil, err
+	}
+	var defaults []string
+	for _, name := range names {
+		if g := s.defaultLocked(name); g != "" && !slices.Contains(defaults, g) {
+			defaults = append(defaults, g)
+		}
+	}
+	if names, err = s.withGroupsLocked(names, defaults, r.Allow); err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		d, err := s.diskLocked(name)
+		if err != nil {
+			return nil, err
+		}
+		if !slices.Contains(list, d.volume) {
+			list = append(list, d.volume)
+		}
+	}
+	return list, nil
 }
 
 // EndProcess ends an explicit process; torn says that it died instead. It
@@ -79,16 +120,29 @@ func (s *Store) Processes() []ProcessInfo {
 //
 //	VOLUME[:request|:session|:process:TOKEN]  or  VOLUME@SNAPSHOT
 //
-// Errors: ErrInvalid, ErrNotFound. The caller closes the view.
+// Errors: ErrInvalid, ErrNotFound; ErrInUse while the volume is rolled back. The
+// caller closes the view.
 func (s *Store) OpenView(exportName string) (*volume.View, error) {
 	x, err := parseExport(exportName)
 	if err != nil {
 		return nil, err
 	}
-	d, err := s.disk(x.volume)
-	if err != nil {
-		return nil, err
+	for {
+		d, err := s.disk(x.volume)
+		if err != nil {
+			return nil, err
+		}
+		w, err := s.openView(d, x)
+		if !errors.Is(err, volume.ErrFrozen) {
+			return w, err
+		}
+		if now, err := s.disk(x.volume); err == nil && now == d { // else it has just become another
+			return nil, fmt.Errorf("volume %s is %w: it is being rolled back; connect again", x.volume, ErrInUse)
+		}
 	}
+}
+
+func (s *Store) openView(d *disk, x export) (*volume.View, error) {
 	if x.plain {
 		x.scope = d.volume.Scope()
 	}

@@ -272,8 +272,8 @@ func recoveredSnapshot(l catalog.Link) (*snapshot, error) {
 	}
 	snap := &snapshot{
 		name: r.Name, cut: r.Cut, cutTime: r.CutTime, drain: r.Drain, consistency: consistency,
-		torn: r.Torn, waiting: r.Waiting, conflicts: r.Conflicts, verified: r.Verified, wrongHash: r.WrongHash, settled: make(chan struct{}),
 		marks: recoveredMarks(r),
+		torn:  r.Torn, waiting: r.Waiting, conflicts: r.Conflicts, verified: r.Verified, wrongHash: r.WrongHash, drill: r.Drill, settled: make(chan struct{}),
 	}
 	if l.Sealed {
 		snap.settle()
@@ -329,7 +329,7 @@ func (d *disk) link(k *volume.VLUN, state volume.State) catalog.Link {
 		l.Snapshot = &catalog.Snapshot{
 			Name: snap.name, Cut: snap.cut, CutTime: snap.cutTime, State: state.String(),
 			Consistency: snap.consistency.String(), Drain: snap.drain, Conflicts: snap.conflicts + k.Conflicts(),
-			Torn: snap.torn, Waiting: snap.waiting, Verified: snap.verified, WrongHash: snap.wrongHash,
+			Torn: snap.torn, Waiting: snap.waiting, Verified: snap.verified, WrongHash: snap.wrongHash, Drill: snap.drill,
 		}
 		snap.marks.record(l.Snapshot)
 	}

@@ -4,19 +4,23 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/tidemark/tidemark/volume"
 )
 
-// RollbackRequest asks for a volume to be again what a snapshot of it holds.
+// RollbackRequest asks for volumes to be again what snapshots of them hold.
 type RollbackRequest struct {
-	Snapshot string // VOLUME@SNAPSHOT
+	Snapshot string // VOLUME@SNAPSHOT, or GROUP@SNAPSHOT
 	// Keep names the snapshot that keeps the present state; empty: before-rollback-
 	// and the time.
 	Keep string
 	// Discard lets the present state go.
 	Discard bool
+	// Disconnect ends all use of the volume first: its clients are disconnected, each
+	// at the end of a request, and its processes end as torn.
+	Disconnect bool
 }
 
 // RollbackReport is the answer to Rollback.
@@ -27,59 +31,151 @@ type RollbackReport struct {
 	Kept string
 }
 
+// GroupRollbackReport is the answer to RollbackGroup.
+type GroupRollbackReport struct {
+	Volumes []VolumeInfo // by name
+	// Kept are the snapshots, of one cut, that keep what each volume held before;
+	// none if that was discarded.
+	Kept []string
+}
+
 // Rollback makes a volume what a snapshot of it holds, at once and at any size: it
 // copies nothing. The present state is preserved first, and every snapshot stays,
 // also those that are newer than the one that it goes back to. Errors: ErrInvalid,
 // ErrNotFound, ErrDraining; ErrInUse if a client is connected to the volume or a
-// process named it: then nothing has changed.
-func (s *Store) Rollback(ctx context.Context, r RollbackRequest) (report RollbackReport, err error) {
-	if r.Keep == "" {
-		r.Keep = "before-rollback-" + snapshotName(time.Now())
+// process named it, and Disconnect is false: then nothing has changed.
+func (s *Store) Rollback(ctx context.Context, r RollbackRequest) (RollbackReport, error) {
+	all, err := s.rollback(ctx, r, only(r.Snapshot))
+	var report RollbackReport
+	if len(all.Volumes) > 0 {
+		report.Volume = all.Volumes[0]
 	}
-	if err := s.sealedSoon(ctx, r.Snapshot); err != nil {
-		return report, err
-	}
-	if report, err = s.rollback(ctx, r); err != nil || !r.Discard {
-		return report, err
-	}
-	err = s.DeleteSnapshot(report.Kept)
-	if err == nil {
-		report.Kept = ""
+	if len(all.Kept) > 0 {
+		report.Kept = all.Kept[0]
 	}
 	return report, err
 }
 
-func (s *Store) rollback(ctx context.Context, r RollbackRequest) (report RollbackReport, err error) {
+// RollbackGroup rolls all volumes of a group back to their snapshots of one cut,
+// given as GROUP@SNAPSHOT, all or none of them: a preserve of the group, and a crash,
+// finds them all before it or all after. What they hold is preserved first, in one
+// cut. Errors: as Rollback, of any of them.
+func (s *Store) RollbackGroup(ctx context.Context, r RollbackRequest, allow Allow) (GroupRollbackReport, error) {
+	return s.rollback(ctx, r, s.snapshotsOf(r.Snapshot, allow))
+}
+
+func (s *Store) rollback(ctx context.Context, r RollbackRequest, which selection) (report GroupRollbackReport, err error) {
+	if r.Keep == "" {
+		r.Keep = "before-rollback-" + snapshotName(time.Now())
+	}
+	if err := s.sealedSoon(ctx, which); err != nil {
+		return report, err
+	}
+	if report, err = s.keepAndBranch(ctx, r, which); err != nil || !r.Discard {
+		return report, err
+	}
+	for len(report.Kept) > 0 {
+		if err := s.DeleteSnapshot(report.Kept[0]); err != nil {
+			return report, err
+		}
+		report.Kept = report.Kept[1:]
+	}
+	return report, nil
+}
+
+func (s *Store) keepAndBranch(ctx context.Context, r RollbackRequest, which selection) (report GroupRollbackReport, err error) {
 	s.admin.Lock()
 	defer s.admin.Unlock()
-	d, k, err := s.branchable(r.Snapshot)
+	grafts, err := s.branchable(which)
 	if err != nil {
 		return report, err
 	}
-	live, err := s.disk(d.record.Name)
-	if err != nil {
+	if err := s.replaced(grafts, r.Keep); err != nil {
 		return report, err
 	}
-	if err := live.volume.Freeze(); err != nil {
-		if errors.Is(err, volume.ErrBusy) {
-			err = inUse(live.volume)
-		}
+	thaw, err := freeze(grafts, r.Disconnect)
+	if err != nil {
 		return report, err
 	}
 	defer func() {
 		if err != nil {
-			live.volume.Thaw()
+			thaw()
 		}
 	}()
-	kept, err := s.Preserve(ctx, PreserveRequest{Volumes: []string{live.record.Name}, Name: r.Keep, Wait: time.Minute})
+	keep := PreserveRequest{Name: r.Keep, Wait: time.Minute}
+	for _, g := range grafts {
+		keep.Volumes = append(keep.Volumes, g.name)
+	}
+	kept, err := s.Preserve(ctx, keep)
 	if err != nil {
 		return report, fmt.Errorf("roll back to %s: keep the present state: %w", r.Snapshot, err)
 	}
-	report.Kept = live.record.Name + "@" + kept.Snapshots[0].Name
-	b, err := s.branch(d, k, live.record.Name, live)
+	for _, k := range kept.Snapshots {
+		report.Kept = append(report.Kept, k.Volume+"@"+k.Name)
+	}
+	disks, err := s.branch(grafts, nil)
 	if err != nil {
 		return report, fmt.Errorf("roll back to %s: %w", r.Snapshot, err)
 	}
-	report.Volume = s.volumeInfo(b)
+	for _, d := range disks {
+		report.Volumes = append(report.Volumes, s.volumeInfo(d))
+	}
 	return report, nil
+}
+
+// replaced finds the volumes that grafts are to take the names of, and whether what
+// they hold can be kept under a name: before anybody is disconnected for nothing.
+func (s *Store) replaced(grafts []graft, keep string) error {
+	if err := checkName("snapshot", keep); err != nil {
+		return err
+	}
+	if err := s.reserve.spare(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var disks []*disk
+	for i, g := range grafts {
+		live, err := s.diskLocked(g.disk.record.Name)
+		if err != nil {
+			return err
+		}
+		grafts[i].name, grafts[i].past = live.record.Name, live
+		disks = append(disks, live)
+	}
+	if taken := s.takenLocked(disks, keep); taken != "" {
+		return fmt.Errorf("snapshot %s %w: keep the present state under another name", taken, ErrExists)
+	}
+	return nil
+}
+
+// evictGrace is how long a client may take to end its requests before its connection
+// is closed under them.
+const evictGrace = 2 * time.Second
+
+// freeze lets nobody open the volumes that grafts are to take the names of. If one of
+// them is in use, all stay as they are, or its use is ended.
+func freeze(grafts []graft, disconnect bool) (thaw func(), err error) {
+	var frozen []*volume.Volume
+	thaw = func() {
+		for _, v := range frozen {
+			v.Thaw()
+		}
+	}
+	var evictions sync.WaitGroup // beside each other: each may take its grace
+	defer evictions.Wait()
+	for _, g := range grafts {
+		v := g.past.volume
+		if disconnect {
+			evictions.Go(func() { v.Evict(evictGrace) })
+		} else if err := v.Freeze(); err != nil {
+			thaw()
+			if errors.Is(err, volume.ErrBusy) {
+				err = inUse(v)
+			}
+			return nil, err
+		}
+		frozen = append(frozen, v)
+	}
+	return thaw, nil
 }

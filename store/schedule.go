@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -58,13 +59,22 @@ type schedule struct {
 	failed  string
 }
 
+// GroupTarget is what the target of a schedule begins with that is a group's, not a
+// volume's.
+const GroupTarget = "group:"
+
 // VolumesOf resolves the target of a schedule to the names of the volumes that it
-// preserves, at one cut. Whether they are there it does not ask. Errors: ErrInvalid.
+// preserves, at one cut: a volume, or GroupTarget and a group. Whether the volume is
+// there it does not ask. Errors: ErrInvalid, ErrNotFound.
 func (s *Store) VolumesOf(target string) ([]string, error) {
+	if name, is := strings.CutPrefix(target, GroupTarget); is {
+		g, err := s.Group(name)
+		return g.Volumes, err
+	}
 	return []string{target}, checkName("volume", target)
 }
 
-// SetSchedule has a volume preserved again and again, from the next time on that every
+// SetSchedule has a volume, or a group, preserved again and again, from the next time on that every
 // names, and deletes what keep does not keep of the snapshots so made: never one that
 // a person made, that is held, in use or draining. It replaces the schedule that the
 // target has; the snapshots made by that are its own. Errors: ErrInvalid, ErrNotFound.
@@ -308,11 +318,11 @@ func (s *Store) runSchedule(ctx context.Context, x *schedule) {
 }
 
 func (s *Store) preserveScheduled(ctx context.Context, target string) error {
-	volumes, err := s.scheduled(target)
-	if err != nil {
-		return err
+	r := PreserveRequest{Volumes: []string{target}, Wait: scheduleWait, schedule: target}
+	if name, is := strings.CutPrefix(target, GroupTarget); is { // of whatever it has at the cut
+		r.Volumes, r.Groups = nil, []string{name}
 	}
-	_, err = s.Preserve(ctx, PreserveRequest{Volumes: volumes, Wait: scheduleWait, schedule: target})
+	_, err := s.Preserve(ctx, r)
 	return err
 }
 

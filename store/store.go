@@ -124,6 +124,7 @@ type Store struct {
 
 	mu        sync.Mutex
 	volumes   map[string]*disk // by name; not those that a rollback has left behind
+	groups    map[string]catalog.Group
 	byVolume  map[*volume.Volume]*disk
 	stuck     map[image.ID]bool // a fold has failed, and nobody touches their files
 	reserved  map[string]bool   // VOLUME@SNAP names of preserves on their way
@@ -160,8 +161,9 @@ type snapshot struct {
 	waiting     []string
 	conflicts   uint64 // of an earlier life of the server
 	failed      string
-	verified    time.Time     // the last time, to its end, by itself
-	wrongHash   bool          // its hash was not that of the seal then
+	verified    time.Time // the last time, to its end, by itself
+	wrongHash   bool      // its hash was not that of the seal then
+	drill       *catalog.Drill
 	verifying   *verification // runs
 	settled     chan struct{} // closed when it is sealed, has failed, or is no more
 	marks
@@ -189,7 +191,7 @@ func Open(dir string, o Options) (_ *Store, err error) {
 	}
 	s := &Store{
 		fs: o.FS, dir: dir, logger: o.Logger,
-		volumes: map[string]*disk{}, byVolume: map[*volume.Volume]*disk{}, reserved: map[string]bool{},
+		volumes: map[string]*disk{}, groups: map[string]catalog.Group{}, byVolume: map[*volume.Volume]*disk{}, reserved: map[string]bool{},
 		marked: map[string]marks{}, stuck: map[image.ID]bool{},
 		schedules: schedules{byTarget: map[string]*schedule{}, wake: make(chan struct{}, 1)},
 	}
@@ -234,8 +236,12 @@ func Open(dir string, o Options) (_ *Store, err error) {
 		return nil, fmt.Errorf("open %s: %w", dir, err)
 	}
 	s.seen = state.Seen
+	for _, g := range state.Groups {
+		s.groups[g.Name] = g
+	}
 	s.sealer.open()
 	s.spares.refill()
+	s.dropHeld()
 	s.scans.running.Add(1)
 	go s.tidyAlways()
 	if o.ScrubEvery > 0 {
@@ -522,6 +528,26 @@ func (s *Store) createJournal(id catalog.VolumeID, first image.ID) (*journal.Jou
 
 // addDisk gives a volume to the engine and to the maps.
 func (s *Store) addDisk(record catalog.Volume, j *journal.Journal, images map[image.ID]image.Image, chain []volume.Link) (*disk, error) {
+	d, err := s.newDisk(record, j, images, chain)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.showLocked(d)
+	return d, nil
+}
+
+// showLocked gives a volume to the maps; Store.mu is held.
+func (s *Store) showLocked(d *disk) {
+	s.byVolume[d.volume] = d
+	if !d.record.Past {
+		s.volumes[d.record.Name] = d
+	}
+}
+
+// newDisk gives a volume to the engine.
+func (s *Store) newDisk(record catalog.Volume, j *journal.Journal, images map[image.ID]image.Image, chain []volume.Link) (*disk, error) {
 	scope, err := volume.ParseScope(record.Scope)
 	if err != nil {
 		return nil, err
@@ -540,12 +566,6 @@ func (s *Store) addDisk(record catalog.Volume, j *journal.Journal, images map[im
 		return nil, err
 	}
 	go d.volume.Warm(d.stop)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.byVolume[d.volume] = d
-	if !record.Past {
-		s.volumes[record.Name] = d
-	}
 	return d, nil
 }
 
@@ -660,8 +680,8 @@ func tip(v *volume.Volume) *volume.VLUN {
 	return vluns[len(vluns)-1]
 }
 
-// DeleteVolume removes a volume that nobody uses, with all it holds, and ends the
-// seal, scrub or verification that works on it. Errors: ErrNotFound; ErrInUse if
+// DeleteVolume removes a volume that nobody uses, with all it holds, and from its
+// groups, and ends the seal, scrub or verification that works on it. Errors: ErrNotFound; ErrInUse if
 // a client is connected, a process named it, a preserve drains, or it has
 // snapshots and withSnapshots is false; ErrHeld if one of them is held, ErrClock.
 func (s *Store) DeleteVolume(name string, withSnapshots bool) error {
@@ -737,6 +757,7 @@ func (s *Store) deleteBranch(d *disk) error {
 	if s.volumes[name] == d {
 		delete(s.volumes, name)
 		delete(s.schedules.byTarget, name)
+		s.leftGroupsLocked(name)
 	}
 	delete(s.byVolume, d.volume)
 	for k := range d.snapshots {
@@ -764,8 +785,8 @@ func (s *Store) dropBranch(tx *catalog.Tx, d *disk, due *[]image.ID) error {
 	if err := tx.DeleteVolume(d.record.ID); err != nil {
 		return err
 	}
-	if !d.record.Past { // the schedule is of the name
-		if err := tx.DeleteSchedule(d.record.Name); err != nil {
+	if !d.record.Past { // schedule and groups are of the name
+		if err := errors.Join(tx.DeleteSchedule(d.record.Name), s.leaveGroups(tx, d.record.Name)); err != nil {
 			return err
 		}
 	}

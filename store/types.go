@@ -94,6 +94,20 @@ type SnapshotInfo struct {
 	// zero; it may have passed.
 	Held      bool
 	HeldUntil time.Time
+	// Drill is what came of the last restore drill; nil if there was none.
+	Drill *Drill
+}
+
+// Drill is what came of a restore drill: somebody looked at a clone of the snapshot.
+type Drill struct {
+	Time time.Time // of its end
+	Took time.Duration
+	// Command that looked, in one line; RecordDrill keeps the first KiB.
+	Command string
+	// ExitCode of it; 0: the snapshot passed.
+	ExitCode int
+	// Output of it; RecordDrill keeps the last 4 KiB.
+	Output string
 }
 
 // VerifyPhase says where the verification of a snapshot stands.
@@ -168,6 +182,10 @@ type ProcessInfo struct {
 // PreserveRequest asks for one cut of one or many volumes.
 type PreserveRequest struct {
 	Volumes []string
+	// Groups whose volumes are cut too, those that each has when the command comes.
+	Groups []string
+	// Allow is asked for the volumes of each group.
+	Allow Allow
 	// Name of the snapshots; empty: the cut's time as 20060102T150405.000Z.
 	Name string
 	// Wait is the deadline for older processes; the server keeps it.

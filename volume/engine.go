@@ -47,6 +47,8 @@ var (
 	ErrFailed = errors.New("the volume failed a sync and takes no writes until it is reopened")
 	// ErrClosed: the engine, or the view, is closed.
 	ErrClosed = errors.New("closed")
+	// ErrFrozen: the live VLUN is opened no more, or not just now. It is ErrClosed too.
+	ErrFrozen = fmt.Errorf("the volume is frozen: %w", ErrClosed)
 	// ErrRetired: the preserved VLUN is opened no more.
 	ErrRetired = errors.New("the snapshot is deleted")
 	// ErrBusy: views are open or processes bound.

@@ -60,8 +60,11 @@ func (e *Engine) begin(t Token, s Scope, volumes []*Volume) (*Process, error) {
 		return nil, fmt.Errorf("process %s: %w", p.token, ErrToken)
 	}
 	for _, v := range volumes {
-		if v.gone || v.frozen {
+		if v.gone {
 			return nil, fmt.Errorf("volume %s: %w", v.name, ErrClosed)
+		}
+		if v.frozen {
+			return nil, fmt.Errorf("volume %s: %w", v.name, ErrFrozen)
 		}
 		b := &bound{vlun: v.tip()}
 		b.epoch.Store(e.epoch.Load())

@@ -66,8 +66,11 @@ func (v *Volume) open(w *View) (*View, error) {
 	w.stripe = int(v.entries.Add(1) % stripes)
 	v.engine.mu.Lock()
 	defer v.engine.mu.Unlock()
-	if v.engine.closed || v.gone || v.frozen && w.fixed == nil {
+	if v.engine.closed || v.gone {
 		return nil, fmt.Errorf("volume %s: %w", v.name, ErrClosed)
+	}
+	if v.frozen && w.fixed == nil {
+		return nil, fmt.Errorf("volume %s: %w", v.name, ErrFrozen)
 	}
 	k := v.tip()
 	switch {
@@ -102,6 +105,8 @@ func (w *View) close(torn bool) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	w.volume.views--
+	delete(w.volume.clients, w)
+	w.volume.leftLocked()
 	if w.fixed != nil {
 		w.fixed.views--
 	}

@@ -27,7 +27,7 @@ type Volume struct {
 
 	commits committer
 	failed  atomic.Pointer[error]
-	refuse  atomic.Bool // the engine is closing
+	refuse  atomic.Bool // the engine is closing, or Evict has ended all use
 	stalls  stalls
 	entries atomic.Uint32 // deals out the stripes of views
 
@@ -39,6 +39,10 @@ type Volume struct {
 	cold chan lookup.BlockNum // leaves of the index that somebody has asked for; of Warm
 
 	tidied int64 // dense leaves of the index that Tidy left; of its caller
+	// Of Evict, guarded by Engine.mu:
+	evicting bool
+	clients  map[*View]client // live views, of those who can be told to go
+	left     chan struct{}    // closed when there are none; nil: nobody waits
 }
 
 // chain holds the VLUNs of a volume, oldest first. chain[i] has slot i+1.
@@ -57,7 +61,10 @@ func (c chain) at(e Epoch) *VLUN {
 func (c chain) newer(k *VLUN) chain { return c[k.slot:] }
 
 func newVolume(e *Engine, c Config) *Volume {
-	v := &Volume{engine: e, name: c.Name, scope: c.Scope, log: c.Log, locks: blocklock.New(), cold: make(chan lookup.BlockNum, 64)}
+	v := &Volume{
+		engine: e, name: c.Name, scope: c.Scope, log: c.Log, locks: blocklock.New(),
+		cold: make(chan lookup.BlockNum, 64), clients: map[*View]client{},
+	}
 	v.commits.volume = v
 	return v
 }
@@ -98,11 +105,12 @@ func (v *Volume) Freeze() error {
 	return nil
 }
 
-// Thaw undoes Freeze.
+// Thaw undoes Freeze and Evict; who was told to go goes.
 func (v *Volume) Thaw() {
 	v.engine.mu.Lock()
 	defer v.engine.mu.Unlock()
-	v.frozen = false
+	v.frozen, v.evicting = false, false
+	v.refuse.Store(v.engine.closed)
 }
 
 // Uses returns how many views are open and how many processes named the volume.

@@ -13,9 +13,9 @@
 //	curl --unix-socket tidemark-data/api.sock -H 'Content-Type: application/json' \
 //	  -d '{}' http://tidemark/tidemark.v1.TidemarkService/ListVolumes
 //
-// Names of volumes and snapshots are [A-Za-z0-9][A-Za-z0-9._-]{0,62}; tokens of
+// Names of volumes, groups and snapshots are [A-Za-z0-9][A-Za-z0-9._-]{0,62}; tokens of
 // processes are [A-Za-z0-9._-]{1,64}. A snapshot is addressed as
-// "VOLUME@SNAPSHOT".
+// "VOLUME@SNAPSHOT", the snapshots of one cut of a group as "GROUP@SNAPSHOT".
 //
 // Over the unix socket, which only the server's own user may open, a caller may
 // do all. Over TCP it shows a client certificate (mutual TLS) or a token, as
@@ -361,6 +361,11 @@ const (
 	Reason_REASON_DENIED Reason = 10
 	// What a sealed snapshot has on the disk is not what was sealed (data_loss).
 	Reason_REASON_CORRUPT Reason = 11
+	// Somebody holds the snapshot: it may not be deleted yet (failed_precondition).
+	Reason_REASON_HELD Reason = 12
+	// The clock of the server was moved back, so that nobody can tell what is held
+	// (failed_precondition).
+	Reason_REASON_CLOCK Reason = 13
 )
 
 // Enum value maps for Reason.
@@ -378,6 +383,8 @@ var (
 		9:  "REASON_CLOSED",
 		10: "REASON_DENIED",
 		11: "REASON_CORRUPT",
+		12: "REASON_HELD",
+		13: "REASON_CLOCK",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED": 0,
@@ -392,6 +399,8 @@ var (
 		"REASON_CLOSED":      9,
 		"REASON_DENIED":      10,
 		"REASON_CORRUPT":     11,
+		"REASON_HELD":        12,
+		"REASON_CLOCK":       13,
 	}
 )
 
@@ -1354,7 +1363,10 @@ type RollbackVolumeRequest struct {
 	// and the time.
 	Keep string `protobuf:"bytes,2,opt,name=keep,proto3" json:"keep,omitempty"`
 	// Let the present state go.
-	Discard       bool `protobuf:"varint,3,opt,name=discard,proto3" json:"discard,omitempty"`
+	Discard bool `protobuf:"varint,3,opt,name=discard,proto3" json:"discard,omitempty"`
+	// Disconnect its clients, each at the end of a request, and end its processes as
+	// torn. A client that connects again sees the volume as it is then.
+	Disconnect    bool `protobuf:"varint,4,opt,name=disconnect,proto3" json:"disconnect,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1406,6 +1418,13 @@ func (x *RollbackVolumeRequest) GetKeep() string {
 func (x *RollbackVolumeRequest) GetDiscard() bool {
 	if x != nil {
 		return x.Discard
+	}
+	return false
+}
+
+func (x *RollbackVolumeRequest) GetDisconnect() bool {
+	if x != nil {
+		return x.Disconnect
 	}
 	return false
 }
@@ -1463,6 +1482,1060 @@ func (x *RollbackVolumeResponse) GetKept() string {
 	return ""
 }
 
+// Group is a named set of volumes.
+type Group struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// At least one, by name.
+	Volumes []string `protobuf:"bytes,2,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	// A process that names one of its volumes names them all. A volume is in one such
+	// group at most.
+	Default       bool                   `protobuf:"varint,3,opt,name=default,proto3" json:"default,omitempty"`
+	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Group) Reset() {
+	*x = Group{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Group) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Group) ProtoMessage() {}
+
+func (x *Group) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Group.ProtoReflect.Descriptor instead.
+func (*Group) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Group) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Group) GetVolumes() []string {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+func (x *Group) GetDefault() bool {
+	if x != nil {
+		return x.Default
+	}
+	return false
+}
+
+func (x *Group) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
+type CreateGroupRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// At least one.
+	Volumes []string `protobuf:"bytes,2,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	// It is the default group of its volumes.
+	Default       bool `protobuf:"varint,3,opt,name=default,proto3" json:"default,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateGroupRequest) Reset() {
+	*x = CreateGroupRequest{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateGroupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateGroupRequest) ProtoMessage() {}
+
+func (x *CreateGroupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateGroupRequest.ProtoReflect.Descriptor instead.
+func (*CreateGroupRequest) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *CreateGroupRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateGroupRequest) GetVolumes() []string {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+func (x *CreateGroupRequest) GetDefault() bool {
+	if x != nil {
+		return x.Default
+	}
+	return false
+}
+
+type CreateGroupResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         *Group                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateGroupResponse) Reset() {
+	*x = CreateGroupResponse{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateGroupResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateGroupResponse) ProtoMessage() {}
+
+func (x *CreateGroupResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateGroupResponse.ProtoReflect.Descriptor instead.
+func (*CreateGroupResponse) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *CreateGroupResponse) GetGroup() *Group {
+	if x != nil {
+		return x.Group
+	}
+	return nil
+}
+
+type ChangeGroupRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Volumes to put into it.
+	Add []string `protobuf:"bytes,2,rep,name=add,proto3" json:"add,omitempty"`
+	// Volumes to take out of it.
+	Remove        []string `protobuf:"bytes,3,rep,name=remove,proto3" json:"remove,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeGroupRequest) Reset() {
+	*x = ChangeGroupRequest{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeGroupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeGroupRequest) ProtoMessage() {}
+
+func (x *ChangeGroupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeGroupRequest.ProtoReflect.Descriptor instead.
+func (*ChangeGroupRequest) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ChangeGroupRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ChangeGroupRequest) GetAdd() []string {
+	if x != nil {
+		return x.Add
+	}
+	return nil
+}
+
+func (x *ChangeGroupRequest) GetRemove() []string {
+	if x != nil {
+		return x.Remove
+	}
+	return nil
+}
+
+type ChangeGroupResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         *Group                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeGroupResponse) Reset() {
+	*x = ChangeGroupResponse{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeGroupResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeGroupResponse) ProtoMessage() {}
+
+func (x *ChangeGroupResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeGroupResponse.ProtoReflect.Descriptor instead.
+func (*ChangeGroupResponse) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ChangeGroupResponse) GetGroup() *Group {
+	if x != nil {
+		return x.Group
+	}
+	return nil
+}
+
+type DeleteGroupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteGroupRequest) Reset() {
+	*x = DeleteGroupRequest{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteGroupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteGroupRequest) ProtoMessage() {}
+
+func (x *DeleteGroupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteGroupRequest.ProtoReflect.Descriptor instead.
+func (*DeleteGroupRequest) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *DeleteGroupRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type DeleteGroupResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteGroupResponse) Reset() {
+	*x = DeleteGroupResponse{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteGroupResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteGroupResponse) ProtoMessage() {}
+
+func (x *DeleteGroupResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteGroupResponse.ProtoReflect.Descriptor instead.
+func (*DeleteGroupResponse) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{24}
+}
+
+type GetGroupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetGroupRequest) Reset() {
+	*x = GetGroupRequest{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetGroupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetGroupRequest) ProtoMessage() {}
+
+func (x *GetGroupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetGroupRequest.ProtoReflect.Descriptor instead.
+func (*GetGroupRequest) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *GetGroupRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type GetGroupResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         *Group                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetGroupResponse) Reset() {
+	*x = GetGroupResponse{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetGroupResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetGroupResponse) ProtoMessage() {}
+
+func (x *GetGroupResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetGroupResponse.ProtoReflect.Descriptor instead.
+func (*GetGroupResponse) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *GetGroupResponse) GetGroup() *Group {
+	if x != nil {
+		return x.Group
+	}
+	return nil
+}
+
+type ListGroupsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListGroupsRequest) Reset() {
+	*x = ListGroupsRequest{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListGroupsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListGroupsRequest) ProtoMessage() {}
+
+func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListGroupsRequest.ProtoReflect.Descriptor instead.
+func (*ListGroupsRequest) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{27}
+}
+
+type ListGroupsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Groups        []*Group               `protobuf:"bytes,1,rep,name=groups,proto3" json:"groups,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListGroupsResponse) Reset() {
+	*x = ListGroupsResponse{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListGroupsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListGroupsResponse) ProtoMessage() {}
+
+func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListGroupsResponse.ProtoReflect.Descriptor instead.
+func (*ListGroupsResponse) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ListGroupsResponse) GetGroups() []*Group {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+type CloneGroupRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "GROUP@SNAPSHOT".
+	Snapshot string `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// Name of the new group; its volumes are named by it, a hyphen, and the name of the
+	// volume that they were cloned from.
+	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloneGroupRequest) Reset() {
+	*x = CloneGroupRequest{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloneGroupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloneGroupRequest) ProtoMessage() {}
+
+func (x *CloneGroupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloneGroupRequest.ProtoReflect.Descriptor instead.
+func (*CloneGroupRequest) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *CloneGroupRequest) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+func (x *CloneGroupRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type CloneGroupResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         *Group                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
+	Volumes       []*Volume              `protobuf:"bytes,2,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloneGroupResponse) Reset() {
+	*x = CloneGroupResponse{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloneGroupResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloneGroupResponse) ProtoMessage() {}
+
+func (x *CloneGroupResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloneGroupResponse.ProtoReflect.Descriptor instead.
+func (*CloneGroupResponse) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *CloneGroupResponse) GetGroup() *Group {
+	if x != nil {
+		return x.Group
+	}
+	return nil
+}
+
+func (x *CloneGroupResponse) GetVolumes() []*Volume {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+type RollbackGroupRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "GROUP@SNAPSHOT".
+	Snapshot string `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// Name of the snapshots that keep the present state; empty: "before-rollback-" and
+	// the time.
+	Keep string `protobuf:"bytes,2,opt,name=keep,proto3" json:"keep,omitempty"`
+	// Let the present state go.
+	Discard bool `protobuf:"varint,3,opt,name=discard,proto3" json:"discard,omitempty"`
+	// Disconnect their clients, each at the end of a request, and end their processes
+	// as torn.
+	Disconnect    bool `protobuf:"varint,4,opt,name=disconnect,proto3" json:"disconnect,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollbackGroupRequest) Reset() {
+	*x = RollbackGroupRequest{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackGroupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackGroupRequest) ProtoMessage() {}
+
+func (x *RollbackGroupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackGroupRequest.ProtoReflect.Descriptor instead.
+func (*RollbackGroupRequest) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *RollbackGroupRequest) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+func (x *RollbackGroupRequest) GetKeep() string {
+	if x != nil {
+		return x.Keep
+	}
+	return ""
+}
+
+func (x *RollbackGroupRequest) GetDiscard() bool {
+	if x != nil {
+		return x.Discard
+	}
+	return false
+}
+
+func (x *RollbackGroupRequest) GetDisconnect() bool {
+	if x != nil {
+		return x.Disconnect
+	}
+	return false
+}
+
+type RollbackGroupResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Volumes []*Volume              `protobuf:"bytes,1,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	// Each "VOLUME@SNAPSHOT", all of one cut, that keep what the volumes held before;
+	// none if discarded.
+	Kept          []string `protobuf:"bytes,2,rep,name=kept,proto3" json:"kept,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollbackGroupResponse) Reset() {
+	*x = RollbackGroupResponse{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackGroupResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackGroupResponse) ProtoMessage() {}
+
+func (x *RollbackGroupResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackGroupResponse.ProtoReflect.Descriptor instead.
+func (*RollbackGroupResponse) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *RollbackGroupResponse) GetVolumes() []*Volume {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+func (x *RollbackGroupResponse) GetKept() []string {
+	if x != nil {
+		return x.Kept
+	}
+	return nil
+}
+
+type HoldDrillRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "VOLUME@SNAPSHOT", or "VOLUME" for its newest sealed snapshot.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldDrillRequest) Reset() {
+	*x = HoldDrillRequest{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldDrillRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldDrillRequest) ProtoMessage() {}
+
+func (x *HoldDrillRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldDrillRequest.ProtoReflect.Descriptor instead.
+func (*HoldDrillRequest) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *HoldDrillRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type HoldDrillResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "VOLUME@SNAPSHOT".
+	Snapshot string `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// The clone of it.
+	Volume        *Volume `protobuf:"bytes,2,opt,name=volume,proto3" json:"volume,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldDrillResponse) Reset() {
+	*x = HoldDrillResponse{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldDrillResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldDrillResponse) ProtoMessage() {}
+
+func (x *HoldDrillResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldDrillResponse.ProtoReflect.Descriptor instead.
+func (*HoldDrillResponse) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *HoldDrillResponse) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+func (x *HoldDrillResponse) GetVolume() *Volume {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
+type EndDrillRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What HoldDrill has sent: "VOLUME@SNAPSHOT", and the name of its clone.
+	Snapshot string `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	Volume   string `protobuf:"bytes,2,opt,name=volume,proto3" json:"volume,omitempty"`
+	// What came of it. The server sets the time.
+	Result        *Drill `protobuf:"bytes,3,opt,name=result,proto3" json:"result,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndDrillRequest) Reset() {
+	*x = EndDrillRequest{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndDrillRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndDrillRequest) ProtoMessage() {}
+
+func (x *EndDrillRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndDrillRequest.ProtoReflect.Descriptor instead.
+func (*EndDrillRequest) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *EndDrillRequest) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+func (x *EndDrillRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *EndDrillRequest) GetResult() *Drill {
+	if x != nil {
+		return x.Result
+	}
+	return nil
+}
+
+type EndDrillResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Snapshot      *Snapshot              `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndDrillResponse) Reset() {
+	*x = EndDrillResponse{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndDrillResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndDrillResponse) ProtoMessage() {}
+
+func (x *EndDrillResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndDrillResponse.ProtoReflect.Descriptor instead.
+func (*EndDrillResponse) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *EndDrillResponse) GetSnapshot() *Snapshot {
+	if x != nil {
+		return x.Snapshot
+	}
+	return nil
+}
+
+// Drill is what came of a restore drill of a snapshot.
+type Drill struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When it ended.
+	Time *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	// How long the command ran.
+	Took *durationpb.Duration `protobuf:"bytes,2,opt,name=took,proto3" json:"took,omitempty"`
+	// The command that looked at the clone, in one line, at most 1 KiB of it.
+	Command string `protobuf:"bytes,3,opt,name=command,proto3" json:"command,omitempty"`
+	// Its exit code: 0 says that the snapshot passed, any other that it failed.
+	ExitCode int32 `protobuf:"varint,4,opt,name=exit_code,json=exitCode,proto3" json:"exit_code,omitempty"`
+	// The last that it printed, at most 4 KiB.
+	Output        string `protobuf:"bytes,5,opt,name=output,proto3" json:"output,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Drill) Reset() {
+	*x = Drill{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Drill) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Drill) ProtoMessage() {}
+
+func (x *Drill) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Drill.ProtoReflect.Descriptor instead.
+func (*Drill) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *Drill) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *Drill) GetTook() *durationpb.Duration {
+	if x != nil {
+		return x.Took
+	}
+	return nil
+}
+
+func (x *Drill) GetCommand() string {
+	if x != nil {
+		return x.Command
+	}
+	return ""
+}
+
+func (x *Drill) GetExitCode() int32 {
+	if x != nil {
+		return x.ExitCode
+	}
+	return 0
+}
+
+func (x *Drill) GetOutput() string {
+	if x != nil {
+		return x.Output
+	}
+	return ""
+}
+
 type DeleteSnapshotRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "VOLUME@SNAPSHOT".
@@ -1473,7 +2546,7 @@ type DeleteSnapshotRequest struct {
 
 func (x *DeleteSnapshotRequest) Reset() {
 	*x = DeleteSnapshotRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[18]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1485,7 +2558,7 @@ func (x *DeleteSnapshotRequest) String() string {
 func (*DeleteSnapshotRequest) ProtoMessage() {}
 
 func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[18]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1498,7 +2571,7 @@ func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{18}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *DeleteSnapshotRequest) GetName() string {
@@ -1516,7 +2589,7 @@ type DeleteSnapshotResponse struct {
 
 func (x *DeleteSnapshotResponse) Reset() {
 	*x = DeleteSnapshotResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[19]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1528,7 +2601,7 @@ func (x *DeleteSnapshotResponse) String() string {
 func (*DeleteSnapshotResponse) ProtoMessage() {}
 
 func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[19]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1541,7 +2614,7 @@ func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{19}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{39}
 }
 
 type PreviewDeleteRequest struct {
@@ -1554,7 +2627,7 @@ type PreviewDeleteRequest struct {
 
 func (x *PreviewDeleteRequest) Reset() {
 	*x = PreviewDeleteRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[20]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1566,7 +2639,7 @@ func (x *PreviewDeleteRequest) String() string {
 func (*PreviewDeleteRequest) ProtoMessage() {}
 
 func (x *PreviewDeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[20]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1579,7 +2652,7 @@ func (x *PreviewDeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreviewDeleteRequest.ProtoReflect.Descriptor instead.
 func (*PreviewDeleteRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{20}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *PreviewDeleteRequest) GetNames() []string {
@@ -1599,7 +2672,7 @@ type PreviewDeleteResponse struct {
 
 func (x *PreviewDeleteResponse) Reset() {
 	*x = PreviewDeleteResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[21]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1611,7 +2684,7 @@ func (x *PreviewDeleteResponse) String() string {
 func (*PreviewDeleteResponse) ProtoMessage() {}
 
 func (x *PreviewDeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[21]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1624,7 +2697,7 @@ func (x *PreviewDeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreviewDeleteResponse.ProtoReflect.Descriptor instead.
 func (*PreviewDeleteResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{21}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *PreviewDeleteResponse) GetFreedBytes() int64 {
@@ -1642,7 +2715,7 @@ type AwaitReclaimRequest struct {
 
 func (x *AwaitReclaimRequest) Reset() {
 	*x = AwaitReclaimRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[22]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1654,7 +2727,7 @@ func (x *AwaitReclaimRequest) String() string {
 func (*AwaitReclaimRequest) ProtoMessage() {}
 
 func (x *AwaitReclaimRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[22]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1667,7 +2740,7 @@ func (x *AwaitReclaimRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AwaitReclaimRequest.ProtoReflect.Descriptor instead.
 func (*AwaitReclaimRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{22}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{42}
 }
 
 type AwaitReclaimResponse struct {
@@ -1679,7 +2752,7 @@ type AwaitReclaimResponse struct {
 
 func (x *AwaitReclaimResponse) Reset() {
 	*x = AwaitReclaimResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[23]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1691,7 +2764,7 @@ func (x *AwaitReclaimResponse) String() string {
 func (*AwaitReclaimResponse) ProtoMessage() {}
 
 func (x *AwaitReclaimResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[23]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1704,7 +2777,7 @@ func (x *AwaitReclaimResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AwaitReclaimResponse.ProtoReflect.Descriptor instead.
 func (*AwaitReclaimResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{23}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *AwaitReclaimResponse) GetReclaim() *Reclaim {
@@ -1737,7 +2810,7 @@ type Reclaim struct {
 
 func (x *Reclaim) Reset() {
 	*x = Reclaim{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[24]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1749,7 +2822,7 @@ func (x *Reclaim) String() string {
 func (*Reclaim) ProtoMessage() {}
 
 func (x *Reclaim) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[24]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1762,7 +2835,7 @@ func (x *Reclaim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reclaim.ProtoReflect.Descriptor instead.
 func (*Reclaim) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{24}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Reclaim) GetImagesLeft() int32 {
@@ -1826,7 +2899,7 @@ type DiffSnapshotsRequest struct {
 
 func (x *DiffSnapshotsRequest) Reset() {
 	*x = DiffSnapshotsRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[25]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1838,7 +2911,7 @@ func (x *DiffSnapshotsRequest) String() string {
 func (*DiffSnapshotsRequest) ProtoMessage() {}
 
 func (x *DiffSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[25]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1851,7 +2924,7 @@ func (x *DiffSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*DiffSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{25}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *DiffSnapshotsRequest) GetFrom() string {
@@ -1878,7 +2951,7 @@ type DiffSnapshotsResponse struct {
 
 func (x *DiffSnapshotsResponse) Reset() {
 	*x = DiffSnapshotsResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[26]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1890,7 +2963,7 @@ func (x *DiffSnapshotsResponse) String() string {
 func (*DiffSnapshotsResponse) ProtoMessage() {}
 
 func (x *DiffSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[26]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1903,7 +2976,7 @@ func (x *DiffSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*DiffSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{26}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *DiffSnapshotsResponse) GetExtents() []*DiffExtent {
@@ -1926,7 +2999,7 @@ type DiffExtent struct {
 
 func (x *DiffExtent) Reset() {
 	*x = DiffExtent{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[27]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1938,7 +3011,7 @@ func (x *DiffExtent) String() string {
 func (*DiffExtent) ProtoMessage() {}
 
 func (x *DiffExtent) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[27]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1951,7 +3024,7 @@ func (x *DiffExtent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffExtent.ProtoReflect.Descriptor instead.
 func (*DiffExtent) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{27}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *DiffExtent) GetOffsetBytes() int64 {
@@ -2003,14 +3076,23 @@ type Snapshot struct {
 	Hash string `protobuf:"bytes,13,opt,name=hash,proto3" json:"hash,omitempty"`
 	// What is known of its blocks on the disk, from VerifySnapshot and from the
 	// scrub in the background.
-	Verification  *Verification `protobuf:"bytes,14,opt,name=verification,proto3" json:"verification,omitempty"`
+	Verification *Verification `protobuf:"bytes,14,opt,name=verification,proto3" json:"verification,omitempty"`
+	// Target of the schedule that made it; empty: somebody did.
+	Schedule string            `protobuf:"bytes,15,opt,name=schedule,proto3" json:"schedule,omitempty"`
+	Labels   map[string]string `protobuf:"bytes,16,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// It is held until it is released.
+	Held bool `protobuf:"varint,17,opt,name=held,proto3" json:"held,omitempty"`
+	// It is held until then, whoever releases it; it may have passed.
+	HeldUntil *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=held_until,json=heldUntil,proto3" json:"held_until,omitempty"`
+	// The last restore drill; not set if there was none.
+	Drill         *Drill `protobuf:"bytes,30,opt,name=drill,proto3" json:"drill,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[28]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2022,7 +3104,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[28]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2035,7 +3117,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{28}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Snapshot) GetVolume() string {
@@ -2136,6 +3218,921 @@ func (x *Snapshot) GetVerification() *Verification {
 	return nil
 }
 
+func (x *Snapshot) GetSchedule() string {
+	if x != nil {
+		return x.Schedule
+	}
+	return ""
+}
+
+func (x *Snapshot) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *Snapshot) GetHeld() bool {
+	if x != nil {
+		return x.Held
+	}
+	return false
+}
+
+func (x *Snapshot) GetHeldUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.HeldUntil
+	}
+	return nil
+}
+
+func (x *Snapshot) GetDrill() *Drill {
+	if x != nil {
+		return x.Drill
+	}
+	return nil
+}
+
+type HoldSnapshotRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "VOLUME@SNAPSHOT".
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// End of the hold, by the server's clock: 2006-01-02 (its beginning in UTC),
+	// 2006-01-02T15:04:05Z, or a time from now as 12h, 30d, 6mo, 1y. Empty: none.
+	Until         string `protobuf:"bytes,2,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldSnapshotRequest) Reset() {
+	*x = HoldSnapshotRequest{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldSnapshotRequest) ProtoMessage() {}
+
+func (x *HoldSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*HoldSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *HoldSnapshotRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *HoldSnapshotRequest) GetUntil() string {
+	if x != nil {
+		return x.Until
+	}
+	return ""
+}
+
+type HoldSnapshotResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Snapshot      *Snapshot              `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldSnapshotResponse) Reset() {
+	*x = HoldSnapshotResponse{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldSnapshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldSnapshotResponse) ProtoMessage() {}
+
+func (x *HoldSnapshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldSnapshotResponse.ProtoReflect.Descriptor instead.
+func (*HoldSnapshotResponse) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *HoldSnapshotResponse) GetSnapshot() *Snapshot {
+	if x != nil {
+		return x.Snapshot
+	}
+	return nil
+}
+
+type ReleaseSnapshotRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "VOLUME@SNAPSHOT".
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseSnapshotRequest) Reset() {
+	*x = ReleaseSnapshotRequest{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseSnapshotRequest) ProtoMessage() {}
+
+func (x *ReleaseSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*ReleaseSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *ReleaseSnapshotRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type ReleaseSnapshotResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Snapshot      *Snapshot              `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseSnapshotResponse) Reset() {
+	*x = ReleaseSnapshotResponse{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseSnapshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseSnapshotResponse) ProtoMessage() {}
+
+func (x *ReleaseSnapshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseSnapshotResponse.ProtoReflect.Descriptor instead.
+func (*ReleaseSnapshotResponse) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *ReleaseSnapshotResponse) GetSnapshot() *Snapshot {
+	if x != nil {
+		return x.Snapshot
+	}
+	return nil
+}
+
+type LabelSnapshotRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "VOLUME@SNAPSHOT".
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Labels to set. A key is [A-Za-z0-9._/-]{1,63}, with a letter or digit at both
+	// ends; a value is up to 255 bytes of printable text.
+	Set map[string]string `protobuf:"bytes,2,rep,name=set,proto3" json:"set,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Keys to remove; those that it has not are no error.
+	Remove        []string `protobuf:"bytes,3,rep,name=remove,proto3" json:"remove,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LabelSnapshotRequest) Reset() {
+	*x = LabelSnapshotRequest{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LabelSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LabelSnapshotRequest) ProtoMessage() {}
+
+func (x *LabelSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LabelSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*LabelSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *LabelSnapshotRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *LabelSnapshotRequest) GetSet() map[string]string {
+	if x != nil {
+		return x.Set
+	}
+	return nil
+}
+
+func (x *LabelSnapshotRequest) GetRemove() []string {
+	if x != nil {
+		return x.Remove
+	}
+	return nil
+}
+
+type LabelSnapshotResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Snapshot      *Snapshot              `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LabelSnapshotResponse) Reset() {
+	*x = LabelSnapshotResponse{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LabelSnapshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LabelSnapshotResponse) ProtoMessage() {}
+
+func (x *LabelSnapshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LabelSnapshotResponse.ProtoReflect.Descriptor instead.
+func (*LabelSnapshotResponse) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *LabelSnapshotResponse) GetSnapshot() *Snapshot {
+	if x != nil {
+		return x.Snapshot
+	}
+	return nil
+}
+
+// Schedule makes snapshots and lets them go.
+type Schedule struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The volume.
+	Target string `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	// When it is due: a period as 15m, 1h, 1d, 1w, counted on the clock; five fields
+	// of cron; or @hourly, @daily, @weekly, @monthly, @yearly. All in UTC.
+	Every string `protobuf:"bytes,2,opt,name=every,proto3" json:"every,omitempty"`
+	// What is kept, as 24h:1h,30d:1d,1y:1mo: one an hour for 24 hours, one a day for 30
+	// days, one a month for a year, and the newest.
+	Keep string `protobuf:"bytes,3,opt,name=keep,proto3" json:"keep,omitempty"`
+	// When it is due next.
+	NextTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=next_time,json=nextTime,proto3" json:"next_time,omitempty"`
+	// Cut of the newest snapshot that it made; not set if there is none.
+	LastTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=last_time,json=lastTime,proto3" json:"last_time,omitempty"`
+	// How many it made that are there.
+	Snapshots int32 `protobuf:"varint,6,opt,name=snapshots,proto3" json:"snapshots,omitempty"`
+	// How many it keeps at most on each volume, beside those that are held or in use.
+	Most int32 `protobuf:"varint,7,opt,name=most,proto3" json:"most,omitempty"`
+	// Why it did not do what was due the last time; empty if it did.
+	Failed        string `protobuf:"bytes,8,opt,name=failed,proto3" json:"failed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Schedule) Reset() {
+	*x = Schedule{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Schedule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Schedule) ProtoMessage() {}
+
+func (x *Schedule) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Schedule.ProtoReflect.Descriptor instead.
+func (*Schedule) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *Schedule) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *Schedule) GetEvery() string {
+	if x != nil {
+		return x.Every
+	}
+	return ""
+}
+
+func (x *Schedule) GetKeep() string {
+	if x != nil {
+		return x.Keep
+	}
+	return ""
+}
+
+func (x *Schedule) GetNextTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NextTime
+	}
+	return nil
+}
+
+func (x *Schedule) GetLastTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastTime
+	}
+	return nil
+}
+
+func (x *Schedule) GetSnapshots() int32 {
+	if x != nil {
+		return x.Snapshots
+	}
+	return 0
+}
+
+func (x *Schedule) GetMost() int32 {
+	if x != nil {
+		return x.Most
+	}
+	return 0
+}
+
+func (x *Schedule) GetFailed() string {
+	if x != nil {
+		return x.Failed
+	}
+	return ""
+}
+
+type SetScheduleRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The volume.
+	Target string `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	// As in Schedule.
+	Every         string `protobuf:"bytes,2,opt,name=every,proto3" json:"every,omitempty"`
+	Keep          string `protobuf:"bytes,3,opt,name=keep,proto3" json:"keep,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetScheduleRequest) Reset() {
+	*x = SetScheduleRequest{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetScheduleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetScheduleRequest) ProtoMessage() {}
+
+func (x *SetScheduleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetScheduleRequest.ProtoReflect.Descriptor instead.
+func (*SetScheduleRequest) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *SetScheduleRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *SetScheduleRequest) GetEvery() string {
+	if x != nil {
+		return x.Every
+	}
+	return ""
+}
+
+func (x *SetScheduleRequest) GetKeep() string {
+	if x != nil {
+		return x.Keep
+	}
+	return ""
+}
+
+type SetScheduleResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Schedule      *Schedule              `protobuf:"bytes,1,opt,name=schedule,proto3" json:"schedule,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetScheduleResponse) Reset() {
+	*x = SetScheduleResponse{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetScheduleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetScheduleResponse) ProtoMessage() {}
+
+func (x *SetScheduleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetScheduleResponse.ProtoReflect.Descriptor instead.
+func (*SetScheduleResponse) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *SetScheduleResponse) GetSchedule() *Schedule {
+	if x != nil {
+		return x.Schedule
+	}
+	return nil
+}
+
+type PreviewScheduleRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The volume.
+	Target string `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	// As in Schedule.
+	Every         string `protobuf:"bytes,2,opt,name=every,proto3" json:"every,omitempty"`
+	Keep          string `protobuf:"bytes,3,opt,name=keep,proto3" json:"keep,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PreviewScheduleRequest) Reset() {
+	*x = PreviewScheduleRequest{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PreviewScheduleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PreviewScheduleRequest) ProtoMessage() {}
+
+func (x *PreviewScheduleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PreviewScheduleRequest.ProtoReflect.Descriptor instead.
+func (*PreviewScheduleRequest) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *PreviewScheduleRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *PreviewScheduleRequest) GetEvery() string {
+	if x != nil {
+		return x.Every
+	}
+	return ""
+}
+
+func (x *PreviewScheduleRequest) GetKeep() string {
+	if x != nil {
+		return x.Keep
+	}
+	return ""
+}
+
+type PreviewScheduleResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The first times at which it would be due.
+	NextTimes []*timestamppb.Timestamp `protobuf:"bytes,1,rep,name=next_times,json=nextTimes,proto3" json:"next_times,omitempty"`
+	// Snapshots that it would delete now, "VOLUME@SNAPSHOT": only those that a schedule
+	// of the same target has made.
+	Expired       []string `protobuf:"bytes,2,rep,name=expired,proto3" json:"expired,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PreviewScheduleResponse) Reset() {
+	*x = PreviewScheduleResponse{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PreviewScheduleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PreviewScheduleResponse) ProtoMessage() {}
+
+func (x *PreviewScheduleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PreviewScheduleResponse.ProtoReflect.Descriptor instead.
+func (*PreviewScheduleResponse) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *PreviewScheduleResponse) GetNextTimes() []*timestamppb.Timestamp {
+	if x != nil {
+		return x.NextTimes
+	}
+	return nil
+}
+
+func (x *PreviewScheduleResponse) GetExpired() []string {
+	if x != nil {
+		return x.Expired
+	}
+	return nil
+}
+
+type ListSchedulesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSchedulesRequest) Reset() {
+	*x = ListSchedulesRequest{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSchedulesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSchedulesRequest) ProtoMessage() {}
+
+func (x *ListSchedulesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSchedulesRequest.ProtoReflect.Descriptor instead.
+func (*ListSchedulesRequest) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{60}
+}
+
+type ListSchedulesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Schedules     []*Schedule            `protobuf:"bytes,1,rep,name=schedules,proto3" json:"schedules,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSchedulesResponse) Reset() {
+	*x = ListSchedulesResponse{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSchedulesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSchedulesResponse) ProtoMessage() {}
+
+func (x *ListSchedulesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSchedulesResponse.ProtoReflect.Descriptor instead.
+func (*ListSchedulesResponse) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *ListSchedulesResponse) GetSchedules() []*Schedule {
+	if x != nil {
+		return x.Schedules
+	}
+	return nil
+}
+
+type GetScheduleRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The volume.
+	Target        string `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetScheduleRequest) Reset() {
+	*x = GetScheduleRequest{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetScheduleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetScheduleRequest) ProtoMessage() {}
+
+func (x *GetScheduleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetScheduleRequest.ProtoReflect.Descriptor instead.
+func (*GetScheduleRequest) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *GetScheduleRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+type GetScheduleResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Schedule      *Schedule              `protobuf:"bytes,1,opt,name=schedule,proto3" json:"schedule,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetScheduleResponse) Reset() {
+	*x = GetScheduleResponse{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetScheduleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetScheduleResponse) ProtoMessage() {}
+
+func (x *GetScheduleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetScheduleResponse.ProtoReflect.Descriptor instead.
+func (*GetScheduleResponse) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *GetScheduleResponse) GetSchedule() *Schedule {
+	if x != nil {
+		return x.Schedule
+	}
+	return nil
+}
+
+type RemoveScheduleRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The volume.
+	Target        string `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveScheduleRequest) Reset() {
+	*x = RemoveScheduleRequest{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveScheduleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveScheduleRequest) ProtoMessage() {}
+
+func (x *RemoveScheduleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveScheduleRequest.ProtoReflect.Descriptor instead.
+func (*RemoveScheduleRequest) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *RemoveScheduleRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+type RemoveScheduleResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveScheduleResponse) Reset() {
+	*x = RemoveScheduleResponse{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveScheduleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveScheduleResponse) ProtoMessage() {}
+
+func (x *RemoveScheduleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveScheduleResponse.ProtoReflect.Descriptor instead.
+func (*RemoveScheduleResponse) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{65}
+}
+
 // Verification of a snapshot: the present one, or the last.
 type Verification struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2153,7 +4150,7 @@ type Verification struct {
 
 func (x *Verification) Reset() {
 	*x = Verification{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[29]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2165,7 +4162,7 @@ func (x *Verification) String() string {
 func (*Verification) ProtoMessage() {}
 
 func (x *Verification) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[29]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2178,7 +4175,7 @@ func (x *Verification) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verification.ProtoReflect.Descriptor instead.
 func (*Verification) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{29}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *Verification) GetState() VerifyState {
@@ -2218,7 +4215,7 @@ func (x *Verification) GetLastTime() *timestamppb.Timestamp {
 
 type PreserveRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Volumes to cut at one instant; at least one.
+	// Volumes to cut at one instant; at least one, or a group.
 	Volumes []string `protobuf:"bytes,1,rep,name=volumes,proto3" json:"volumes,omitempty"`
 	// Name of the snapshots; empty: the cut's time as YYYYMMDDThhmmss.mmmZ.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
@@ -2227,14 +4224,18 @@ type PreserveRequest struct {
 	OnTimeout  OnTimeout            `protobuf:"varint,4,opt,name=on_timeout,json=onTimeout,proto3,enum=tidemark.v1.OnTimeout" json:"on_timeout,omitempty"`
 	OnConflict OnConflict           `protobuf:"varint,5,opt,name=on_conflict,json=onConflict,proto3,enum=tidemark.v1.OnConflict" json:"on_conflict,omitempty"`
 	// Answer only when the snapshots are sealed.
-	UntilSealed   bool `protobuf:"varint,6,opt,name=until_sealed,json=untilSealed,proto3" json:"until_sealed,omitempty"`
+	UntilSealed bool `protobuf:"varint,6,opt,name=until_sealed,json=untilSealed,proto3" json:"until_sealed,omitempty"`
+	// Labels of the snapshots, as in LabelSnapshotRequest.
+	Labels map[string]string `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Groups whose volumes are cut too, at the same instant.
+	Groups        []string `protobuf:"bytes,20,rep,name=groups,proto3" json:"groups,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PreserveRequest) Reset() {
 	*x = PreserveRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[30]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2246,7 +4247,7 @@ func (x *PreserveRequest) String() string {
 func (*PreserveRequest) ProtoMessage() {}
 
 func (x *PreserveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[30]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2259,7 +4260,7 @@ func (x *PreserveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreserveRequest.ProtoReflect.Descriptor instead.
 func (*PreserveRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{30}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *PreserveRequest) GetVolumes() []string {
@@ -2304,6 +4305,20 @@ func (x *PreserveRequest) GetUntilSealed() bool {
 	return false
 }
 
+func (x *PreserveRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *PreserveRequest) GetGroups() []string {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
 type PreserveResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Report        *PreserveReport        `protobuf:"bytes,1,opt,name=report,proto3" json:"report,omitempty"`
@@ -2313,7 +4328,7 @@ type PreserveResponse struct {
 
 func (x *PreserveResponse) Reset() {
 	*x = PreserveResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[31]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2325,7 +4340,7 @@ func (x *PreserveResponse) String() string {
 func (*PreserveResponse) ProtoMessage() {}
 
 func (x *PreserveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[31]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2338,7 +4353,7 @@ func (x *PreserveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreserveResponse.ProtoReflect.Descriptor instead.
 func (*PreserveResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{31}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *PreserveResponse) GetReport() *PreserveReport {
@@ -2369,7 +4384,7 @@ type PreserveReport struct {
 
 func (x *PreserveReport) Reset() {
 	*x = PreserveReport{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[32]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2381,7 +4396,7 @@ func (x *PreserveReport) String() string {
 func (*PreserveReport) ProtoMessage() {}
 
 func (x *PreserveReport) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[32]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2394,7 +4409,7 @@ func (x *PreserveReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreserveReport.ProtoReflect.Descriptor instead.
 func (*PreserveReport) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{32}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *PreserveReport) GetCutTime() *timestamppb.Timestamp {
@@ -2449,14 +4464,16 @@ func (x *PreserveReport) GetSnapshots() []*Snapshot {
 type ListSnapshotsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Volume whose snapshots are wanted; empty: all volumes.
-	Volume        string `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Volume string `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	// Only those that have all of these labels.
+	Labels        map[string]string `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListSnapshotsRequest) Reset() {
 	*x = ListSnapshotsRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[33]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2468,7 +4485,7 @@ func (x *ListSnapshotsRequest) String() string {
 func (*ListSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[33]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2481,7 +4498,7 @@ func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{33}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ListSnapshotsRequest) GetVolume() string {
@@ -2489,6 +4506,13 @@ func (x *ListSnapshotsRequest) GetVolume() string {
 		return x.Volume
 	}
 	return ""
+}
+
+func (x *ListSnapshotsRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
 }
 
 type ListSnapshotsResponse struct {
@@ -2502,7 +4526,7 @@ type ListSnapshotsResponse struct {
 
 func (x *ListSnapshotsResponse) Reset() {
 	*x = ListSnapshotsResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[34]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2514,7 +4538,7 @@ func (x *ListSnapshotsResponse) String() string {
 func (*ListSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[34]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2527,7 +4551,7 @@ func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{34}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ListSnapshotsResponse) GetSnapshots() []*Snapshot {
@@ -2554,7 +4578,7 @@ type GetSnapshotRequest struct {
 
 func (x *GetSnapshotRequest) Reset() {
 	*x = GetSnapshotRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[35]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2566,7 +4590,7 @@ func (x *GetSnapshotRequest) String() string {
 func (*GetSnapshotRequest) ProtoMessage() {}
 
 func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[35]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2579,7 +4603,7 @@ func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*GetSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{35}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *GetSnapshotRequest) GetName() string {
@@ -2598,7 +4622,7 @@ type GetSnapshotResponse struct {
 
 func (x *GetSnapshotResponse) Reset() {
 	*x = GetSnapshotResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[36]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2610,7 +4634,7 @@ func (x *GetSnapshotResponse) String() string {
 func (*GetSnapshotResponse) ProtoMessage() {}
 
 func (x *GetSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[36]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2623,7 +4647,7 @@ func (x *GetSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*GetSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{36}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *GetSnapshotResponse) GetSnapshot() *Snapshot {
@@ -2643,7 +4667,7 @@ type VerifySnapshotRequest struct {
 
 func (x *VerifySnapshotRequest) Reset() {
 	*x = VerifySnapshotRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[37]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2655,7 +4679,7 @@ func (x *VerifySnapshotRequest) String() string {
 func (*VerifySnapshotRequest) ProtoMessage() {}
 
 func (x *VerifySnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[37]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2668,7 +4692,7 @@ func (x *VerifySnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifySnapshotRequest.ProtoReflect.Descriptor instead.
 func (*VerifySnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{37}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *VerifySnapshotRequest) GetName() string {
@@ -2691,7 +4715,7 @@ type VerifySnapshotResponse struct {
 
 func (x *VerifySnapshotResponse) Reset() {
 	*x = VerifySnapshotResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[38]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2703,7 +4727,7 @@ func (x *VerifySnapshotResponse) String() string {
 func (*VerifySnapshotResponse) ProtoMessage() {}
 
 func (x *VerifySnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[38]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2716,7 +4740,7 @@ func (x *VerifySnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifySnapshotResponse.ProtoReflect.Descriptor instead.
 func (*VerifySnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{38}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *VerifySnapshotResponse) GetContent() isVerifySnapshotResponse_Content {
@@ -2772,7 +4796,7 @@ type VerifyProgress struct {
 
 func (x *VerifyProgress) Reset() {
 	*x = VerifyProgress{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[39]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2784,7 +4808,7 @@ func (x *VerifyProgress) String() string {
 func (*VerifyProgress) ProtoMessage() {}
 
 func (x *VerifyProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[39]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2797,7 +4821,7 @@ func (x *VerifyProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyProgress.ProtoReflect.Descriptor instead.
 func (*VerifyProgress) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{39}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *VerifyProgress) GetDoneBytes() int64 {
@@ -2838,7 +4862,7 @@ type VerifyReport struct {
 
 func (x *VerifyReport) Reset() {
 	*x = VerifyReport{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[40]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2850,7 +4874,7 @@ func (x *VerifyReport) String() string {
 func (*VerifyReport) ProtoMessage() {}
 
 func (x *VerifyReport) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[40]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2863,7 +4887,7 @@ func (x *VerifyReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyReport.ProtoReflect.Descriptor instead.
 func (*VerifyReport) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{40}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *VerifyReport) GetSnapshot() string {
@@ -2937,7 +4961,7 @@ type BadBlock struct {
 
 func (x *BadBlock) Reset() {
 	*x = BadBlock{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[41]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2949,7 +4973,7 @@ func (x *BadBlock) String() string {
 func (*BadBlock) ProtoMessage() {}
 
 func (x *BadBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[41]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2962,7 +4986,7 @@ func (x *BadBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BadBlock.ProtoReflect.Descriptor instead.
 func (*BadBlock) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{41}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *BadBlock) GetImage() uint64 {
@@ -3010,7 +5034,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[42]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3022,7 +5046,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[42]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3035,7 +5059,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{42}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *Process) GetToken() string {
@@ -3096,17 +5120,19 @@ func (x *Process) GetWaitedSince() *timestamppb.Timestamp {
 
 type BeginProcessRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Volumes that the process may use; at least one.
+	// Volumes that the process may use; at least one, or a group.
 	Volumes []string `protobuf:"bytes,1,rep,name=volumes,proto3" json:"volumes,omitempty"`
 	// Token to use; empty: the server makes one.
-	Token         string `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
+	Token string `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
+	// Groups whose volumes it may use.
+	Groups        []string `protobuf:"bytes,3,rep,name=groups,proto3" json:"groups,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *BeginProcessRequest) Reset() {
 	*x = BeginProcessRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[43]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3118,7 +5144,7 @@ func (x *BeginProcessRequest) String() string {
 func (*BeginProcessRequest) ProtoMessage() {}
 
 func (x *BeginProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[43]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3131,7 +5157,7 @@ func (x *BeginProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeginProcessRequest.ProtoReflect.Descriptor instead.
 func (*BeginProcessRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{43}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *BeginProcessRequest) GetVolumes() []string {
@@ -3148,6 +5174,13 @@ func (x *BeginProcessRequest) GetToken() string {
 	return ""
 }
 
+func (x *BeginProcessRequest) GetGroups() []string {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
 type BeginProcessResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Process       *Process               `protobuf:"bytes,1,opt,name=process,proto3" json:"process,omitempty"`
@@ -3157,7 +5190,7 @@ type BeginProcessResponse struct {
 
 func (x *BeginProcessResponse) Reset() {
 	*x = BeginProcessResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[44]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3169,7 +5202,7 @@ func (x *BeginProcessResponse) String() string {
 func (*BeginProcessResponse) ProtoMessage() {}
 
 func (x *BeginProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[44]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3182,7 +5215,7 @@ func (x *BeginProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeginProcessResponse.ProtoReflect.Descriptor instead.
 func (*BeginProcessResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{44}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *BeginProcessResponse) GetProcess() *Process {
@@ -3203,7 +5236,7 @@ type EndProcessRequest struct {
 
 func (x *EndProcessRequest) Reset() {
 	*x = EndProcessRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[45]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3215,7 +5248,7 @@ func (x *EndProcessRequest) String() string {
 func (*EndProcessRequest) ProtoMessage() {}
 
 func (x *EndProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[45]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3228,7 +5261,7 @@ func (x *EndProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndProcessRequest.ProtoReflect.Descriptor instead.
 func (*EndProcessRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{45}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *EndProcessRequest) GetToken() string {
@@ -3254,7 +5287,7 @@ type EndProcessResponse struct {
 
 func (x *EndProcessResponse) Reset() {
 	*x = EndProcessResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[46]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3266,7 +5299,7 @@ func (x *EndProcessResponse) String() string {
 func (*EndProcessResponse) ProtoMessage() {}
 
 func (x *EndProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[46]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3279,7 +5312,7 @@ func (x *EndProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndProcessResponse.ProtoReflect.Descriptor instead.
 func (*EndProcessResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{46}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *EndProcessResponse) GetProcess() *Process {
@@ -3297,7 +5330,7 @@ type ListProcessesRequest struct {
 
 func (x *ListProcessesRequest) Reset() {
 	*x = ListProcessesRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[47]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3309,7 +5342,7 @@ func (x *ListProcessesRequest) String() string {
 func (*ListProcessesRequest) ProtoMessage() {}
 
 func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[47]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3322,7 +5355,7 @@ func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ListProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{47}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{84}
 }
 
 type ListProcessesResponse struct {
@@ -3334,7 +5367,7 @@ type ListProcessesResponse struct {
 
 func (x *ListProcessesResponse) Reset() {
 	*x = ListProcessesResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[48]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3346,7 +5379,7 @@ func (x *ListProcessesResponse) String() string {
 func (*ListProcessesResponse) ProtoMessage() {}
 
 func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[48]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3359,7 +5392,7 @@ func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ListProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{48}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *ListProcessesResponse) GetProcesses() []*Process {
@@ -3373,15 +5406,17 @@ type HoldProcessRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Volumes of a process to begin; empty: take over the one that token names.
 	Volumes []string `protobuf:"bytes,1,rep,name=volumes,proto3" json:"volumes,omitempty"`
-	// Token; empty (only with volumes): the server makes one.
-	Token         string `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
+	// Token; empty (only with volumes or groups): the server makes one.
+	Token string `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
+	// Groups whose volumes it may use.
+	Groups        []string `protobuf:"bytes,3,rep,name=groups,proto3" json:"groups,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *HoldProcessRequest) Reset() {
 	*x = HoldProcessRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[49]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3393,7 +5428,7 @@ func (x *HoldProcessRequest) String() string {
 func (*HoldProcessRequest) ProtoMessage() {}
 
 func (x *HoldProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[49]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3406,7 +5441,7 @@ func (x *HoldProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldProcessRequest.ProtoReflect.Descriptor instead.
 func (*HoldProcessRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{49}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *HoldProcessRequest) GetVolumes() []string {
@@ -3423,6 +5458,13 @@ func (x *HoldProcessRequest) GetToken() string {
 	return ""
 }
 
+func (x *HoldProcessRequest) GetGroups() []string {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
 type HoldProcessResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Process       *Process               `protobuf:"bytes,1,opt,name=process,proto3" json:"process,omitempty"`
@@ -3432,7 +5474,7 @@ type HoldProcessResponse struct {
 
 func (x *HoldProcessResponse) Reset() {
 	*x = HoldProcessResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[50]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3444,7 +5486,7 @@ func (x *HoldProcessResponse) String() string {
 func (*HoldProcessResponse) ProtoMessage() {}
 
 func (x *HoldProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[50]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3457,7 +5499,7 @@ func (x *HoldProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldProcessResponse.ProtoReflect.Descriptor instead.
 func (*HoldProcessResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{50}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *HoldProcessResponse) GetProcess() *Process {
@@ -3484,7 +5526,7 @@ type ImportRequest struct {
 
 func (x *ImportRequest) Reset() {
 	*x = ImportRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[51]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3496,7 +5538,7 @@ func (x *ImportRequest) String() string {
 func (*ImportRequest) ProtoMessage() {}
 
 func (x *ImportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[51]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3509,7 +5551,7 @@ func (x *ImportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportRequest.ProtoReflect.Descriptor instead.
 func (*ImportRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{51}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *ImportRequest) GetVolume() string {
@@ -3580,7 +5622,7 @@ type ImportResponse struct {
 
 func (x *ImportResponse) Reset() {
 	*x = ImportResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[52]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3592,7 +5634,7 @@ func (x *ImportResponse) String() string {
 func (*ImportResponse) ProtoMessage() {}
 
 func (x *ImportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[52]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3605,7 +5647,7 @@ func (x *ImportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportResponse.ProtoReflect.Descriptor instead.
 func (*ImportResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{52}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *ImportResponse) GetDataBytes() int64 {
@@ -3632,7 +5674,7 @@ type ExportRequest struct {
 
 func (x *ExportRequest) Reset() {
 	*x = ExportRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[53]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3644,7 +5686,7 @@ func (x *ExportRequest) String() string {
 func (*ExportRequest) ProtoMessage() {}
 
 func (x *ExportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[53]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3657,7 +5699,7 @@ func (x *ExportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
 func (*ExportRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{53}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *ExportRequest) GetName() string {
@@ -3684,7 +5726,7 @@ type ExportResponse struct {
 
 func (x *ExportResponse) Reset() {
 	*x = ExportResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[54]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3696,7 +5738,7 @@ func (x *ExportResponse) String() string {
 func (*ExportResponse) ProtoMessage() {}
 
 func (x *ExportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[54]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3709,7 +5751,7 @@ func (x *ExportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportResponse.ProtoReflect.Descriptor instead.
 func (*ExportResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{54}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *ExportResponse) GetSizeBytes() int64 {
@@ -3832,14 +5874,78 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\bsnapshot\x18\x01 \x01(\tR\bsnapshot\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\"B\n" +
 	"\x13CloneVolumeResponse\x12+\n" +
-	"\x06volume\x18\x01 \x01(\v2\x13.tidemark.v1.VolumeR\x06volume\"a\n" +
+	"\x06volume\x18\x01 \x01(\v2\x13.tidemark.v1.VolumeR\x06volume\"\x81\x01\n" +
 	"\x15RollbackVolumeRequest\x12\x1a\n" +
 	"\bsnapshot\x18\x01 \x01(\tR\bsnapshot\x12\x12\n" +
 	"\x04keep\x18\x02 \x01(\tR\x04keep\x12\x18\n" +
-	"\adiscard\x18\x03 \x01(\bR\adiscard\"Y\n" +
+	"\adiscard\x18\x03 \x01(\bR\adiscard\x12\x1e\n" +
+	"\n" +
+	"disconnect\x18\x04 \x01(\bR\n" +
+	"disconnect\"Y\n" +
 	"\x16RollbackVolumeResponse\x12+\n" +
 	"\x06volume\x18\x01 \x01(\v2\x13.tidemark.v1.VolumeR\x06volume\x12\x12\n" +
-	"\x04kept\x18\x02 \x01(\tR\x04kept\"+\n" +
+	"\x04kept\x18\x02 \x01(\tR\x04kept\"\x8c\x01\n" +
+	"\x05Group\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\avolumes\x18\x02 \x03(\tR\avolumes\x12\x18\n" +
+	"\adefault\x18\x03 \x01(\bR\adefault\x12;\n" +
+	"\vcreate_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"createTime\"\\\n" +
+	"\x12CreateGroupRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\avolumes\x18\x02 \x03(\tR\avolumes\x12\x18\n" +
+	"\adefault\x18\x03 \x01(\bR\adefault\"?\n" +
+	"\x13CreateGroupResponse\x12(\n" +
+	"\x05group\x18\x01 \x01(\v2\x12.tidemark.v1.GroupR\x05group\"R\n" +
+	"\x12ChangeGroupRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03add\x18\x02 \x03(\tR\x03add\x12\x16\n" +
+	"\x06remove\x18\x03 \x03(\tR\x06remove\"?\n" +
+	"\x13ChangeGroupResponse\x12(\n" +
+	"\x05group\x18\x01 \x01(\v2\x12.tidemark.v1.GroupR\x05group\"(\n" +
+	"\x12DeleteGroupRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x15\n" +
+	"\x13DeleteGroupResponse\"%\n" +
+	"\x0fGetGroupRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"<\n" +
+	"\x10GetGroupResponse\x12(\n" +
+	"\x05group\x18\x01 \x01(\v2\x12.tidemark.v1.GroupR\x05group\"\x13\n" +
+	"\x11ListGroupsRequest\"@\n" +
+	"\x12ListGroupsResponse\x12*\n" +
+	"\x06groups\x18\x01 \x03(\v2\x12.tidemark.v1.GroupR\x06groups\"C\n" +
+	"\x11CloneGroupRequest\x12\x1a\n" +
+	"\bsnapshot\x18\x01 \x01(\tR\bsnapshot\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"m\n" +
+	"\x12CloneGroupResponse\x12(\n" +
+	"\x05group\x18\x01 \x01(\v2\x12.tidemark.v1.GroupR\x05group\x12-\n" +
+	"\avolumes\x18\x02 \x03(\v2\x13.tidemark.v1.VolumeR\avolumes\"\x80\x01\n" +
+	"\x14RollbackGroupRequest\x12\x1a\n" +
+	"\bsnapshot\x18\x01 \x01(\tR\bsnapshot\x12\x12\n" +
+	"\x04keep\x18\x02 \x01(\tR\x04keep\x12\x18\n" +
+	"\adiscard\x18\x03 \x01(\bR\adiscard\x12\x1e\n" +
+	"\n" +
+	"disconnect\x18\x04 \x01(\bR\n" +
+	"disconnect\"Z\n" +
+	"\x15RollbackGroupResponse\x12-\n" +
+	"\avolumes\x18\x01 \x03(\v2\x13.tidemark.v1.VolumeR\avolumes\x12\x12\n" +
+	"\x04kept\x18\x02 \x03(\tR\x04kept\"&\n" +
+	"\x10HoldDrillRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\\\n" +
+	"\x11HoldDrillResponse\x12\x1a\n" +
+	"\bsnapshot\x18\x01 \x01(\tR\bsnapshot\x12+\n" +
+	"\x06volume\x18\x02 \x01(\v2\x13.tidemark.v1.VolumeR\x06volume\"q\n" +
+	"\x0fEndDrillRequest\x12\x1a\n" +
+	"\bsnapshot\x18\x01 \x01(\tR\bsnapshot\x12\x16\n" +
+	"\x06volume\x18\x02 \x01(\tR\x06volume\x12*\n" +
+	"\x06result\x18\x03 \x01(\v2\x12.tidemark.v1.DrillR\x06result\"E\n" +
+	"\x10EndDrillResponse\x121\n" +
+	"\bsnapshot\x18\x01 \x01(\v2\x15.tidemark.v1.SnapshotR\bsnapshot\"\xb5\x01\n" +
+	"\x05Drill\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12-\n" +
+	"\x04took\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04took\x12\x18\n" +
+	"\acommand\x18\x03 \x01(\tR\acommand\x12\x1b\n" +
+	"\texit_code\x18\x04 \x01(\x05R\bexitCode\x12\x16\n" +
+	"\x06output\x18\x05 \x01(\tR\x06output\"+\n" +
 	"\x15DeleteSnapshotRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x18\n" +
 	"\x16DeleteSnapshotResponse\",\n" +
@@ -3871,7 +5977,7 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"DiffExtent\x12!\n" +
 	"\foffset_bytes\x18\x01 \x01(\x03R\voffsetBytes\x12!\n" +
 	"\flength_bytes\x18\x02 \x01(\x03R\vlengthBytes\x12\x12\n" +
-	"\x04data\x18\x03 \x01(\bR\x04data\"\xa0\x04\n" +
+	"\x04data\x18\x03 \x01(\bR\x04data\"\xab\x06\n" +
 	"\bSnapshot\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -3889,7 +5995,67 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"data_bytes\x18\v \x01(\x03R\tdataBytes\x12\x16\n" +
 	"\x06failed\x18\f \x01(\tR\x06failed\x12\x12\n" +
 	"\x04hash\x18\r \x01(\tR\x04hash\x12=\n" +
-	"\fverification\x18\x0e \x01(\v2\x19.tidemark.v1.VerificationR\fverification\"\xd6\x01\n" +
+	"\fverification\x18\x0e \x01(\v2\x19.tidemark.v1.VerificationR\fverification\x12\x1a\n" +
+	"\bschedule\x18\x0f \x01(\tR\bschedule\x129\n" +
+	"\x06labels\x18\x10 \x03(\v2!.tidemark.v1.Snapshot.LabelsEntryR\x06labels\x12\x12\n" +
+	"\x04held\x18\x11 \x01(\bR\x04held\x129\n" +
+	"\n" +
+	"held_until\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\theldUntil\x12(\n" +
+	"\x05drill\x18\x1e \x01(\v2\x12.tidemark.v1.DrillR\x05drill\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"?\n" +
+	"\x13HoldSnapshotRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05until\x18\x02 \x01(\tR\x05until\"I\n" +
+	"\x14HoldSnapshotResponse\x121\n" +
+	"\bsnapshot\x18\x01 \x01(\v2\x15.tidemark.v1.SnapshotR\bsnapshot\",\n" +
+	"\x16ReleaseSnapshotRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"L\n" +
+	"\x17ReleaseSnapshotResponse\x121\n" +
+	"\bsnapshot\x18\x01 \x01(\v2\x15.tidemark.v1.SnapshotR\bsnapshot\"\xb8\x01\n" +
+	"\x14LabelSnapshotRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12<\n" +
+	"\x03set\x18\x02 \x03(\v2*.tidemark.v1.LabelSnapshotRequest.SetEntryR\x03set\x12\x16\n" +
+	"\x06remove\x18\x03 \x03(\tR\x06remove\x1a6\n" +
+	"\bSetEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"J\n" +
+	"\x15LabelSnapshotResponse\x121\n" +
+	"\bsnapshot\x18\x01 \x01(\v2\x15.tidemark.v1.SnapshotR\bsnapshot\"\x88\x02\n" +
+	"\bSchedule\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x12\x14\n" +
+	"\x05every\x18\x02 \x01(\tR\x05every\x12\x12\n" +
+	"\x04keep\x18\x03 \x01(\tR\x04keep\x127\n" +
+	"\tnext_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\bnextTime\x127\n" +
+	"\tlast_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\blastTime\x12\x1c\n" +
+	"\tsnapshots\x18\x06 \x01(\x05R\tsnapshots\x12\x12\n" +
+	"\x04most\x18\a \x01(\x05R\x04most\x12\x16\n" +
+	"\x06failed\x18\b \x01(\tR\x06failed\"V\n" +
+	"\x12SetScheduleRequest\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x12\x14\n" +
+	"\x05every\x18\x02 \x01(\tR\x05every\x12\x12\n" +
+	"\x04keep\x18\x03 \x01(\tR\x04keep\"H\n" +
+	"\x13SetScheduleResponse\x121\n" +
+	"\bschedule\x18\x01 \x01(\v2\x15.tidemark.v1.ScheduleR\bschedule\"Z\n" +
+	"\x16PreviewScheduleRequest\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x12\x14\n" +
+	"\x05every\x18\x02 \x01(\tR\x05every\x12\x12\n" +
+	"\x04keep\x18\x03 \x01(\tR\x04keep\"n\n" +
+	"\x17PreviewScheduleResponse\x129\n" +
+	"\n" +
+	"next_times\x18\x01 \x03(\v2\x1a.google.protobuf.TimestampR\tnextTimes\x12\x18\n" +
+	"\aexpired\x18\x02 \x03(\tR\aexpired\"\x16\n" +
+	"\x14ListSchedulesRequest\"L\n" +
+	"\x15ListSchedulesResponse\x123\n" +
+	"\tschedules\x18\x01 \x03(\v2\x15.tidemark.v1.ScheduleR\tschedules\",\n" +
+	"\x12GetScheduleRequest\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\"H\n" +
+	"\x13GetScheduleResponse\x121\n" +
+	"\bschedule\x18\x01 \x01(\v2\x15.tidemark.v1.ScheduleR\bschedule\"/\n" +
+	"\x15RemoveScheduleRequest\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\"\x18\n" +
+	"\x16RemoveScheduleResponse\"\xd6\x01\n" +
 	"\fVerification\x12.\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x18.tidemark.v1.VerifyStateR\x05state\x12\x1d\n" +
 	"\n" +
@@ -3898,7 +6064,7 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"totalBytes\x12\x1d\n" +
 	"\n" +
 	"bad_blocks\x18\x04 \x01(\x03R\tbadBlocks\x127\n" +
-	"\tlast_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\blastTime\"\x82\x02\n" +
+	"\tlast_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\blastTime\"\x97\x03\n" +
 	"\x0fPreserveRequest\x12\x18\n" +
 	"\avolumes\x18\x01 \x03(\tR\avolumes\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12-\n" +
@@ -3907,7 +6073,12 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"on_timeout\x18\x04 \x01(\x0e2\x16.tidemark.v1.OnTimeoutR\tonTimeout\x128\n" +
 	"\von_conflict\x18\x05 \x01(\x0e2\x17.tidemark.v1.OnConflictR\n" +
 	"onConflict\x12!\n" +
-	"\funtil_sealed\x18\x06 \x01(\bR\vuntilSealed\"G\n" +
+	"\funtil_sealed\x18\x06 \x01(\bR\vuntilSealed\x12@\n" +
+	"\x06labels\x18\a \x03(\v2(.tidemark.v1.PreserveRequest.LabelsEntryR\x06labels\x12\x16\n" +
+	"\x06groups\x18\x14 \x03(\tR\x06groups\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"G\n" +
 	"\x10PreserveResponse\x123\n" +
 	"\x06report\x18\x01 \x01(\v2\x1b.tidemark.v1.PreserveReportR\x06report\"\xa5\x03\n" +
 	"\x0ePreserveReport\x125\n" +
@@ -3917,9 +6088,13 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\x14largest_stall_before\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x12largestStallBefore\x12-\n" +
 	"\x04took\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x04took\x12)\n" +
 	"\x10processes_waited\x18\x06 \x01(\x05R\x0fprocessesWaited\x123\n" +
-	"\tsnapshots\x18\a \x03(\v2\x15.tidemark.v1.SnapshotR\tsnapshots\".\n" +
+	"\tsnapshots\x18\a \x03(\v2\x15.tidemark.v1.SnapshotR\tsnapshots\"\xb0\x01\n" +
 	"\x14ListSnapshotsRequest\x12\x16\n" +
-	"\x06volume\x18\x01 \x01(\tR\x06volume\"|\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12E\n" +
+	"\x06labels\x18\x02 \x03(\v2-.tidemark.v1.ListSnapshotsRequest.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"|\n" +
 	"\x15ListSnapshotsResponse\x123\n" +
 	"\tsnapshots\x18\x01 \x03(\v2\x15.tidemark.v1.SnapshotR\tsnapshots\x12.\n" +
 	"\areclaim\x18\x02 \x01(\v2\x14.tidemark.v1.ReclaimR\areclaim\"(\n" +
@@ -3963,10 +6138,11 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\x05bound\x18\x06 \x03(\tR\x05bound\x12\x1d\n" +
 	"\n" +
 	"waited_for\x18\a \x03(\tR\twaitedFor\x12=\n" +
-	"\fwaited_since\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\vwaitedSince\"E\n" +
+	"\fwaited_since\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\vwaitedSince\"]\n" +
 	"\x13BeginProcessRequest\x12\x18\n" +
 	"\avolumes\x18\x01 \x03(\tR\avolumes\x12\x14\n" +
-	"\x05token\x18\x02 \x01(\tR\x05token\"F\n" +
+	"\x05token\x18\x02 \x01(\tR\x05token\x12\x16\n" +
+	"\x06groups\x18\x03 \x03(\tR\x06groups\"F\n" +
 	"\x14BeginProcessResponse\x12.\n" +
 	"\aprocess\x18\x01 \x01(\v2\x14.tidemark.v1.ProcessR\aprocess\"=\n" +
 	"\x11EndProcessRequest\x12\x14\n" +
@@ -3976,10 +6152,11 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\aprocess\x18\x01 \x01(\v2\x14.tidemark.v1.ProcessR\aprocess\"\x16\n" +
 	"\x14ListProcessesRequest\"K\n" +
 	"\x15ListProcessesResponse\x122\n" +
-	"\tprocesses\x18\x01 \x03(\v2\x14.tidemark.v1.ProcessR\tprocesses\"D\n" +
+	"\tprocesses\x18\x01 \x03(\v2\x14.tidemark.v1.ProcessR\tprocesses\"\\\n" +
 	"\x12HoldProcessRequest\x12\x18\n" +
 	"\avolumes\x18\x01 \x03(\tR\avolumes\x12\x14\n" +
-	"\x05token\x18\x02 \x01(\tR\x05token\"E\n" +
+	"\x05token\x18\x02 \x01(\tR\x05token\x12\x16\n" +
+	"\x06groups\x18\x03 \x03(\tR\x06groups\"E\n" +
 	"\x13HoldProcessResponse\x12.\n" +
 	"\aprocess\x18\x01 \x01(\v2\x14.tidemark.v1.ProcessR\aprocess\"\x8c\x01\n" +
 	"\rImportRequest\x12\x16\n" +
@@ -4029,7 +6206,7 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"OnConflict\x12\x1b\n" +
 	"\x17ON_CONFLICT_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11ON_CONFLICT_COUNT\x10\x01\x12\x15\n" +
-	"\x11ON_CONFLICT_ABORT\x10\x02*\xfa\x01\n" +
+	"\x11ON_CONFLICT_ABORT\x10\x02*\x9d\x02\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eREASON_INVALID\x10\x01\x12\x14\n" +
@@ -4043,12 +6220,14 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\rREASON_CLOSED\x10\t\x12\x11\n" +
 	"\rREASON_DENIED\x10\n" +
 	"\x12\x12\n" +
-	"\x0eREASON_CORRUPT\x10\v*p\n" +
+	"\x0eREASON_CORRUPT\x10\v\x12\x0f\n" +
+	"\vREASON_HELD\x10\f\x12\x10\n" +
+	"\fREASON_CLOCK\x10\r*p\n" +
 	"\vVerifyState\x12\x1c\n" +
 	"\x18VERIFY_STATE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14VERIFY_STATE_RUNNING\x10\x01\x12\x13\n" +
 	"\x0fVERIFY_STATE_OK\x10\x02\x12\x14\n" +
-	"\x10VERIFY_STATE_BAD\x10\x032\xe4\x0e\n" +
+	"\x10VERIFY_STATE_BAD\x10\x032\x89\x1a\n" +
 	"\x0fTidemarkService\x12[\n" +
 	"\rGetServerInfo\x12!.tidemark.v1.GetServerInfoRequest\x1a\".tidemark.v1.GetServerInfoResponse\"\x03\x90\x02\x01\x12S\n" +
 	"\fCreateVolume\x12 .tidemark.v1.CreateVolumeRequest\x1a!.tidemark.v1.CreateVolumeResponse\x12U\n" +
@@ -4060,11 +6239,30 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\rListSnapshots\x12!.tidemark.v1.ListSnapshotsRequest\x1a\".tidemark.v1.ListSnapshotsResponse\"\x03\x90\x02\x01\x12U\n" +
 	"\vGetSnapshot\x12\x1f.tidemark.v1.GetSnapshotRequest\x1a .tidemark.v1.GetSnapshotResponse\"\x03\x90\x02\x01\x12P\n" +
 	"\vCloneVolume\x12\x1f.tidemark.v1.CloneVolumeRequest\x1a .tidemark.v1.CloneVolumeResponse\x12Y\n" +
-	"\x0eRollbackVolume\x12\".tidemark.v1.RollbackVolumeRequest\x1a#.tidemark.v1.RollbackVolumeResponse\x12Y\n" +
+	"\x0eRollbackVolume\x12\".tidemark.v1.RollbackVolumeRequest\x1a#.tidemark.v1.RollbackVolumeResponse\x12P\n" +
+	"\vCreateGroup\x12\x1f.tidemark.v1.CreateGroupRequest\x1a .tidemark.v1.CreateGroupResponse\x12P\n" +
+	"\vChangeGroup\x12\x1f.tidemark.v1.ChangeGroupRequest\x1a .tidemark.v1.ChangeGroupResponse\x12P\n" +
+	"\vDeleteGroup\x12\x1f.tidemark.v1.DeleteGroupRequest\x1a .tidemark.v1.DeleteGroupResponse\x12L\n" +
+	"\bGetGroup\x12\x1c.tidemark.v1.GetGroupRequest\x1a\x1d.tidemark.v1.GetGroupResponse\"\x03\x90\x02\x01\x12R\n" +
+	"\n" +
+	"ListGroups\x12\x1e.tidemark.v1.ListGroupsRequest\x1a\x1f.tidemark.v1.ListGroupsResponse\"\x03\x90\x02\x01\x12M\n" +
+	"\n" +
+	"CloneGroup\x12\x1e.tidemark.v1.CloneGroupRequest\x1a\x1f.tidemark.v1.CloneGroupResponse\x12V\n" +
+	"\rRollbackGroup\x12!.tidemark.v1.RollbackGroupRequest\x1a\".tidemark.v1.RollbackGroupResponse\x12L\n" +
+	"\tHoldDrill\x12\x1d.tidemark.v1.HoldDrillRequest\x1a\x1e.tidemark.v1.HoldDrillResponse0\x01\x12G\n" +
+	"\bEndDrill\x12\x1c.tidemark.v1.EndDrillRequest\x1a\x1d.tidemark.v1.EndDrillResponse\x12Y\n" +
 	"\x0eDeleteSnapshot\x12\".tidemark.v1.DeleteSnapshotRequest\x1a#.tidemark.v1.DeleteSnapshotResponse\x12[\n" +
 	"\rPreviewDelete\x12!.tidemark.v1.PreviewDeleteRequest\x1a\".tidemark.v1.PreviewDeleteResponse\"\x03\x90\x02\x01\x12X\n" +
 	"\rDiffSnapshots\x12!.tidemark.v1.DiffSnapshotsRequest\x1a\".tidemark.v1.DiffSnapshotsResponse0\x01\x12U\n" +
-	"\fAwaitReclaim\x12 .tidemark.v1.AwaitReclaimRequest\x1a!.tidemark.v1.AwaitReclaimResponse0\x01\x12[\n" +
+	"\fAwaitReclaim\x12 .tidemark.v1.AwaitReclaimRequest\x1a!.tidemark.v1.AwaitReclaimResponse0\x01\x12S\n" +
+	"\fHoldSnapshot\x12 .tidemark.v1.HoldSnapshotRequest\x1a!.tidemark.v1.HoldSnapshotResponse\x12\\\n" +
+	"\x0fReleaseSnapshot\x12#.tidemark.v1.ReleaseSnapshotRequest\x1a$.tidemark.v1.ReleaseSnapshotResponse\x12V\n" +
+	"\rLabelSnapshot\x12!.tidemark.v1.LabelSnapshotRequest\x1a\".tidemark.v1.LabelSnapshotResponse\x12P\n" +
+	"\vSetSchedule\x12\x1f.tidemark.v1.SetScheduleRequest\x1a .tidemark.v1.SetScheduleResponse\x12a\n" +
+	"\x0fPreviewSchedule\x12#.tidemark.v1.PreviewScheduleRequest\x1a$.tidemark.v1.PreviewScheduleResponse\"\x03\x90\x02\x01\x12[\n" +
+	"\rListSchedules\x12!.tidemark.v1.ListSchedulesRequest\x1a\".tidemark.v1.ListSchedulesResponse\"\x03\x90\x02\x01\x12U\n" +
+	"\vGetSchedule\x12\x1f.tidemark.v1.GetScheduleRequest\x1a .tidemark.v1.GetScheduleResponse\"\x03\x90\x02\x01\x12Y\n" +
+	"\x0eRemoveSchedule\x12\".tidemark.v1.RemoveScheduleRequest\x1a#.tidemark.v1.RemoveScheduleResponse\x12[\n" +
 	"\x0eVerifySnapshot\x12\".tidemark.v1.VerifySnapshotRequest\x1a#.tidemark.v1.VerifySnapshotResponse0\x01\x12S\n" +
 	"\fBeginProcess\x12 .tidemark.v1.BeginProcessRequest\x1a!.tidemark.v1.BeginProcessResponse\x12M\n" +
 	"\n" +
@@ -4088,168 +6286,271 @@ func file_tidemark_v1_tidemark_proto_rawDescGZIP() []byte {
 }
 
 var file_tidemark_v1_tidemark_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_tidemark_v1_tidemark_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
+var file_tidemark_v1_tidemark_proto_msgTypes = make([]protoimpl.MessageInfo, 96)
 var file_tidemark_v1_tidemark_proto_goTypes = []any{
-	(Scope)(0),                     // 0: tidemark.v1.Scope
-	(State)(0),                     // 1: tidemark.v1.State
-	(Consistency)(0),               // 2: tidemark.v1.Consistency
-	(OnTimeout)(0),                 // 3: tidemark.v1.OnTimeout
-	(OnConflict)(0),                // 4: tidemark.v1.OnConflict
-	(Reason)(0),                    // 5: tidemark.v1.Reason
-	(VerifyState)(0),               // 6: tidemark.v1.VerifyState
-	(*ErrorDetail)(nil),            // 7: tidemark.v1.ErrorDetail
-	(*GetServerInfoRequest)(nil),   // 8: tidemark.v1.GetServerInfoRequest
-	(*GetServerInfoResponse)(nil),  // 9: tidemark.v1.GetServerInfoResponse
-	(*Volume)(nil),                 // 10: tidemark.v1.Volume
-	(*CreateVolumeRequest)(nil),    // 11: tidemark.v1.CreateVolumeRequest
-	(*CreateVolumeResponse)(nil),   // 12: tidemark.v1.CreateVolumeResponse
-	(*ListVolumesRequest)(nil),     // 13: tidemark.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),    // 14: tidemark.v1.ListVolumesResponse
-	(*GetVolumeRequest)(nil),       // 15: tidemark.v1.GetVolumeRequest
-	(*GetVolumeResponse)(nil),      // 16: tidemark.v1.GetVolumeResponse
-	(*ResizeVolumeRequest)(nil),    // 17: tidemark.v1.ResizeVolumeRequest
-	(*ResizeVolumeResponse)(nil),   // 18: tidemark.v1.ResizeVolumeResponse
-	(*DeleteVolumeRequest)(nil),    // 19: tidemark.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),   // 20: tidemark.v1.DeleteVolumeResponse
-	(*CloneVolumeRequest)(nil),     // 21: tidemark.v1.CloneVolumeRequest
-	(*CloneVolumeResponse)(nil),    // 22: tidemark.v1.CloneVolumeResponse
-	(*RollbackVolumeRequest)(nil),  // 23: tidemark.v1.RollbackVolumeRequest
-	(*RollbackVolumeResponse)(nil), // 24: tidemark.v1.RollbackVolumeResponse
-	(*DeleteSnapshotRequest)(nil),  // 25: tidemark.v1.DeleteSnapshotRequest
-	(*DeleteSnapshotResponse)(nil), // 26: tidemark.v1.DeleteSnapshotResponse
-	(*PreviewDeleteRequest)(nil),   // 27: tidemark.v1.PreviewDeleteRequest
-	(*PreviewDeleteResponse)(nil),  // 28: tidemark.v1.PreviewDeleteResponse
-	(*AwaitReclaimRequest)(nil),    // 29: tidemark.v1.AwaitReclaimRequest
-	(*AwaitReclaimResponse)(nil),   // 30: tidemark.v1.AwaitReclaimResponse
-	(*Reclaim)(nil),                // 31: tidemark.v1.Reclaim
-	(*DiffSnapshotsRequest)(nil),   // 32: tidemark.v1.DiffSnapshotsRequest
-	(*DiffSnapshotsResponse)(nil),  // 33: tidemark.v1.DiffSnapshotsResponse
-	(*DiffExtent)(nil),             // 34: tidemark.v1.DiffExtent
-	(*Snapshot)(nil),               // 35: tidemark.v1.Snapshot
-	(*Verification)(nil),           // 36: tidemark.v1.Verification
-	(*PreserveRequest)(nil),        // 37: tidemark.v1.PreserveRequest
-	(*PreserveResponse)(nil),       // 38: tidemark.v1.PreserveResponse
-	(*PreserveReport)(nil),         // 39: tidemark.v1.PreserveReport
-	(*ListSnapshotsRequest)(nil),   // 40: tidemark.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil),  // 41: tidemark.v1.ListSnapshotsResponse
-	(*GetSnapshotRequest)(nil),     // 42: tidemark.v1.GetSnapshotRequest
-	(*GetSnapshotResponse)(nil),    // 43: tidemark.v1.GetSnapshotResponse
-	(*VerifySnapshotRequest)(nil),  // 44: tidemark.v1.VerifySnapshotRequest
-	(*VerifySnapshotResponse)(nil), // 45: tidemark.v1.VerifySnapshotResponse
-	(*VerifyProgress)(nil),         // 46: tidemark.v1.VerifyProgress
-	(*VerifyReport)(nil),           // 47: tidemark.v1.VerifyReport
-	(*BadBlock)(nil),               // 48: tidemark.v1.BadBlock
-	(*Process)(nil),                // 49: tidemark.v1.Process
-	(*BeginProcessRequest)(nil),    // 50: tidemark.v1.BeginProcessRequest
-	(*BeginProcessResponse)(nil),   // 51: tidemark.v1.BeginProcessResponse
-	(*EndProcessRequest)(nil),      // 52: tidemark.v1.EndProcessRequest
-	(*EndProcessResponse)(nil),     // 53: tidemark.v1.EndProcessResponse
-	(*ListProcessesRequest)(nil),   // 54: tidemark.v1.ListProcessesRequest
-	(*ListProcessesResponse)(nil),  // 55: tidemark.v1.ListProcessesResponse
-	(*HoldProcessRequest)(nil),     // 56: tidemark.v1.HoldProcessRequest
-	(*HoldProcessResponse)(nil),    // 57: tidemark.v1.HoldProcessResponse
-	(*ImportRequest)(nil),          // 58: tidemark.v1.ImportRequest
-	(*ImportResponse)(nil),         // 59: tidemark.v1.ImportResponse
-	(*ExportRequest)(nil),          // 60: tidemark.v1.ExportRequest
-	(*ExportResponse)(nil),         // 61: tidemark.v1.ExportResponse
-	(*timestamppb.Timestamp)(nil),  // 62: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 63: google.protobuf.Duration
+	(Scope)(0),                      // 0: tidemark.v1.Scope
+	(State)(0),                      // 1: tidemark.v1.State
+	(Consistency)(0),                // 2: tidemark.v1.Consistency
+	(OnTimeout)(0),                  // 3: tidemark.v1.OnTimeout
+	(OnConflict)(0),                 // 4: tidemark.v1.OnConflict
+	(Reason)(0),                     // 5: tidemark.v1.Reason
+	(VerifyState)(0),                // 6: tidemark.v1.VerifyState
+	(*ErrorDetail)(nil),             // 7: tidemark.v1.ErrorDetail
+	(*GetServerInfoRequest)(nil),    // 8: tidemark.v1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil),   // 9: tidemark.v1.GetServerInfoResponse
+	(*Volume)(nil),                  // 10: tidemark.v1.Volume
+	(*CreateVolumeRequest)(nil),     // 11: tidemark.v1.CreateVolumeRequest
+	(*CreateVolumeResponse)(nil),    // 12: tidemark.v1.CreateVolumeResponse
+	(*ListVolumesRequest)(nil),      // 13: tidemark.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),     // 14: tidemark.v1.ListVolumesResponse
+	(*GetVolumeRequest)(nil),        // 15: tidemark.v1.GetVolumeRequest
+	(*GetVolumeResponse)(nil),       // 16: tidemark.v1.GetVolumeResponse
+	(*ResizeVolumeRequest)(nil),     // 17: tidemark.v1.ResizeVolumeRequest
+	(*ResizeVolumeResponse)(nil),    // 18: tidemark.v1.ResizeVolumeResponse
+	(*DeleteVolumeRequest)(nil),     // 19: tidemark.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),    // 20: tidemark.v1.DeleteVolumeResponse
+	(*CloneVolumeRequest)(nil),      // 21: tidemark.v1.CloneVolumeRequest
+	(*CloneVolumeResponse)(nil),     // 22: tidemark.v1.CloneVolumeResponse
+	(*RollbackVolumeRequest)(nil),   // 23: tidemark.v1.RollbackVolumeRequest
+	(*RollbackVolumeResponse)(nil),  // 24: tidemark.v1.RollbackVolumeResponse
+	(*Group)(nil),                   // 25: tidemark.v1.Group
+	(*CreateGroupRequest)(nil),      // 26: tidemark.v1.CreateGroupRequest
+	(*CreateGroupResponse)(nil),     // 27: tidemark.v1.CreateGroupResponse
+	(*ChangeGroupRequest)(nil),      // 28: tidemark.v1.ChangeGroupRequest
+	(*ChangeGroupResponse)(nil),     // 29: tidemark.v1.ChangeGroupResponse
+	(*DeleteGroupRequest)(nil),      // 30: tidemark.v1.DeleteGroupRequest
+	(*DeleteGroupResponse)(nil),     // 31: tidemark.v1.DeleteGroupResponse
+	(*GetGroupRequest)(nil),         // 32: tidemark.v1.GetGroupRequest
+	(*GetGroupResponse)(nil),        // 33: tidemark.v1.GetGroupResponse
+	(*ListGroupsRequest)(nil),       // 34: tidemark.v1.ListGroupsRequest
+	(*ListGroupsResponse)(nil),      // 35: tidemark.v1.ListGroupsResponse
+	(*CloneGroupRequest)(nil),       // 36: tidemark.v1.CloneGroupRequest
+	(*CloneGroupResponse)(nil),      // 37: tidemark.v1.CloneGroupResponse
+	(*RollbackGroupRequest)(nil),    // 38: tidemark.v1.RollbackGroupRequest
+	(*RollbackGroupResponse)(nil),   // 39: tidemark.v1.RollbackGroupResponse
+	(*HoldDrillRequest)(nil),        // 40: tidemark.v1.HoldDrillRequest
+	(*HoldDrillResponse)(nil),       // 41: tidemark.v1.HoldDrillResponse
+	(*EndDrillRequest)(nil),         // 42: tidemark.v1.EndDrillRequest
+	(*EndDrillResponse)(nil),        // 43: tidemark.v1.EndDrillResponse
+	(*Drill)(nil),                   // 44: tidemark.v1.Drill
+	(*DeleteSnapshotRequest)(nil),   // 45: tidemark.v1.DeleteSnapshotRequest
+	(*DeleteSnapshotResponse)(nil),  // 46: tidemark.v1.DeleteSnapshotResponse
+	(*PreviewDeleteRequest)(nil),    // 47: tidemark.v1.PreviewDeleteRequest
+	(*PreviewDeleteResponse)(nil),   // 48: tidemark.v1.PreviewDeleteResponse
+	(*AwaitReclaimRequest)(nil),     // 49: tidemark.v1.AwaitReclaimRequest
+	(*AwaitReclaimResponse)(nil),    // 50: tidemark.v1.AwaitReclaimResponse
+	(*Reclaim)(nil),                 // 51: tidemark.v1.Reclaim
+	(*DiffSnapshotsRequest)(nil),    // 52: tidemark.v1.DiffSnapshotsRequest
+	(*DiffSnapshotsResponse)(nil),   // 53: tidemark.v1.DiffSnapshotsResponse
+	(*DiffExtent)(nil),              // 54: tidemark.v1.DiffExtent
+	(*Snapshot)(nil),                // 55: tidemark.v1.Snapshot
+	(*HoldSnapshotRequest)(nil),     // 56: tidemark.v1.HoldSnapshotRequest
+	(*HoldSnapshotResponse)(nil),    // 57: tidemark.v1.HoldSnapshotResponse
+	(*ReleaseSnapshotRequest)(nil),  // 58: tidemark.v1.ReleaseSnapshotRequest
+	(*ReleaseSnapshotResponse)(nil), // 59: tidemark.v1.ReleaseSnapshotResponse
+	(*LabelSnapshotRequest)(nil),    // 60: tidemark.v1.LabelSnapshotRequest
+	(*LabelSnapshotResponse)(nil),   // 61: tidemark.v1.LabelSnapshotResponse
+	(*Schedule)(nil),                // 62: tidemark.v1.Schedule
+	(*SetScheduleRequest)(nil),      // 63: tidemark.v1.SetScheduleRequest
+	(*SetScheduleResponse)(nil),     // 64: tidemark.v1.SetScheduleResponse
+	(*PreviewScheduleRequest)(nil),  // 65: tidemark.v1.PreviewScheduleRequest
+	(*PreviewScheduleResponse)(nil), // 66: tidemark.v1.PreviewScheduleResponse
+	(*ListSchedulesRequest)(nil),    // 67: tidemark.v1.ListSchedulesRequest
+	(*ListSchedulesResponse)(nil),   // 68: tidemark.v1.ListSchedulesResponse
+	(*GetScheduleRequest)(nil),      // 69: tidemark.v1.GetScheduleRequest
+	(*GetScheduleResponse)(nil),     // 70: tidemark.v1.GetScheduleResponse
+	(*RemoveScheduleRequest)(nil),   // 71: tidemark.v1.RemoveScheduleRequest
+	(*RemoveScheduleResponse)(nil),  // 72: tidemark.v1.RemoveScheduleResponse
+	(*Verification)(nil),            // 73: tidemark.v1.Verification
+	(*PreserveRequest)(nil),         // 74: tidemark.v1.PreserveRequest
+	(*PreserveResponse)(nil),        // 75: tidemark.v1.PreserveResponse
+	(*PreserveReport)(nil),          // 76: tidemark.v1.PreserveReport
+	(*ListSnapshotsRequest)(nil),    // 77: tidemark.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),   // 78: tidemark.v1.ListSnapshotsResponse
+	(*GetSnapshotRequest)(nil),      // 79: tidemark.v1.GetSnapshotRequest
+	(*GetSnapshotResponse)(nil),     // 80: tidemark.v1.GetSnapshotResponse
+	(*VerifySnapshotRequest)(nil),   // 81: tidemark.v1.VerifySnapshotRequest
+	(*VerifySnapshotResponse)(nil),  // 82: tidemark.v1.VerifySnapshotResponse
+	(*VerifyProgress)(nil),          // 83: tidemark.v1.VerifyProgress
+	(*VerifyReport)(nil),            // 84: tidemark.v1.VerifyReport
+	(*BadBlock)(nil),                // 85: tidemark.v1.BadBlock
+	(*Process)(nil),                 // 86: tidemark.v1.Process
+	(*BeginProcessRequest)(nil),     // 87: tidemark.v1.BeginProcessRequest
+	(*BeginProcessResponse)(nil),    // 88: tidemark.v1.BeginProcessResponse
+	(*EndProcessRequest)(nil),       // 89: tidemark.v1.EndProcessRequest
+	(*EndProcessResponse)(nil),      // 90: tidemark.v1.EndProcessResponse
+	(*ListProcessesRequest)(nil),    // 91: tidemark.v1.ListProcessesRequest
+	(*ListProcessesResponse)(nil),   // 92: tidemark.v1.ListProcessesResponse
+	(*HoldProcessRequest)(nil),      // 93: tidemark.v1.HoldProcessRequest
+	(*HoldProcessResponse)(nil),     // 94: tidemark.v1.HoldProcessResponse
+	(*ImportRequest)(nil),           // 95: tidemark.v1.ImportRequest
+	(*ImportResponse)(nil),          // 96: tidemark.v1.ImportResponse
+	(*ExportRequest)(nil),           // 97: tidemark.v1.ExportRequest
+	(*ExportResponse)(nil),          // 98: tidemark.v1.ExportResponse
+	nil,                             // 99: tidemark.v1.Snapshot.LabelsEntry
+	nil,                             // 100: tidemark.v1.LabelSnapshotRequest.SetEntry
+	nil,                             // 101: tidemark.v1.PreserveRequest.LabelsEntry
+	nil,                             // 102: tidemark.v1.ListSnapshotsRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil),   // 103: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 104: google.protobuf.Duration
 }
 var file_tidemark_v1_tidemark_proto_depIdxs = []int32{
-	5,  // 0: tidemark.v1.ErrorDetail.reason:type_name -> tidemark.v1.Reason
-	39, // 1: tidemark.v1.ErrorDetail.report:type_name -> tidemark.v1.PreserveReport
-	0,  // 2: tidemark.v1.Volume.scope:type_name -> tidemark.v1.Scope
-	62, // 3: tidemark.v1.Volume.create_time:type_name -> google.protobuf.Timestamp
-	0,  // 4: tidemark.v1.CreateVolumeRequest.scope:type_name -> tidemark.v1.Scope
-	10, // 5: tidemark.v1.CreateVolumeResponse.volume:type_name -> tidemark.v1.Volume
-	10, // 6: tidemark.v1.ListVolumesResponse.volumes:type_name -> tidemark.v1.Volume
-	10, // 7: tidemark.v1.GetVolumeResponse.volume:type_name -> tidemark.v1.Volume
-	10, // 8: tidemark.v1.ResizeVolumeResponse.volume:type_name -> tidemark.v1.Volume
-	10, // 9: tidemark.v1.CloneVolumeResponse.volume:type_name -> tidemark.v1.Volume
-	10, // 10: tidemark.v1.RollbackVolumeResponse.volume:type_name -> tidemark.v1.Volume
-	31, // 11: tidemark.v1.AwaitReclaimResponse.reclaim:type_name -> tidemark.v1.Reclaim
-	63, // 12: tidemark.v1.Reclaim.left:type_name -> google.protobuf.Duration
-	34, // 13: tidemark.v1.DiffSnapshotsResponse.extents:type_name -> tidemark.v1.DiffExtent
-	1,  // 14: tidemark.v1.Snapshot.state:type_name -> tidemark.v1.State
-	2,  // 15: tidemark.v1.Snapshot.consistency:type_name -> tidemark.v1.Consistency
-	62, // 16: tidemark.v1.Snapshot.cut_time:type_name -> google.protobuf.Timestamp
-	63, // 17: tidemark.v1.Snapshot.drain_duration:type_name -> google.protobuf.Duration
-	36, // 18: tidemark.v1.Snapshot.verification:type_name -> tidemark.v1.Verification
-	6,  // 19: tidemark.v1.Verification.state:type_name -> tidemark.v1.VerifyState
-	62, // 20: tidemark.v1.Verification.last_time:type_name -> google.protobuf.Timestamp
-	63, // 21: tidemark.v1.PreserveRequest.wait:type_name -> google.protobuf.Duration
-	3,  // 22: tidemark.v1.PreserveRequest.on_timeout:type_name -> tidemark.v1.OnTimeout
-	4,  // 23: tidemark.v1.PreserveRequest.on_conflict:type_name -> tidemark.v1.OnConflict
-	39, // 24: tidemark.v1.PreserveResponse.report:type_name -> tidemark.v1.PreserveReport
-	62, // 25: tidemark.v1.PreserveReport.cut_time:type_name -> google.protobuf.Timestamp
-	63, // 26: tidemark.v1.PreserveReport.drain_duration:type_name -> google.protobuf.Duration
-	63, // 27: tidemark.v1.PreserveReport.largest_stall:type_name -> google.protobuf.Duration
-	63, // 28: tidemark.v1.PreserveReport.largest_stall_before:type_name -> google.protobuf.Duration
-	63, // 29: tidemark.v1.PreserveReport.took:type_name -> google.protobuf.Duration
-	35, // 30: tidemark.v1.PreserveReport.snapshots:type_name -> tidemark.v1.Snapshot
-	35, // 31: tidemark.v1.ListSnapshotsResponse.snapshots:type_name -> tidemark.v1.Snapshot
-	31, // 32: tidemark.v1.ListSnapshotsResponse.reclaim:type_name -> tidemark.v1.Reclaim
-	35, // 33: tidemark.v1.GetSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
-	46, // 34: tidemark.v1.VerifySnapshotResponse.progress:type_name -> tidemark.v1.VerifyProgress
-	47, // 35: tidemark.v1.VerifySnapshotResponse.report:type_name -> tidemark.v1.VerifyReport
-	48, // 36: tidemark.v1.VerifyReport.bad:type_name -> tidemark.v1.BadBlock
-	63, // 37: tidemark.v1.VerifyReport.took:type_name -> google.protobuf.Duration
-	0,  // 38: tidemark.v1.Process.scope:type_name -> tidemark.v1.Scope
-	62, // 39: tidemark.v1.Process.begin_time:type_name -> google.protobuf.Timestamp
-	62, // 40: tidemark.v1.Process.waited_since:type_name -> google.protobuf.Timestamp
-	49, // 41: tidemark.v1.BeginProcessResponse.process:type_name -> tidemark.v1.Process
-	49, // 42: tidemark.v1.EndProcessResponse.process:type_name -> tidemark.v1.Process
-	49, // 43: tidemark.v1.ListProcessesResponse.processes:type_name -> tidemark.v1.Process
-	49, // 44: tidemark.v1.HoldProcessResponse.process:type_name -> tidemark.v1.Process
-	8,  // 45: tidemark.v1.TidemarkService.GetServerInfo:input_type -> tidemark.v1.GetServerInfoRequest
-	11, // 46: tidemark.v1.TidemarkService.CreateVolume:input_type -> tidemark.v1.CreateVolumeRequest
-	13, // 47: tidemark.v1.TidemarkService.ListVolumes:input_type -> tidemark.v1.ListVolumesRequest
-	15, // 48: tidemark.v1.TidemarkService.GetVolume:input_type -> tidemark.v1.GetVolumeRequest
-	17, // 49: tidemark.v1.TidemarkService.ResizeVolume:input_type -> tidemark.v1.ResizeVolumeRequest
-	19, // 50: tidemark.v1.TidemarkService.DeleteVolume:input_type -> tidemark.v1.DeleteVolumeRequest
-	37, // 51: tidemark.v1.TidemarkService.Preserve:input_type -> tidemark.v1.PreserveRequest
-	40, // 52: tidemark.v1.TidemarkService.ListSnapshots:input_type -> tidemark.v1.ListSnapshotsRequest
-	42, // 53: tidemark.v1.TidemarkService.GetSnapshot:input_type -> tidemark.v1.GetSnapshotRequest
-	21, // 54: tidemark.v1.TidemarkService.CloneVolume:input_type -> tidemark.v1.CloneVolumeRequest
-	23, // 55: tidemark.v1.TidemarkService.RollbackVolume:input_type -> tidemark.v1.RollbackVolumeRequest
-	25, // 56: tidemark.v1.TidemarkService.DeleteSnapshot:input_type -> tidemark.v1.DeleteSnapshotRequest
-	27, // 57: tidemark.v1.TidemarkService.PreviewDelete:input_type -> tidemark.v1.PreviewDeleteRequest
-	32, // 58: tidemark.v1.TidemarkService.DiffSnapshots:input_type -> tidemark.v1.DiffSnapshotsRequest
-	29, // 59: tidemark.v1.TidemarkService.AwaitReclaim:input_type -> tidemark.v1.AwaitReclaimRequest
-	44, // 60: tidemark.v1.TidemarkService.VerifySnapshot:input_type -> tidemark.v1.VerifySnapshotRequest
-	50, // 61: tidemark.v1.TidemarkService.BeginProcess:input_type -> tidemark.v1.BeginProcessRequest
-	52, // 62: tidemark.v1.TidemarkService.EndProcess:input_type -> tidemark.v1.EndProcessRequest
-	54, // 63: tidemark.v1.TidemarkService.ListProcesses:input_type -> tidemark.v1.ListProcessesRequest
-	56, // 64: tidemark.v1.TidemarkService.HoldProcess:input_type -> tidemark.v1.HoldProcessRequest
-	58, // 65: tidemark.v1.TidemarkService.Import:input_type -> tidemark.v1.ImportRequest
-	60, // 66: tidemark.v1.TidemarkService.Export:input_type -> tidemark.v1.ExportRequest
-	9,  // 67: tidemark.v1.TidemarkService.GetServerInfo:output_type -> tidemark.v1.GetServerInfoResponse
-	12, // 68: tidemark.v1.TidemarkService.CreateVolume:output_type -> tidemark.v1.CreateVolumeResponse
-	14, // 69: tidemark.v1.TidemarkService.ListVolumes:output_type -> tidemark.v1.ListVolumesResponse
-	16, // 70: tidemark.v1.TidemarkService.GetVolume:output_type -> tidemark.v1.GetVolumeResponse
-	18, // 71: tidemark.v1.TidemarkService.ResizeVolume:output_type -> tidemark.v1.ResizeVolumeResponse
-	20, // 72: tidemark.v1.TidemarkService.DeleteVolume:output_type -> tidemark.v1.DeleteVolumeResponse
-	38, // 73: tidemark.v1.TidemarkService.Preserve:output_type -> tidemark.v1.PreserveResponse
-	41, // 74: tidemark.v1.TidemarkService.ListSnapshots:output_type -> tidemark.v1.ListSnapshotsResponse
-	43, // 75: tidemark.v1.TidemarkService.GetSnapshot:output_type -> tidemark.v1.GetSnapshotResponse
-	22, // 76: tidemark.v1.TidemarkService.CloneVolume:output_type -> tidemark.v1.CloneVolumeResponse
-	24, // 77: tidemark.v1.TidemarkService.RollbackVolume:output_type -> tidemark.v1.RollbackVolumeResponse
-	26, // 78: tidemark.v1.TidemarkService.DeleteSnapshot:output_type -> tidemark.v1.DeleteSnapshotResponse
-	28, // 79: tidemark.v1.TidemarkService.PreviewDelete:output_type -> tidemark.v1.PreviewDeleteResponse
-	33, // 80: tidemark.v1.TidemarkService.DiffSnapshots:output_type -> tidemark.v1.DiffSnapshotsResponse
-	30, // 81: tidemark.v1.TidemarkService.AwaitReclaim:output_type -> tidemark.v1.AwaitReclaimResponse
-	45, // 82: tidemark.v1.TidemarkService.VerifySnapshot:output_type -> tidemark.v1.VerifySnapshotResponse
-	51, // 83: tidemark.v1.TidemarkService.BeginProcess:output_type -> tidemark.v1.BeginProcessResponse
-	53, // 84: tidemark.v1.TidemarkService.EndProcess:output_type -> tidemark.v1.EndProcessResponse
-	55, // 85: tidemark.v1.TidemarkService.ListProcesses:output_type -> tidemark.v1.ListProcessesResponse
-	57, // 86: tidemark.v1.TidemarkService.HoldProcess:output_type -> tidemark.v1.HoldProcessResponse
-	59, // 87: tidemark.v1.TidemarkService.Import:output_type -> tidemark.v1.ImportResponse
-	61, // 88: tidemark.v1.TidemarkService.Export:output_type -> tidemark.v1.ExportResponse
-	67, // [67:89] is the sub-list for method output_type
-	45, // [45:67] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	5,   // 0: tidemark.v1.ErrorDetail.reason:type_name -> tidemark.v1.Reason
+	76,  // 1: tidemark.v1.ErrorDetail.report:type_name -> tidemark.v1.PreserveReport
+	0,   // 2: tidemark.v1.Volume.scope:type_name -> tidemark.v1.Scope
+	103, // 3: tidemark.v1.Volume.create_time:type_name -> google.protobuf.Timestamp
+	0,   // 4: tidemark.v1.CreateVolumeRequest.scope:type_name -> tidemark.v1.Scope
+	10,  // 5: tidemark.v1.CreateVolumeResponse.volume:type_name -> tidemark.v1.Volume
+	10,  // 6: tidemark.v1.ListVolumesResponse.volumes:type_name -> tidemark.v1.Volume
+	10,  // 7: tidemark.v1.GetVolumeResponse.volume:type_name -> tidemark.v1.Volume
+	10,  // 8: tidemark.v1.ResizeVolumeResponse.volume:type_name -> tidemark.v1.Volume
+	10,  // 9: tidemark.v1.CloneVolumeResponse.volume:type_name -> tidemark.v1.Volume
+	10,  // 10: tidemark.v1.RollbackVolumeResponse.volume:type_name -> tidemark.v1.Volume
+	103, // 11: tidemark.v1.Group.create_time:type_name -> google.protobuf.Timestamp
+	25,  // 12: tidemark.v1.CreateGroupResponse.group:type_name -> tidemark.v1.Group
+	25,  // 13: tidemark.v1.ChangeGroupResponse.group:type_name -> tidemark.v1.Group
+	25,  // 14: tidemark.v1.GetGroupResponse.group:type_name -> tidemark.v1.Group
+	25,  // 15: tidemark.v1.ListGroupsResponse.groups:type_name -> tidemark.v1.Group
+	25,  // 16: tidemark.v1.CloneGroupResponse.group:type_name -> tidemark.v1.Group
+	10,  // 17: tidemark.v1.CloneGroupResponse.volumes:type_name -> tidemark.v1.Volume
+	10,  // 18: tidemark.v1.RollbackGroupResponse.volumes:type_name -> tidemark.v1.Volume
+	10,  // 19: tidemark.v1.HoldDrillResponse.volume:type_name -> tidemark.v1.Volume
+	44,  // 20: tidemark.v1.EndDrillRequest.result:type_name -> tidemark.v1.Drill
+	55,  // 21: tidemark.v1.EndDrillResponse.snapshot:type_name -> tidemark.v1.Snapshot
+	103, // 22: tidemark.v1.Drill.time:type_name -> google.protobuf.Timestamp
+	104, // 23: tidemark.v1.Drill.took:type_name -> google.protobuf.Duration
+	51,  // 24: tidemark.v1.AwaitReclaimResponse.reclaim:type_name -> tidemark.v1.Reclaim
+	104, // 25: tidemark.v1.Reclaim.left:type_name -> google.protobuf.Duration
+	54,  // 26: tidemark.v1.DiffSnapshotsResponse.extents:type_name -> tidemark.v1.DiffExtent
+	1,   // 27: tidemark.v1.Snapshot.state:type_name -> tidemark.v1.State
+	2,   // 28: tidemark.v1.Snapshot.consistency:type_name -> tidemark.v1.Consistency
+	103, // 29: tidemark.v1.Snapshot.cut_time:type_name -> google.protobuf.Timestamp
+	104, // 30: tidemark.v1.Snapshot.drain_duration:type_name -> google.protobuf.Duration
+	73,  // 31: tidemark.v1.Snapshot.verification:type_name -> tidemark.v1.Verification
+	99,  // 32: tidemark.v1.Snapshot.labels:type_name -> tidemark.v1.Snapshot.LabelsEntry
+	103, // 33: tidemark.v1.Snapshot.held_until:type_name -> google.protobuf.Timestamp
+	44,  // 34: tidemark.v1.Snapshot.drill:type_name -> tidemark.v1.Drill
+	55,  // 35: tidemark.v1.HoldSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
+	55,  // 36: tidemark.v1.ReleaseSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
+	100, // 37: tidemark.v1.LabelSnapshotRequest.set:type_name -> tidemark.v1.LabelSnapshotRequest.SetEntry
+	55,  // 38: tidemark.v1.LabelSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
+	103, // 39: tidemark.v1.Schedule.next_time:type_name -> google.protobuf.Timestamp
+	103, // 40: tidemark.v1.Schedule.last_time:type_name -> google.protobuf.Timestamp
+	62,  // 41: tidemark.v1.SetScheduleResponse.schedule:type_name -> tidemark.v1.Schedule
+	103, // 42: tidemark.v1.PreviewScheduleResponse.next_times:type_name -> google.protobuf.Timestamp
+	62,  // 43: tidemark.v1.ListSchedulesResponse.schedules:type_name -> tidemark.v1.Schedule
+	62,  // 44: tidemark.v1.GetScheduleResponse.schedule:type_name -> tidemark.v1.Schedule
+	6,   // 45: tidemark.v1.Verification.state:type_name -> tidemark.v1.VerifyState
+	103, // 46: tidemark.v1.Verification.last_time:type_name -> google.protobuf.Timestamp
+	104, // 47: tidemark.v1.PreserveRequest.wait:type_name -> google.protobuf.Duration
+	3,   // 48: tidemark.v1.PreserveRequest.on_timeout:type_name -> tidemark.v1.OnTimeout
+	4,   // 49: tidemark.v1.PreserveRequest.on_conflict:type_name -> tidemark.v1.OnConflict
+	101, // 50: tidemark.v1.PreserveRequest.labels:type_name -> tidemark.v1.PreserveRequest.LabelsEntry
+	76,  // 51: tidemark.v1.PreserveResponse.report:type_name -> tidemark.v1.PreserveReport
+	103, // 52: tidemark.v1.PreserveReport.cut_time:type_name -> google.protobuf.Timestamp
+	104, // 53: tidemark.v1.PreserveReport.drain_duration:type_name -> google.protobuf.Duration
+	104, // 54: tidemark.v1.PreserveReport.largest_stall:type_name -> google.protobuf.Duration
+	104, // 55: tidemark.v1.PreserveReport.largest_stall_before:type_name -> google.protobuf.Duration
+	104, // 56: tidemark.v1.PreserveReport.took:type_name -> google.protobuf.Duration
+	55,  // 57: tidemark.v1.PreserveReport.snapshots:type_name -> tidemark.v1.Snapshot
+	102, // 58: tidemark.v1.ListSnapshotsRequest.labels:type_name -> tidemark.v1.ListSnapshotsRequest.LabelsEntry
+	55,  // 59: tidemark.v1.ListSnapshotsResponse.snapshots:type_name -> tidemark.v1.Snapshot
+	51,  // 60: tidemark.v1.ListSnapshotsResponse.reclaim:type_name -> tidemark.v1.Reclaim
+	55,  // 61: tidemark.v1.GetSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
+	83,  // 62: tidemark.v1.VerifySnapshotResponse.progress:type_name -> tidemark.v1.VerifyProgress
+	84,  // 63: tidemark.v1.VerifySnapshotResponse.report:type_name -> tidemark.v1.VerifyReport
+	85,  // 64: tidemark.v1.VerifyReport.bad:type_name -> tidemark.v1.BadBlock
+	104, // 65: tidemark.v1.VerifyReport.took:type_name -> google.protobuf.Duration
+	0,   // 66: tidemark.v1.Process.scope:type_name -> tidemark.v1.Scope
+	103, // 67: tidemark.v1.Process.begin_time:type_name -> google.protobuf.Timestamp
+	103, // 68: tidemark.v1.Process.waited_since:type_name -> google.protobuf.Timestamp
+	86,  // 69: tidemark.v1.BeginProcessResponse.process:type_name -> tidemark.v1.Process
+	86,  // 70: tidemark.v1.EndProcessResponse.process:type_name -> tidemark.v1.Process
+	86,  // 71: tidemark.v1.ListProcessesResponse.processes:type_name -> tidemark.v1.Process
+	86,  // 72: tidemark.v1.HoldProcessResponse.process:type_name -> tidemark.v1.Process
+	8,   // 73: tidemark.v1.TidemarkService.GetServerInfo:input_type -> tidemark.v1.GetServerInfoRequest
+	11,  // 74: tidemark.v1.TidemarkService.CreateVolume:input_type -> tidemark.v1.CreateVolumeRequest
+	13,  // 75: tidemark.v1.TidemarkService.ListVolumes:input_type -> tidemark.v1.ListVolumesRequest
+	15,  // 76: tidemark.v1.TidemarkService.GetVolume:input_type -> tidemark.v1.GetVolumeRequest
+	17,  // 77: tidemark.v1.TidemarkService.ResizeVolume:input_type -> tidemark.v1.ResizeVolumeRequest
+	19,  // 78: tidemark.v1.TidemarkService.DeleteVolume:input_type -> tidemark.v1.DeleteVolumeRequest
+	74,  // 79: tidemark.v1.TidemarkService.Preserve:input_type -> tidemark.v1.PreserveRequest
+	77,  // 80: tidemark.v1.TidemarkService.ListSnapshots:input_type -> tidemark.v1.ListSnapshotsRequest
+	79,  // 81: tidemark.v1.TidemarkService.GetSnapshot:input_type -> tidemark.v1.GetSnapshotRequest
+	21,  // 82: tidemark.v1.TidemarkService.CloneVolume:input_type -> tidemark.v1.CloneVolumeRequest
+	23,  // 83: tidemark.v1.TidemarkService.RollbackVolume:input_type -> tidemark.v1.RollbackVolumeRequest
+	26,  // 84: tidemark.v1.TidemarkService.CreateGroup:input_type -> tidemark.v1.CreateGroupRequest
+	28,  // 85: tidemark.v1.TidemarkService.ChangeGroup:input_type -> tidemark.v1.ChangeGroupRequest
+	30,  // 86: tidemark.v1.TidemarkService.DeleteGroup:input_type -> tidemark.v1.DeleteGroupRequest
+	32,  // 87: tidemark.v1.TidemarkService.GetGroup:input_type -> tidemark.v1.GetGroupRequest
+	34,  // 88: tidemark.v1.TidemarkService.ListGroups:input_type -> tidemark.v1.ListGroupsRequest
+	36,  // 89: tidemark.v1.TidemarkService.CloneGroup:input_type -> tidemark.v1.CloneGroupRequest
+	38,  // 90: tidemark.v1.TidemarkService.RollbackGroup:input_type -> tidemark.v1.RollbackGroupRequest
+	40,  // 91: tidemark.v1.TidemarkService.HoldDrill:input_type -> tidemark.v1.HoldDrillRequest
+	42,  // 92: tidemark.v1.TidemarkService.EndDrill:input_type -> tidemark.v1.EndDrillRequest
+	45,  // 93: tidemark.v1.TidemarkService.DeleteSnapshot:input_type -> tidemark.v1.DeleteSnapshotRequest
+	47,  // 94: tidemark.v1.TidemarkService.PreviewDelete:input_type -> tidemark.v1.PreviewDeleteRequest
+	52,  // 95: tidemark.v1.TidemarkService.DiffSnapshots:input_type -> tidemark.v1.DiffSnapshotsRequest
+	49,  // 96: tidemark.v1.TidemarkService.AwaitReclaim:input_type -> tidemark.v1.AwaitReclaimRequest
+	56,  // 97: tidemark.v1.TidemarkService.HoldSnapshot:input_type -> tidemark.v1.HoldSnapshotRequest
+	58,  // 98: tidemark.v1.TidemarkService.ReleaseSnapshot:input_type -> tidemark.v1.ReleaseSnapshotRequest
+	60,  // 99: tidemark.v1.TidemarkService.LabelSnapshot:input_type -> tidemark.v1.LabelSnapshotRequest
+	63,  // 100: tidemark.v1.TidemarkService.SetSchedule:input_type -> tidemark.v1.SetScheduleRequest
+	65,  // 101: tidemark.v1.TidemarkService.PreviewSchedule:input_type -> tidemark.v1.PreviewScheduleRequest
+	67,  // 102: tidemark.v1.TidemarkService.ListSchedules:input_type -> tidemark.v1.ListSchedulesRequest
+	69,  // 103: tidemark.v1.TidemarkService.GetSchedule:input_type -> tidemark.v1.GetScheduleRequest
+	71,  // 104: tidemark.v1.TidemarkService.RemoveSchedule:input_type -> tidemark.v1.RemoveScheduleRequest
+	81,  // 105: tidemark.v1.TidemarkService.VerifySnapshot:input_type -> tidemark.v1.VerifySnapshotRequest
+	87,  // 106: tidemark.v1.TidemarkService.BeginProcess:input_type -> tidemark.v1.BeginProcessRequest
+	89,  // 107: tidemark.v1.TidemarkService.EndProcess:input_type -> tidemark.v1.EndProcessRequest
+	91,  // 108: tidemark.v1.TidemarkService.ListProcesses:input_type -> tidemark.v1.ListProcessesRequest
+	93,  // 109: tidemark.v1.TidemarkService.HoldProcess:input_type -> tidemark.v1.HoldProcessRequest
+	95,  // 110: tidemark.v1.TidemarkService.Import:input_type -> tidemark.v1.ImportRequest
+	97,  // 111: tidemark.v1.TidemarkService.Export:input_type -> tidemark.v1.ExportRequest
+	9,   // 112: tidemark.v1.TidemarkService.GetServerInfo:output_type -> tidemark.v1.GetServerInfoResponse
+	12,  // 113: tidemark.v1.TidemarkService.CreateVolume:output_type -> tidemark.v1.CreateVolumeResponse
+	14,  // 114: tidemark.v1.TidemarkService.ListVolumes:output_type -> tidemark.v1.ListVolumesResponse
+	16,  // 115: tidemark.v1.TidemarkService.GetVolume:output_type -> tidemark.v1.GetVolumeResponse
+	18,  // 116: tidemark.v1.TidemarkService.ResizeVolume:output_type -> tidemark.v1.ResizeVolumeResponse
+	20,  // 117: tidemark.v1.TidemarkService.DeleteVolume:output_type -> tidemark.v1.DeleteVolumeResponse
+	75,  // 118: tidemark.v1.TidemarkService.Preserve:output_type -> tidemark.v1.PreserveResponse
+	78,  // 119: tidemark.v1.TidemarkService.ListSnapshots:output_type -> tidemark.v1.ListSnapshotsResponse
+	80,  // 120: tidemark.v1.TidemarkService.GetSnapshot:output_type -> tidemark.v1.GetSnapshotResponse
+	22,  // 121: tidemark.v1.TidemarkService.CloneVolume:output_type -> tidemark.v1.CloneVolumeResponse
+	24,  // 122: tidemark.v1.TidemarkService.RollbackVolume:output_type -> tidemark.v1.RollbackVolumeResponse
+	27,  // 123: tidemark.v1.TidemarkService.CreateGroup:output_type -> tidemark.v1.CreateGroupResponse
+	29,  // 124: tidemark.v1.TidemarkService.ChangeGroup:output_type -> tidemark.v1.ChangeGroupResponse
+	31,  // 125: tidemark.v1.TidemarkService.DeleteGroup:output_type -> tidemark.v1.DeleteGroupResponse
+	33,  // 126: tidemark.v1.TidemarkService.GetGroup:output_type -> tidemark.v1.GetGroupResponse
+	35,  // 127: tidemark.v1.TidemarkService.ListGroups:output_type -> tidemark.v1.ListGroupsResponse
+	37,  // 128: tidemark.v1.TidemarkService.CloneGroup:output_type -> tidemark.v1.CloneGroupResponse
+	39,  // 129: tidemark.v1.TidemarkService.RollbackGroup:output_type -> tidemark.v1.RollbackGroupResponse
+	41,  // 130: tidemark.v1.TidemarkService.HoldDrill:output_type -> tidemark.v1.HoldDrillResponse
+	43,  // 131: tidemark.v1.TidemarkService.EndDrill:output_type -> tidemark.v1.EndDrillResponse
+	46,  // 132: tidemark.v1.TidemarkService.DeleteSnapshot:output_type -> tidemark.v1.DeleteSnapshotResponse
+	48,  // 133: tidemark.v1.TidemarkService.PreviewDelete:output_type -> tidemark.v1.PreviewDeleteResponse
+	53,  // 134: tidemark.v1.TidemarkService.DiffSnapshots:output_type -> tidemark.v1.DiffSnapshotsResponse
+	50,  // 135: tidemark.v1.TidemarkService.AwaitReclaim:output_type -> tidemark.v1.AwaitReclaimResponse
+	57,  // 136: tidemark.v1.TidemarkService.HoldSnapshot:output_type -> tidemark.v1.HoldSnapshotResponse
+	59,  // 137: tidemark.v1.TidemarkService.ReleaseSnapshot:output_type -> tidemark.v1.ReleaseSnapshotResponse
+	61,  // 138: tidemark.v1.TidemarkService.LabelSnapshot:output_type -> tidemark.v1.LabelSnapshotResponse
+	64,  // 139: tidemark.v1.TidemarkService.SetSchedule:output_type -> tidemark.v1.SetScheduleResponse
+	66,  // 140: tidemark.v1.TidemarkService.PreviewSchedule:output_type -> tidemark.v1.PreviewScheduleResponse
+	68,  // 141: tidemark.v1.TidemarkService.ListSchedules:output_type -> tidemark.v1.ListSchedulesResponse
+	70,  // 142: tidemark.v1.TidemarkService.GetSchedule:output_type -> tidemark.v1.GetScheduleResponse
+	72,  // 143: tidemark.v1.TidemarkService.RemoveSchedule:output_type -> tidemark.v1.RemoveScheduleResponse
+	82,  // 144: tidemark.v1.TidemarkService.VerifySnapshot:output_type -> tidemark.v1.VerifySnapshotResponse
+	88,  // 145: tidemark.v1.TidemarkService.BeginProcess:output_type -> tidemark.v1.BeginProcessResponse
+	90,  // 146: tidemark.v1.TidemarkService.EndProcess:output_type -> tidemark.v1.EndProcessResponse
+	92,  // 147: tidemark.v1.TidemarkService.ListProcesses:output_type -> tidemark.v1.ListProcessesResponse
+	94,  // 148: tidemark.v1.TidemarkService.HoldProcess:output_type -> tidemark.v1.HoldProcessResponse
+	96,  // 149: tidemark.v1.TidemarkService.Import:output_type -> tidemark.v1.ImportResponse
+	98,  // 150: tidemark.v1.TidemarkService.Export:output_type -> tidemark.v1.ExportResponse
+	112, // [112:151] is the sub-list for method output_type
+	73,  // [73:112] is the sub-list for method input_type
+	73,  // [73:73] is the sub-list for extension type_name
+	73,  // [73:73] is the sub-list for extension extendee
+	0,   // [0:73] is the sub-list for field type_name
 }
 
 func init() { file_tidemark_v1_tidemark_proto_init() }
@@ -4257,15 +6558,15 @@ func file_tidemark_v1_tidemark_proto_init() {
 	if File_tidemark_v1_tidemark_proto != nil {
 		return
 	}
-	file_tidemark_v1_tidemark_proto_msgTypes[38].OneofWrappers = []any{
+	file_tidemark_v1_tidemark_proto_msgTypes[75].OneofWrappers = []any{
 		(*VerifySnapshotResponse_Progress)(nil),
 		(*VerifySnapshotResponse_Report)(nil),
 	}
-	file_tidemark_v1_tidemark_proto_msgTypes[51].OneofWrappers = []any{
+	file_tidemark_v1_tidemark_proto_msgTypes[88].OneofWrappers = []any{
 		(*ImportRequest_Data)(nil),
 		(*ImportRequest_HoleBytes)(nil),
 	}
-	file_tidemark_v1_tidemark_proto_msgTypes[54].OneofWrappers = []any{
+	file_tidemark_v1_tidemark_proto_msgTypes[91].OneofWrappers = []any{
 		(*ExportResponse_Data)(nil),
 		(*ExportResponse_HoleBytes)(nil),
 	}
@@ -4275,7 +6576,7 @@ func file_tidemark_v1_tidemark_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_tidemark_v1_tidemark_proto_rawDesc), len(file_tidemark_v1_tidemark_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   55,
+			NumMessages:   96,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

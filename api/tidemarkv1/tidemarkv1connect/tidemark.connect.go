@@ -11,9 +11,9 @@
 //	curl --unix-socket tidemark-data/api.sock -H 'Content-Type: application/json' \
 //	  -d '{}' http://tidemark/tidemark.v1.TidemarkService/ListVolumes
 //
-// Names of volumes and snapshots are [A-Za-z0-9][A-Za-z0-9._-]{0,62}; tokens of
+// Names of volumes, groups and snapshots are [A-Za-z0-9][A-Za-z0-9._-]{0,62}; tokens of
 // processes are [A-Za-z0-9._-]{1,64}. A snapshot is addressed as
-// "VOLUME@SNAPSHOT".
+// "VOLUME@SNAPSHOT", the snapshots of one cut of a group as "GROUP@SNAPSHOT".
 //
 // Over the unix socket, which only the server's own user may open, a caller may
 // do all. Over TCP it shows a client certificate (mutual TLS) or a token, as
@@ -88,6 +88,33 @@ const (
 	// TidemarkServiceRollbackVolumeProcedure is the fully-qualified name of the TidemarkService's
 	// RollbackVolume RPC.
 	TidemarkServiceRollbackVolumeProcedure = "/tidemark.v1.TidemarkService/RollbackVolume"
+	// TidemarkServiceCreateGroupProcedure is the fully-qualified name of the TidemarkService's
+	// CreateGroup RPC.
+	TidemarkServiceCreateGroupProcedure = "/tidemark.v1.TidemarkService/CreateGroup"
+	// TidemarkServiceChangeGroupProcedure is the fully-qualified name of the TidemarkService's
+	// ChangeGroup RPC.
+	TidemarkServiceChangeGroupProcedure = "/tidemark.v1.TidemarkService/ChangeGroup"
+	// TidemarkServiceDeleteGroupProcedure is the fully-qualified name of the TidemarkService's
+	// DeleteGroup RPC.
+	TidemarkServiceDeleteGroupProcedure = "/tidemark.v1.TidemarkService/DeleteGroup"
+	// TidemarkServiceGetGroupProcedure is the fully-qualified name of the TidemarkService's GetGroup
+	// RPC.
+	TidemarkServiceGetGroupProcedure = "/tidemark.v1.TidemarkService/GetGroup"
+	// TidemarkServiceListGroupsProcedure is the fully-qualified name of the TidemarkService's
+	// ListGroups RPC.
+	TidemarkServiceListGroupsProcedure = "/tidemark.v1.TidemarkService/ListGroups"
+	// TidemarkServiceCloneGroupProcedure is the fully-qualified name of the TidemarkService's
+	// CloneGroup RPC.
+	TidemarkServiceCloneGroupProcedure = "/tidemark.v1.TidemarkService/CloneGroup"
+	// TidemarkServiceRollbackGroupProcedure is the fully-qualified name of the TidemarkService's
+	// RollbackGroup RPC.
+	TidemarkServiceRollbackGroupProcedure = "/tidemark.v1.TidemarkService/RollbackGroup"
+	// TidemarkServiceHoldDrillProcedure is the fully-qualified name of the TidemarkService's HoldDrill
+	// RPC.
+	TidemarkServiceHoldDrillProcedure = "/tidemark.v1.TidemarkService/HoldDrill"
+	// TidemarkServiceEndDrillProcedure is the fully-qualified name of the TidemarkService's EndDrill
+	// RPC.
+	TidemarkServiceEndDrillProcedure = "/tidemark.v1.TidemarkService/EndDrill"
 	// TidemarkServiceDeleteSnapshotProcedure is the fully-qualified name of the TidemarkService's
 	// DeleteSnapshot RPC.
 	TidemarkServiceDeleteSnapshotProcedure = "/tidemark.v1.TidemarkService/DeleteSnapshot"
@@ -100,6 +127,30 @@ const (
 	// TidemarkServiceAwaitReclaimProcedure is the fully-qualified name of the TidemarkService's
 	// AwaitReclaim RPC.
 	TidemarkServiceAwaitReclaimProcedure = "/tidemark.v1.TidemarkService/AwaitReclaim"
+	// TidemarkServiceHoldSnapshotProcedure is the fully-qualified name of the TidemarkService's
+	// HoldSnapshot RPC.
+	TidemarkServiceHoldSnapshotProcedure = "/tidemark.v1.TidemarkService/HoldSnapshot"
+	// TidemarkServiceReleaseSnapshotProcedure is the fully-qualified name of the TidemarkService's
+	// ReleaseSnapshot RPC.
+	TidemarkServiceReleaseSnapshotProcedure = "/tidemark.v1.TidemarkService/ReleaseSnapshot"
+	// TidemarkServiceLabelSnapshotProcedure is the fully-qualified name of the TidemarkService's
+	// LabelSnapshot RPC.
+	TidemarkServiceLabelSnapshotProcedure = "/tidemark.v1.TidemarkService/LabelSnapshot"
+	// TidemarkServiceSetScheduleProcedure is the fully-qualified name of the TidemarkService's
+	// SetSchedule RPC.
+	TidemarkServiceSetScheduleProcedure = "/tidemark.v1.TidemarkService/SetSchedule"
+	// TidemarkServicePreviewScheduleProcedure is the fully-qualified name of the TidemarkService's
+	// PreviewSchedule RPC.
+	TidemarkServicePreviewScheduleProcedure = "/tidemark.v1.TidemarkService/PreviewSchedule"
+	// TidemarkServiceListSchedulesProcedure is the fully-qualified name of the TidemarkService's
+	// ListSchedules RPC.
+	TidemarkServiceListSchedulesProcedure = "/tidemark.v1.TidemarkService/ListSchedules"
+	// TidemarkServiceGetScheduleProcedure is the fully-qualified name of the TidemarkService's
+	// GetSchedule RPC.
+	TidemarkServiceGetScheduleProcedure = "/tidemark.v1.TidemarkService/GetSchedule"
+	// TidemarkServiceRemoveScheduleProcedure is the fully-qualified name of the TidemarkService's
+	// RemoveSchedule RPC.
+	TidemarkServiceRemoveScheduleProcedure = "/tidemark.v1.TidemarkService/RemoveSchedule"
 	// TidemarkServiceVerifySnapshotProcedure is the fully-qualified name of the TidemarkService's
 	// VerifySnapshot RPC.
 	TidemarkServiceVerifySnapshotProcedure = "/tidemark.v1.TidemarkService/VerifySnapshot"
@@ -142,7 +193,8 @@ type TidemarkServiceClient interface {
 	// Needs: admin on the volume.
 	ResizeVolume(context.Context, *tidemarkv1.ResizeVolumeRequest) (*tidemarkv1.ResizeVolumeResponse, error)
 	// DeleteVolume deletes a volume that no client and no process uses.
-	// Errors: REASON_NOT_FOUND, REASON_IN_USE.
+	// Errors: REASON_NOT_FOUND, REASON_IN_USE; REASON_HELD if one of its snapshots is
+	// held, REASON_CLOCK.
 	// Needs: admin on the volume.
 	DeleteVolume(context.Context, *tidemarkv1.DeleteVolumeRequest) (*tidemarkv1.DeleteVolumeResponse, error)
 	// Preserve keeps the volumes as they are at one instant, the cut, without
@@ -152,7 +204,7 @@ type TidemarkServiceClient interface {
 	// Errors: REASON_NOT_FOUND, REASON_EXISTS (the name is taken on one of the
 	// volumes: none is changed), REASON_INVALID, REASON_LIMIT; REASON_ABORTED and
 	// REASON_DRAINING carry the report in their ErrorDetail.
-	// Needs: preserve on every volume named.
+	// Needs: preserve on every volume named, and on all of each group.
 	Preserve(context.Context, *tidemarkv1.PreserveRequest) (*tidemarkv1.PreserveResponse, error)
 	// ListSnapshots returns the snapshots of one volume or of all, oldest first.
 	// Needs: read; snapshots without it are left out.
@@ -170,13 +222,58 @@ type TidemarkServiceClient interface {
 	// The present state is preserved first, and every snapshot stays.
 	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_EXISTS, REASON_DRAINING,
 	// REASON_NO_SPACE; REASON_IN_USE while a client is connected to the volume or a
-	// process named it: then nothing has changed.
+	// process named it, unless disconnect is set: then nothing has changed.
 	// Needs: admin on the volume.
 	RollbackVolume(context.Context, *tidemarkv1.RollbackVolumeRequest) (*tidemarkv1.RollbackVolumeResponse, error)
+	// CreateGroup makes a group: volumes under one name, that are preserved, cloned
+	// and rolled back together. It follows the names of its volumes: a rollback
+	// changes nothing in it, a volume that is deleted leaves it, and with its last one
+	// it goes.
+	// Errors: REASON_INVALID, REASON_NOT_FOUND, REASON_EXISTS (also if a volume has a
+	// default group already).
+	// Needs: admin on every volume named.
+	CreateGroup(context.Context, *tidemarkv1.CreateGroupRequest) (*tidemarkv1.CreateGroupResponse, error)
+	// ChangeGroup takes volumes out of a group and puts others into it, in one step.
+	// Errors: REASON_NOT_FOUND, REASON_EXISTS, REASON_INVALID (none would be left).
+	// Needs: admin on every volume that is in it before or after. For a caller who may
+	// not read all of them there is no such group; so it is in each call below.
+	ChangeGroup(context.Context, *tidemarkv1.ChangeGroupRequest) (*tidemarkv1.ChangeGroupResponse, error)
+	// DeleteGroup deletes a group, and none of its volumes. Errors: REASON_NOT_FOUND.
+	// Needs: admin on every volume of it.
+	DeleteGroup(context.Context, *tidemarkv1.DeleteGroupRequest) (*tidemarkv1.DeleteGroupResponse, error)
+	// GetGroup returns one group. Errors: REASON_NOT_FOUND.
+	// Needs: read on every volume of it.
+	GetGroup(context.Context, *tidemarkv1.GetGroupRequest) (*tidemarkv1.GetGroupResponse, error)
+	// ListGroups returns every group, sorted by name.
+	// Needs: read on every volume of a group; others are left out.
+	ListGroups(context.Context, *tidemarkv1.ListGroupsRequest) (*tidemarkv1.ListGroupsResponse, error)
+	// CloneGroup clones a snapshot of each volume of a group, all of one cut, and makes
+	// a group of the clones: all of it or nothing.
+	// Errors: as CloneVolume; REASON_INVALID if the snapshots are of several cuts.
+	// Needs: admin on every volume of the group and on the names of the clones.
+	CloneGroup(context.Context, *tidemarkv1.CloneGroupRequest) (*tidemarkv1.CloneGroupResponse, error)
+	// RollbackGroup rolls all volumes of a group back to their snapshots of one cut:
+	// all of them or none. Their present state is preserved first, in one cut.
+	// Errors: as RollbackVolume; REASON_INVALID if the snapshots are of several cuts.
+	// Needs: admin on every volume of the group.
+	RollbackGroup(context.Context, *tidemarkv1.RollbackGroupRequest) (*tidemarkv1.RollbackGroupResponse, error)
+	// HoldDrill clones a snapshot for a restore drill: somebody opens the clone, and
+	// looks whether what it holds is of use. It sends the names once, and then stays
+	// silent. The clone lasts until EndDrill, which closes the stream without an error,
+	// or until the stream breaks since the caller or the server died; what is connected
+	// to it then is disconnected.
+	// Errors: as CloneVolume; REASON_NOT_FOUND if the volume has no sealed snapshot.
+	// Needs: admin on the volume of the snapshot. The clone is named
+	// "VOLUME-drill-" and something.
+	HoldDrill(context.Context, *tidemarkv1.HoldDrillRequest) (*connect.ServerStreamForClient[tidemarkv1.HoldDrillResponse], error)
+	// EndDrill records on the snapshot what came of a drill, and deletes the clone.
+	// Errors: REASON_NOT_FOUND.
+	// Needs: admin on the volume of the snapshot.
+	EndDrill(context.Context, *tidemarkv1.EndDrillRequest) (*tidemarkv1.EndDrillResponse, error)
 	// DeleteSnapshot takes the name of a snapshot away and returns at once. Blocks
 	// that nobody can see any more give their room back in the background.
 	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_DRAINING; REASON_IN_USE while
-	// a client has it open or it is being verified.
+	// a client has it open or it is being verified; REASON_HELD, REASON_CLOCK.
 	// Needs: admin on its volume.
 	DeleteSnapshot(context.Context, *tidemarkv1.DeleteSnapshotRequest) (*tidemarkv1.DeleteSnapshotResponse, error)
 	// PreviewDelete tells how much room would be given back if snapshots were deleted,
@@ -194,16 +291,52 @@ type TidemarkServiceClient interface {
 	// Errors: REASON_CLOSED.
 	// Needs: to be on the access list.
 	AwaitReclaim(context.Context, *tidemarkv1.AwaitReclaimRequest) (*connect.ServerStreamForClient[tidemarkv1.AwaitReclaimResponse], error)
+	// HoldSnapshot keeps a snapshot from being deleted, by anybody: until it is
+	// released, or until a time, which nothing shortens. It waits until the snapshot is
+	// sealed.
+	// Errors: REASON_NOT_FOUND, REASON_INVALID (also for an end that is past),
+	// REASON_DRAINING, REASON_HELD (for an end before the one that it has), REASON_CLOCK.
+	// Needs: admin on its volume.
+	HoldSnapshot(context.Context, *tidemarkv1.HoldSnapshotRequest) (*tidemarkv1.HoldSnapshotResponse, error)
+	// ReleaseSnapshot ends a hold that has no end, or whose end has passed.
+	// Errors: REASON_NOT_FOUND, REASON_INVALID; REASON_HELD while the end is to come: then
+	// nothing has changed; REASON_CLOCK.
+	// Needs: admin on its volume.
+	ReleaseSnapshot(context.Context, *tidemarkv1.ReleaseSnapshotRequest) (*tidemarkv1.ReleaseSnapshotResponse, error)
+	// LabelSnapshot sets and removes labels. It waits until the snapshot is sealed.
+	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_DRAINING.
+	// Needs: preserve on its volume.
+	LabelSnapshot(context.Context, *tidemarkv1.LabelSnapshotRequest) (*tidemarkv1.LabelSnapshotResponse, error)
+	// SetSchedule has a volume preserved again and again, and the snapshots so made
+	// deleted when they are to be kept no more. It replaces the schedule that there is.
+	// Errors: REASON_NOT_FOUND, REASON_INVALID.
+	// Needs: admin on the volume.
+	SetSchedule(context.Context, *tidemarkv1.SetScheduleRequest) (*tidemarkv1.SetScheduleResponse, error)
+	// PreviewSchedule tells what SetSchedule would bring about, and changes nothing.
+	// Errors: as SetSchedule.
+	// Needs: read on the volume.
+	PreviewSchedule(context.Context, *tidemarkv1.PreviewScheduleRequest) (*tidemarkv1.PreviewScheduleResponse, error)
+	// ListSchedules returns the schedules, sorted by target.
+	// Needs: read on the volume of each; others are left out.
+	ListSchedules(context.Context, *tidemarkv1.ListSchedulesRequest) (*tidemarkv1.ListSchedulesResponse, error)
+	// GetSchedule returns one schedule. Errors: REASON_NOT_FOUND.
+	// Needs: read on the volume.
+	GetSchedule(context.Context, *tidemarkv1.GetScheduleRequest) (*tidemarkv1.GetScheduleResponse, error)
+	// RemoveSchedule ends a schedule; the snapshots that it made stay.
+	// Errors: REASON_NOT_FOUND.
+	// Needs: admin on the volume.
+	RemoveSchedule(context.Context, *tidemarkv1.RemoveScheduleRequest) (*tidemarkv1.RemoveScheduleResponse, error)
 	// VerifySnapshot reads every block of a sealed snapshot from the disk and
 	// compares it with its checksum. It sends its progress from time to time and
 	// the result at the end; bad blocks are a result, not an error.
 	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_DRAINING (not sealed yet).
 	// Needs: read on the snapshot.
 	VerifySnapshot(context.Context, *tidemarkv1.VerifySnapshotRequest) (*connect.ServerStreamForClient[tidemarkv1.VerifySnapshotResponse], error)
-	// BeginProcess begins an explicit I/O process over the named volumes. It
-	// lasts until EndProcess or the end of the server.
+	// BeginProcess begins an explicit I/O process over the named volumes, all volumes
+	// of the named groups, and all of the default group of each. It lasts until
+	// EndProcess or the end of the server.
 	// Errors: REASON_NOT_FOUND, REASON_EXISTS (the token), REASON_INVALID.
-	// Needs: write on every volume named.
+	// Needs: write on every volume of them.
 	BeginProcess(context.Context, *tidemarkv1.BeginProcessRequest) (*tidemarkv1.BeginProcessResponse, error)
 	// EndProcess ends an explicit I/O process. Errors: REASON_NOT_FOUND.
 	// Needs: write on every volume of the process.
@@ -212,7 +345,7 @@ type TidemarkServiceClient interface {
 	// Needs: read on every volume of a process; others are left out.
 	ListProcesses(context.Context, *tidemarkv1.ListProcessesRequest) (*tidemarkv1.ListProcessesResponse, error)
 	// HoldProcess ties an explicit process to the life of the call: it begins one
-	// (volumes set) or takes over a running one (volumes empty, token set), sends
+	// (volumes or groups set) or takes over a running one (only token set), sends
 	// it once, and then stays silent. The stream closes without an error when
 	// EndProcess ended the process. When the stream breaks before that, because
 	// the caller or the server died, the process ends torn.
@@ -316,6 +449,62 @@ func NewTidemarkServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithSchema(tidemarkServiceMethods.ByName("RollbackVolume")),
 			connect.WithClientOptions(opts...),
 		),
+		createGroup: connect.NewClient[tidemarkv1.CreateGroupRequest, tidemarkv1.CreateGroupResponse](
+			httpClient,
+			baseURL+TidemarkServiceCreateGroupProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("CreateGroup")),
+			connect.WithClientOptions(opts...),
+		),
+		changeGroup: connect.NewClient[tidemarkv1.ChangeGroupRequest, tidemarkv1.ChangeGroupResponse](
+			httpClient,
+			baseURL+TidemarkServiceChangeGroupProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("ChangeGroup")),
+			connect.WithClientOptions(opts...),
+		),
+		deleteGroup: connect.NewClient[tidemarkv1.DeleteGroupRequest, tidemarkv1.DeleteGroupResponse](
+			httpClient,
+			baseURL+TidemarkServiceDeleteGroupProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("DeleteGroup")),
+			connect.WithClientOptions(opts...),
+		),
+		getGroup: connect.NewClient[tidemarkv1.GetGroupRequest, tidemarkv1.GetGroupResponse](
+			httpClient,
+			baseURL+TidemarkServiceGetGroupProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("GetGroup")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		listGroups: connect.NewClient[tidemarkv1.ListGroupsRequest, tidemarkv1.ListGroupsResponse](
+			httpClient,
+			baseURL+TidemarkServiceListGroupsProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("ListGroups")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		cloneGroup: connect.NewClient[tidemarkv1.CloneGroupRequest, tidemarkv1.CloneGroupResponse](
+			httpClient,
+			baseURL+TidemarkServiceCloneGroupProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("CloneGroup")),
+			connect.WithClientOptions(opts...),
+		),
+		rollbackGroup: connect.NewClient[tidemarkv1.RollbackGroupRequest, tidemarkv1.RollbackGroupResponse](
+			httpClient,
+			baseURL+TidemarkServiceRollbackGroupProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("RollbackGroup")),
+			connect.WithClientOptions(opts...),
+		),
+		holdDrill: connect.NewClient[tidemarkv1.HoldDrillRequest, tidemarkv1.HoldDrillResponse](
+			httpClient,
+			baseURL+TidemarkServiceHoldDrillProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("HoldDrill")),
+			connect.WithClientOptions(opts...),
+		),
+		endDrill: connect.NewClient[tidemarkv1.EndDrillRequest, tidemarkv1.EndDrillResponse](
+			httpClient,
+			baseURL+TidemarkServiceEndDrillProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("EndDrill")),
+			connect.WithClientOptions(opts...),
+		),
 		deleteSnapshot: connect.NewClient[tidemarkv1.DeleteSnapshotRequest, tidemarkv1.DeleteSnapshotResponse](
 			httpClient,
 			baseURL+TidemarkServiceDeleteSnapshotProcedure,
@@ -339,6 +528,57 @@ func NewTidemarkServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			httpClient,
 			baseURL+TidemarkServiceAwaitReclaimProcedure,
 			connect.WithSchema(tidemarkServiceMethods.ByName("AwaitReclaim")),
+			connect.WithClientOptions(opts...),
+		),
+		holdSnapshot: connect.NewClient[tidemarkv1.HoldSnapshotRequest, tidemarkv1.HoldSnapshotResponse](
+			httpClient,
+			baseURL+TidemarkServiceHoldSnapshotProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("HoldSnapshot")),
+			connect.WithClientOptions(opts...),
+		),
+		releaseSnapshot: connect.NewClient[tidemarkv1.ReleaseSnapshotRequest, tidemarkv1.ReleaseSnapshotResponse](
+			httpClient,
+			baseURL+TidemarkServiceReleaseSnapshotProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("ReleaseSnapshot")),
+			connect.WithClientOptions(opts...),
+		),
+		labelSnapshot: connect.NewClient[tidemarkv1.LabelSnapshotRequest, tidemarkv1.LabelSnapshotResponse](
+			httpClient,
+			baseURL+TidemarkServiceLabelSnapshotProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("LabelSnapshot")),
+			connect.WithClientOptions(opts...),
+		),
+		setSchedule: connect.NewClient[tidemarkv1.SetScheduleRequest, tidemarkv1.SetScheduleResponse](
+			httpClient,
+			baseURL+TidemarkServiceSetScheduleProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("SetSchedule")),
+			connect.WithClientOptions(opts...),
+		),
+		previewSchedule: connect.NewClient[tidemarkv1.PreviewScheduleRequest, tidemarkv1.PreviewScheduleResponse](
+			httpClient,
+			baseURL+TidemarkServicePreviewScheduleProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("PreviewSchedule")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		listSchedules: connect.NewClient[tidemarkv1.ListSchedulesRequest, tidemarkv1.ListSchedulesResponse](
+			httpClient,
+			baseURL+TidemarkServiceListSchedulesProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("ListSchedules")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		getSchedule: connect.NewClient[tidemarkv1.GetScheduleRequest, tidemarkv1.GetScheduleResponse](
+			httpClient,
+			baseURL+TidemarkServiceGetScheduleProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("GetSchedule")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		removeSchedule: connect.NewClient[tidemarkv1.RemoveScheduleRequest, tidemarkv1.RemoveScheduleResponse](
+			httpClient,
+			baseURL+TidemarkServiceRemoveScheduleProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("RemoveSchedule")),
 			connect.WithClientOptions(opts...),
 		),
 		verifySnapshot: connect.NewClient[tidemarkv1.VerifySnapshotRequest, tidemarkv1.VerifySnapshotResponse](
@@ -389,28 +629,45 @@ func NewTidemarkServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 
 // tidemarkServiceClient implements TidemarkServiceClient.
 type tidemarkServiceClient struct {
-	getServerInfo  *connect.Client[tidemarkv1.GetServerInfoRequest, tidemarkv1.GetServerInfoResponse]
-	createVolume   *connect.Client[tidemarkv1.CreateVolumeRequest, tidemarkv1.CreateVolumeResponse]
-	listVolumes    *connect.Client[tidemarkv1.ListVolumesRequest, tidemarkv1.ListVolumesResponse]
-	getVolume      *connect.Client[tidemarkv1.GetVolumeRequest, tidemarkv1.GetVolumeResponse]
-	resizeVolume   *connect.Client[tidemarkv1.ResizeVolumeRequest, tidemarkv1.ResizeVolumeResponse]
-	deleteVolume   *connect.Client[tidemarkv1.DeleteVolumeRequest, tidemarkv1.DeleteVolumeResponse]
-	preserve       *connect.Client[tidemarkv1.PreserveRequest, tidemarkv1.PreserveResponse]
-	listSnapshots  *connect.Client[tidemarkv1.ListSnapshotsRequest, tidemarkv1.ListSnapshotsResponse]
-	getSnapshot    *connect.Client[tidemarkv1.GetSnapshotRequest, tidemarkv1.GetSnapshotResponse]
-	cloneVolume    *connect.Client[tidemarkv1.CloneVolumeRequest, tidemarkv1.CloneVolumeResponse]
-	rollbackVolume *connect.Client[tidemarkv1.RollbackVolumeRequest, tidemarkv1.RollbackVolumeResponse]
-	deleteSnapshot *connect.Client[tidemarkv1.DeleteSnapshotRequest, tidemarkv1.DeleteSnapshotResponse]
-	previewDelete  *connect.Client[tidemarkv1.PreviewDeleteRequest, tidemarkv1.PreviewDeleteResponse]
-	diffSnapshots  *connect.Client[tidemarkv1.DiffSnapshotsRequest, tidemarkv1.DiffSnapshotsResponse]
-	awaitReclaim   *connect.Client[tidemarkv1.AwaitReclaimRequest, tidemarkv1.AwaitReclaimResponse]
-	verifySnapshot *connect.Client[tidemarkv1.VerifySnapshotRequest, tidemarkv1.VerifySnapshotResponse]
-	beginProcess   *connect.Client[tidemarkv1.BeginProcessRequest, tidemarkv1.BeginProcessResponse]
-	endProcess     *connect.Client[tidemarkv1.EndProcessRequest, tidemarkv1.EndProcessResponse]
-	listProcesses  *connect.Client[tidemarkv1.ListProcessesRequest, tidemarkv1.ListProcessesResponse]
-	holdProcess    *connect.Client[tidemarkv1.HoldProcessRequest, tidemarkv1.HoldProcessResponse]
-	_import        *connect.Client[tidemarkv1.ImportRequest, tidemarkv1.ImportResponse]
-	export         *connect.Client[tidemarkv1.ExportRequest, tidemarkv1.ExportResponse]
+	getServerInfo   *connect.Client[tidemarkv1.GetServerInfoRequest, tidemarkv1.GetServerInfoResponse]
+	createVolume    *connect.Client[tidemarkv1.CreateVolumeRequest, tidemarkv1.CreateVolumeResponse]
+	listVolumes     *connect.Client[tidemarkv1.ListVolumesRequest, tidemarkv1.ListVolumesResponse]
+	getVolume       *connect.Client[tidemarkv1.GetVolumeRequest, tidemarkv1.GetVolumeResponse]
+	resizeVolume    *connect.Client[tidemarkv1.ResizeVolumeRequest, tidemarkv1.ResizeVolumeResponse]
+	deleteVolume    *connect.Client[tidemarkv1.DeleteVolumeRequest, tidemarkv1.DeleteVolumeResponse]
+	preserve        *connect.Client[tidemarkv1.PreserveRequest, tidemarkv1.PreserveResponse]
+	listSnapshots   *connect.Client[tidemarkv1.ListSnapshotsRequest, tidemarkv1.ListSnapshotsResponse]
+	getSnapshot     *connect.Client[tidemarkv1.GetSnapshotRequest, tidemarkv1.GetSnapshotResponse]
+	cloneVolume     *connect.Client[tidemarkv1.CloneVolumeRequest, tidemarkv1.CloneVolumeResponse]
+	rollbackVolume  *connect.Client[tidemarkv1.RollbackVolumeRequest, tidemarkv1.RollbackVolumeResponse]
+	createGroup     *connect.Client[tidemarkv1.CreateGroupRequest, tidemarkv1.CreateGroupResponse]
+	changeGroup     *connect.Client[tidemarkv1.ChangeGroupRequest, tidemarkv1.ChangeGroupResponse]
+	deleteGroup     *connect.Client[tidemarkv1.DeleteGroupRequest, tidemarkv1.DeleteGroupResponse]
+	getGroup        *connect.Client[tidemarkv1.GetGroupRequest, tidemarkv1.GetGroupResponse]
+	listGroups      *connect.Client[tidemarkv1.ListGroupsRequest, tidemarkv1.ListGroupsResponse]
+	cloneGroup      *connect.Client[tidemarkv1.CloneGroupRequest, tidemarkv1.CloneGroupResponse]
+	rollbackGroup   *connect.Client[tidemarkv1.RollbackGroupRequest, tidemarkv1.RollbackGroupResponse]
+	holdDrill       *connect.Client[tidemarkv1.HoldDrillRequest, tidemarkv1.HoldDrillResponse]
+	endDrill        *connect.Client[tidemarkv1.EndDrillRequest, tidemarkv1.EndDrillResponse]
+	deleteSnapshot  *connect.Client[tidemarkv1.DeleteSnapshotRequest, tidemarkv1.DeleteSnapshotResponse]
+	previewDelete   *connect.Client[tidemarkv1.PreviewDeleteRequest, tidemarkv1.PreviewDeleteResponse]
+	diffSnapshots   *connect.Client[tidemarkv1.DiffSnapshotsRequest, tidemarkv1.DiffSnapshotsResponse]
+	awaitReclaim    *connect.Client[tidemarkv1.AwaitReclaimRequest, tidemarkv1.AwaitReclaimResponse]
+	holdSnapshot    *connect.Client[tidemarkv1.HoldSnapshotRequest, tidemarkv1.HoldSnapshotResponse]
+	releaseSnapshot *connect.Client[tidemarkv1.ReleaseSnapshotRequest, tidemarkv1.ReleaseSnapshotResponse]
+	labelSnapshot   *connect.Client[tidemarkv1.LabelSnapshotRequest, tidemarkv1.LabelSnapshotResponse]
+	setSchedule     *connect.Client[tidemarkv1.SetScheduleRequest, tidemarkv1.SetScheduleResponse]
+	previewSchedule *connect.Client[tidemarkv1.PreviewScheduleRequest, tidemarkv1.PreviewScheduleResponse]
+	listSchedules   *connect.Client[tidemarkv1.ListSchedulesRequest, tidemarkv1.ListSchedulesResponse]
+	getSchedule     *connect.Client[tidemarkv1.GetScheduleRequest, tidemarkv1.GetScheduleResponse]
+	removeSchedule  *connect.Client[tidemarkv1.RemoveScheduleRequest, tidemarkv1.RemoveScheduleResponse]
+	verifySnapshot  *connect.Client[tidemarkv1.VerifySnapshotRequest, tidemarkv1.VerifySnapshotResponse]
+	beginProcess    *connect.Client[tidemarkv1.BeginProcessRequest, tidemarkv1.BeginProcessResponse]
+	endProcess      *connect.Client[tidemarkv1.EndProcessRequest, tidemarkv1.EndProcessResponse]
+	listProcesses   *connect.Client[tidemarkv1.ListProcessesRequest, tidemarkv1.ListProcessesResponse]
+	holdProcess     *connect.Client[tidemarkv1.HoldProcessRequest, tidemarkv1.HoldProcessResponse]
+	_import         *connect.Client[tidemarkv1.ImportRequest, tidemarkv1.ImportResponse]
+	export          *connect.Client[tidemarkv1.ExportRequest, tidemarkv1.ExportResponse]
 }
 
 // GetServerInfo calls tidemark.v1.TidemarkService.GetServerInfo.
@@ -512,6 +769,83 @@ func (c *tidemarkServiceClient) RollbackVolume(ctx context.Context, req *tidemar
 	return nil, err
 }
 
+// CreateGroup calls tidemark.v1.TidemarkService.CreateGroup.
+func (c *tidemarkServiceClient) CreateGroup(ctx context.Context, req *tidemarkv1.CreateGroupRequest) (*tidemarkv1.CreateGroupResponse, error) {
+	response, err := c.createGroup.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ChangeGroup calls tidemark.v1.TidemarkService.ChangeGroup.
+func (c *tidemarkServiceClient) ChangeGroup(ctx context.Context, req *tidemarkv1.ChangeGroupRequest) (*tidemarkv1.ChangeGroupResponse, error) {
+	response, err := c.changeGroup.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// DeleteGroup calls tidemark.v1.TidemarkService.DeleteGroup.
+func (c *tidemarkServiceClient) DeleteGroup(ctx context.Context, req *tidemarkv1.DeleteGroupRequest) (*tidemarkv1.DeleteGroupResponse, error) {
+	response, err := c.deleteGroup.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// GetGroup calls tidemark.v1.TidemarkService.GetGroup.
+func (c *tidemarkServiceClient) GetGroup(ctx context.Context, req *tidemarkv1.GetGroupRequest) (*tidemarkv1.GetGroupResponse, error) {
+	response, err := c.getGroup.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListGroups calls tidemark.v1.TidemarkService.ListGroups.
+func (c *tidemarkServiceClient) ListGroups(ctx context.Context, req *tidemarkv1.ListGroupsRequest) (*tidemarkv1.ListGroupsResponse, error) {
+	response, err := c.listGroups.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// CloneGroup calls tidemark.v1.TidemarkService.CloneGroup.
+func (c *tidemarkServiceClient) CloneGroup(ctx context.Context, req *tidemarkv1.CloneGroupRequest) (*tidemarkv1.CloneGroupResponse, error) {
+	response, err := c.cloneGroup.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RollbackGroup calls tidemark.v1.TidemarkService.RollbackGroup.
+func (c *tidemarkServiceClient) RollbackGroup(ctx context.Context, req *tidemarkv1.RollbackGroupRequest) (*tidemarkv1.RollbackGroupResponse, error) {
+	response, err := c.rollbackGroup.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// HoldDrill calls tidemark.v1.TidemarkService.HoldDrill.
+func (c *tidemarkServiceClient) HoldDrill(ctx context.Context, req *tidemarkv1.HoldDrillRequest) (*connect.ServerStreamForClient[tidemarkv1.HoldDrillResponse], error) {
+	return c.holdDrill.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// EndDrill calls tidemark.v1.TidemarkService.EndDrill.
+func (c *tidemarkServiceClient) EndDrill(ctx context.Context, req *tidemarkv1.EndDrillRequest) (*tidemarkv1.EndDrillResponse, error) {
+	response, err := c.endDrill.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // DeleteSnapshot calls tidemark.v1.TidemarkService.DeleteSnapshot.
 func (c *tidemarkServiceClient) DeleteSnapshot(ctx context.Context, req *tidemarkv1.DeleteSnapshotRequest) (*tidemarkv1.DeleteSnapshotResponse, error) {
 	response, err := c.deleteSnapshot.CallUnary(ctx, connect.NewRequest(req))
@@ -538,6 +872,78 @@ func (c *tidemarkServiceClient) DiffSnapshots(ctx context.Context, req *tidemark
 // AwaitReclaim calls tidemark.v1.TidemarkService.AwaitReclaim.
 func (c *tidemarkServiceClient) AwaitReclaim(ctx context.Context, req *tidemarkv1.AwaitReclaimRequest) (*connect.ServerStreamForClient[tidemarkv1.AwaitReclaimResponse], error) {
 	return c.awaitReclaim.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// HoldSnapshot calls tidemark.v1.TidemarkService.HoldSnapshot.
+func (c *tidemarkServiceClient) HoldSnapshot(ctx context.Context, req *tidemarkv1.HoldSnapshotRequest) (*tidemarkv1.HoldSnapshotResponse, error) {
+	response, err := c.holdSnapshot.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ReleaseSnapshot calls tidemark.v1.TidemarkService.ReleaseSnapshot.
+func (c *tidemarkServiceClient) ReleaseSnapshot(ctx context.Context, req *tidemarkv1.ReleaseSnapshotRequest) (*tidemarkv1.ReleaseSnapshotResponse, error) {
+	response, err := c.releaseSnapshot.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// LabelSnapshot calls tidemark.v1.TidemarkService.LabelSnapshot.
+func (c *tidemarkServiceClient) LabelSnapshot(ctx context.Context, req *tidemarkv1.LabelSnapshotRequest) (*tidemarkv1.LabelSnapshotResponse, error) {
+	response, err := c.labelSnapshot.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// SetSchedule calls tidemark.v1.TidemarkService.SetSchedule.
+func (c *tidemarkServiceClient) SetSchedule(ctx context.Context, req *tidemarkv1.SetScheduleRequest) (*tidemarkv1.SetScheduleResponse, error) {
+	response, err := c.setSchedule.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// PreviewSchedule calls tidemark.v1.TidemarkService.PreviewSchedule.
+func (c *tidemarkServiceClient) PreviewSchedule(ctx context.Context, req *tidemarkv1.PreviewScheduleRequest) (*tidemarkv1.PreviewScheduleResponse, error) {
+	response, err := c.previewSchedule.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListSchedules calls tidemark.v1.TidemarkService.ListSchedules.
+func (c *tidemarkServiceClient) ListSchedules(ctx context.Context, req *tidemarkv1.ListSchedulesRequest) (*tidemarkv1.ListSchedulesResponse, error) {
+	response, err := c.listSchedules.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// GetSchedule calls tidemark.v1.TidemarkService.GetSchedule.
+func (c *tidemarkServiceClient) GetSchedule(ctx context.Context, req *tidemarkv1.GetScheduleRequest) (*tidemarkv1.GetScheduleResponse, error) {
+	response, err := c.getSchedule.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RemoveSchedule calls tidemark.v1.TidemarkService.RemoveSchedule.
+func (c *tidemarkServiceClient) RemoveSchedule(ctx context.Context, req *tidemarkv1.RemoveScheduleRequest) (*tidemarkv1.RemoveScheduleResponse, error) {
+	response, err := c.removeSchedule.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
 }
 
 // VerifySnapshot calls tidemark.v1.TidemarkService.VerifySnapshot.
@@ -608,7 +1014,8 @@ type TidemarkServiceHandler interface {
 	// Needs: admin on the volume.
 	ResizeVolume(context.Context, *tidemarkv1.ResizeVolumeRequest) (*tidemarkv1.ResizeVolumeResponse, error)
 	// DeleteVolume deletes a volume that no client and no process uses.
-	// Errors: REASON_NOT_FOUND, REASON_IN_USE.
+	// Errors: REASON_NOT_FOUND, REASON_IN_USE; REASON_HELD if one of its snapshots is
+	// held, REASON_CLOCK.
 	// Needs: admin on the volume.
 	DeleteVolume(context.Context, *tidemarkv1.DeleteVolumeRequest) (*tidemarkv1.DeleteVolumeResponse, error)
 	// Preserve keeps the volumes as they are at one instant, the cut, without
@@ -618,7 +1025,7 @@ type TidemarkServiceHandler interface {
 	// Errors: REASON_NOT_FOUND, REASON_EXISTS (the name is taken on one of the
 	// volumes: none is changed), REASON_INVALID, REASON_LIMIT; REASON_ABORTED and
 	// REASON_DRAINING carry the report in their ErrorDetail.
-	// Needs: preserve on every volume named.
+	// Needs: preserve on every volume named, and on all of each group.
 	Preserve(context.Context, *tidemarkv1.PreserveRequest) (*tidemarkv1.PreserveResponse, error)
 	// ListSnapshots returns the snapshots of one volume or of all, oldest first.
 	// Needs: read; snapshots without it are left out.
@@ -636,13 +1043,58 @@ type TidemarkServiceHandler interface {
 	// The present state is preserved first, and every snapshot stays.
 	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_EXISTS, REASON_DRAINING,
 	// REASON_NO_SPACE; REASON_IN_USE while a client is connected to the volume or a
-	// process named it: then nothing has changed.
+	// process named it, unless disconnect is set: then nothing has changed.
 	// Needs: admin on the volume.
 	RollbackVolume(context.Context, *tidemarkv1.RollbackVolumeRequest) (*tidemarkv1.RollbackVolumeResponse, error)
+	// CreateGroup makes a group: volumes under one name, that are preserved, cloned
+	// and rolled back together. It follows the names of its volumes: a rollback
+	// changes nothing in it, a volume that is deleted leaves it, and with its last one
+	// it goes.
+	// Errors: REASON_INVALID, REASON_NOT_FOUND, REASON_EXISTS (also if a volume has a
+	// default group already).
+	// Needs: admin on every volume named.
+	CreateGroup(context.Context, *tidemarkv1.CreateGroupRequest) (*tidemarkv1.CreateGroupResponse, error)
+	// ChangeGroup takes volumes out of a group and puts others into it, in one step.
+	// Errors: REASON_NOT_FOUND, REASON_EXISTS, REASON_INVALID (none would be left).
+	// Needs: admin on every volume that is in it before or after. For a caller who may
+	// not read all of them there is no such group; so it is in each call below.
+	ChangeGroup(context.Context, *tidemarkv1.ChangeGroupRequest) (*tidemarkv1.ChangeGroupResponse, error)
+	// DeleteGroup deletes a group, and none of its volumes. Errors: REASON_NOT_FOUND.
+	// Needs: admin on every volume of it.
+	DeleteGroup(context.Context, *tidemarkv1.DeleteGroupRequest) (*tidemarkv1.DeleteGroupResponse, error)
+	// GetGroup returns one group. Errors: REASON_NOT_FOUND.
+	// Needs: read on every volume of it.
+	GetGroup(context.Context, *tidemarkv1.GetGroupRequest) (*tidemarkv1.GetGroupResponse, error)
+	// ListGroups returns every group, sorted by name.
+	// Needs: read on every volume of a group; others are left out.
+	ListGroups(context.Context, *tidemarkv1.ListGroupsRequest) (*tidemarkv1.ListGroupsResponse, error)
+	// CloneGroup clones a snapshot of each volume of a group, all of one cut, and makes
+	// a group of the clones: all of it or nothing.
+	// Errors: as CloneVolume; REASON_INVALID if the snapshots are of several cuts.
+	// Needs: admin on every volume of the group and on the names of the clones.
+	CloneGroup(context.Context, *tidemarkv1.CloneGroupRequest) (*tidemarkv1.CloneGroupResponse, error)
+	// RollbackGroup rolls all volumes of a group back to their snapshots of one cut:
+	// all of them or none. Their present state is preserved first, in one cut.
+	// Errors: as RollbackVolume; REASON_INVALID if the snapshots are of several cuts.
+	// Needs: admin on every volume of the group.
+	RollbackGroup(context.Context, *tidemarkv1.RollbackGroupRequest) (*tidemarkv1.RollbackGroupResponse, error)
+	// HoldDrill clones a snapshot for a restore drill: somebody opens the clone, and
+	// looks whether what it holds is of use. It sends the names once, and then stays
+	// silent. The clone lasts until EndDrill, which closes the stream without an error,
+	// or until the stream breaks since the caller or the server died; what is connected
+	// to it then is disconnected.
+	// Errors: as CloneVolume; REASON_NOT_FOUND if the volume has no sealed snapshot.
+	// Needs: admin on the volume of the snapshot. The clone is named
+	// "VOLUME-drill-" and something.
+	HoldDrill(context.Context, *tidemarkv1.HoldDrillRequest, *connect.ServerStream[tidemarkv1.HoldDrillResponse]) error
+	// EndDrill records on the snapshot what came of a drill, and deletes the clone.
+	// Errors: REASON_NOT_FOUND.
+	// Needs: admin on the volume of the snapshot.
+	EndDrill(context.Context, *tidemarkv1.EndDrillRequest) (*tidemarkv1.EndDrillResponse, error)
 	// DeleteSnapshot takes the name of a snapshot away and returns at once. Blocks
 	// that nobody can see any more give their room back in the background.
 	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_DRAINING; REASON_IN_USE while
-	// a client has it open or it is being verified.
+	// a client has it open or it is being verified; REASON_HELD, REASON_CLOCK.
 	// Needs: admin on its volume.
 	DeleteSnapshot(context.Context, *tidemarkv1.DeleteSnapshotRequest) (*tidemarkv1.DeleteSnapshotResponse, error)
 	// PreviewDelete tells how much room would be given back if snapshots were deleted,
@@ -660,16 +1112,52 @@ type TidemarkServiceHandler interface {
 	// Errors: REASON_CLOSED.
 	// Needs: to be on the access list.
 	AwaitReclaim(context.Context, *tidemarkv1.AwaitReclaimRequest, *connect.ServerStream[tidemarkv1.AwaitReclaimResponse]) error
+	// HoldSnapshot keeps a snapshot from being deleted, by anybody: until it is
+	// released, or until a time, which nothing shortens. It waits until the snapshot is
+	// sealed.
+	// Errors: REASON_NOT_FOUND, REASON_INVALID (also for an end that is past),
+	// REASON_DRAINING, REASON_HELD (for an end before the one that it has), REASON_CLOCK.
+	// Needs: admin on its volume.
+	HoldSnapshot(context.Context, *tidemarkv1.HoldSnapshotRequest) (*tidemarkv1.HoldSnapshotResponse, error)
+	// ReleaseSnapshot ends a hold that has no end, or whose end has passed.
+	// Errors: REASON_NOT_FOUND, REASON_INVALID; REASON_HELD while the end is to come: then
+	// nothing has changed; REASON_CLOCK.
+	// Needs: admin on its volume.
+	ReleaseSnapshot(context.Context, *tidemarkv1.ReleaseSnapshotRequest) (*tidemarkv1.ReleaseSnapshotResponse, error)
+	// LabelSnapshot sets and removes labels. It waits until the snapshot is sealed.
+	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_DRAINING.
+	// Needs: preserve on its volume.
+	LabelSnapshot(context.Context, *tidemarkv1.LabelSnapshotRequest) (*tidemarkv1.LabelSnapshotResponse, error)
+	// SetSchedule has a volume preserved again and again, and the snapshots so made
+	// deleted when they are to be kept no more. It replaces the schedule that there is.
+	// Errors: REASON_NOT_FOUND, REASON_INVALID.
+	// Needs: admin on the volume.
+	SetSchedule(context.Context, *tidemarkv1.SetScheduleRequest) (*tidemarkv1.SetScheduleResponse, error)
+	// PreviewSchedule tells what SetSchedule would bring about, and changes nothing.
+	// Errors: as SetSchedule.
+	// Needs: read on the volume.
+	PreviewSchedule(context.Context, *tidemarkv1.PreviewScheduleRequest) (*tidemarkv1.PreviewScheduleResponse, error)
+	// ListSchedules returns the schedules, sorted by target.
+	// Needs: read on the volume of each; others are left out.
+	ListSchedules(context.Context, *tidemarkv1.ListSchedulesRequest) (*tidemarkv1.ListSchedulesResponse, error)
+	// GetSchedule returns one schedule. Errors: REASON_NOT_FOUND.
+	// Needs: read on the volume.
+	GetSchedule(context.Context, *tidemarkv1.GetScheduleRequest) (*tidemarkv1.GetScheduleResponse, error)
+	// RemoveSchedule ends a schedule; the snapshots that it made stay.
+	// Errors: REASON_NOT_FOUND.
+	// Needs: admin on the volume.
+	RemoveSchedule(context.Context, *tidemarkv1.RemoveScheduleRequest) (*tidemarkv1.RemoveScheduleResponse, error)
 	// VerifySnapshot reads every block of a sealed snapshot from the disk and
 	// compares it with its checksum. It sends its progress from time to time and
 	// the result at the end; bad blocks are a result, not an error.
 	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_DRAINING (not sealed yet).
 	// Needs: read on the snapshot.
 	VerifySnapshot(context.Context, *tidemarkv1.VerifySnapshotRequest, *connect.ServerStream[tidemarkv1.VerifySnapshotResponse]) error
-	// BeginProcess begins an explicit I/O process over the named volumes. It
-	// lasts until EndProcess or the end of the server.
+	// BeginProcess begins an explicit I/O process over the named volumes, all volumes
+	// of the named groups, and all of the default group of each. It lasts until
+	// EndProcess or the end of the server.
 	// Errors: REASON_NOT_FOUND, REASON_EXISTS (the token), REASON_INVALID.
-	// Needs: write on every volume named.
+	// Needs: write on every volume of them.
 	BeginProcess(context.Context, *tidemarkv1.BeginProcessRequest) (*tidemarkv1.BeginProcessResponse, error)
 	// EndProcess ends an explicit I/O process. Errors: REASON_NOT_FOUND.
 	// Needs: write on every volume of the process.
@@ -678,7 +1166,7 @@ type TidemarkServiceHandler interface {
 	// Needs: read on every volume of a process; others are left out.
 	ListProcesses(context.Context, *tidemarkv1.ListProcessesRequest) (*tidemarkv1.ListProcessesResponse, error)
 	// HoldProcess ties an explicit process to the life of the call: it begins one
-	// (volumes set) or takes over a running one (volumes empty, token set), sends
+	// (volumes or groups set) or takes over a running one (only token set), sends
 	// it once, and then stays silent. The stream closes without an error when
 	// EndProcess ended the process. When the stream breaks before that, because
 	// the caller or the server died, the process ends torn.
@@ -778,6 +1266,62 @@ func NewTidemarkServiceHandler(svc TidemarkServiceHandler, opts ...connect.Handl
 		connect.WithSchema(tidemarkServiceMethods.ByName("RollbackVolume")),
 		connect.WithHandlerOptions(opts...),
 	)
+	tidemarkServiceCreateGroupHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServiceCreateGroupProcedure,
+		svc.CreateGroup,
+		connect.WithSchema(tidemarkServiceMethods.ByName("CreateGroup")),
+		connect.WithHandlerOptions(opts...),
+	)
+	tidemarkServiceChangeGroupHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServiceChangeGroupProcedure,
+		svc.ChangeGroup,
+		connect.WithSchema(tidemarkServiceMethods.ByName("ChangeGroup")),
+		connect.WithHandlerOptions(opts...),
+	)
+	tidemarkServiceDeleteGroupHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServiceDeleteGroupProcedure,
+		svc.DeleteGroup,
+		connect.WithSchema(tidemarkServiceMethods.ByName("DeleteGroup")),
+		connect.WithHandlerOptions(opts...),
+	)
+	tidemarkServiceGetGroupHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServiceGetGroupProcedure,
+		svc.GetGroup,
+		connect.WithSchema(tidemarkServiceMethods.ByName("GetGroup")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	tidemarkServiceListGroupsHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServiceListGroupsProcedure,
+		svc.ListGroups,
+		connect.WithSchema(tidemarkServiceMethods.ByName("ListGroups")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	tidemarkServiceCloneGroupHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServiceCloneGroupProcedure,
+		svc.CloneGroup,
+		connect.WithSchema(tidemarkServiceMethods.ByName("CloneGroup")),
+		connect.WithHandlerOptions(opts...),
+	)
+	tidemarkServiceRollbackGroupHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServiceRollbackGroupProcedure,
+		svc.RollbackGroup,
+		connect.WithSchema(tidemarkServiceMethods.ByName("RollbackGroup")),
+		connect.WithHandlerOptions(opts...),
+	)
+	tidemarkServiceHoldDrillHandler := connect.NewServerStreamHandlerSimple(
+		TidemarkServiceHoldDrillProcedure,
+		svc.HoldDrill,
+		connect.WithSchema(tidemarkServiceMethods.ByName("HoldDrill")),
+		connect.WithHandlerOptions(opts...),
+	)
+	tidemarkServiceEndDrillHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServiceEndDrillProcedure,
+		svc.EndDrill,
+		connect.WithSchema(tidemarkServiceMethods.ByName("EndDrill")),
+		connect.WithHandlerOptions(opts...),
+	)
 	tidemarkServiceDeleteSnapshotHandler := connect.NewUnaryHandlerSimple(
 		TidemarkServiceDeleteSnapshotProcedure,
 		svc.DeleteSnapshot,
@@ -801,6 +1345,57 @@ func NewTidemarkServiceHandler(svc TidemarkServiceHandler, opts ...connect.Handl
 		TidemarkServiceAwaitReclaimProcedure,
 		svc.AwaitReclaim,
 		connect.WithSchema(tidemarkServiceMethods.ByName("AwaitReclaim")),
+		connect.WithHandlerOptions(opts...),
+	)
+	tidemarkServiceHoldSnapshotHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServiceHoldSnapshotProcedure,
+		svc.HoldSnapshot,
+		connect.WithSchema(tidemarkServiceMethods.ByName("HoldSnapshot")),
+		connect.WithHandlerOptions(opts...),
+	)
+	tidemarkServiceReleaseSnapshotHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServiceReleaseSnapshotProcedure,
+		svc.ReleaseSnapshot,
+		connect.WithSchema(tidemarkServiceMethods.ByName("ReleaseSnapshot")),
+		connect.WithHandlerOptions(opts...),
+	)
+	tidemarkServiceLabelSnapshotHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServiceLabelSnapshotProcedure,
+		svc.LabelSnapshot,
+		connect.WithSchema(tidemarkServiceMethods.ByName("LabelSnapshot")),
+		connect.WithHandlerOptions(opts...),
+	)
+	tidemarkServiceSetScheduleHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServiceSetScheduleProcedure,
+		svc.SetSchedule,
+		connect.WithSchema(tidemarkServiceMethods.ByName("SetSchedule")),
+		connect.WithHandlerOptions(opts...),
+	)
+	tidemarkServicePreviewScheduleHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServicePreviewScheduleProcedure,
+		svc.PreviewSchedule,
+		connect.WithSchema(tidemarkServiceMethods.ByName("PreviewSchedule")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	tidemarkServiceListSchedulesHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServiceListSchedulesProcedure,
+		svc.ListSchedules,
+		connect.WithSchema(tidemarkServiceMethods.ByName("ListSchedules")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	tidemarkServiceGetScheduleHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServiceGetScheduleProcedure,
+		svc.GetSchedule,
+		connect.WithSchema(tidemarkServiceMethods.ByName("GetSchedule")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	tidemarkServiceRemoveScheduleHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServiceRemoveScheduleProcedure,
+		svc.RemoveSchedule,
+		connect.WithSchema(tidemarkServiceMethods.ByName("RemoveSchedule")),
 		connect.WithHandlerOptions(opts...),
 	)
 	tidemarkServiceVerifySnapshotHandler := connect.NewServerStreamHandlerSimple(
@@ -870,6 +1465,24 @@ func NewTidemarkServiceHandler(svc TidemarkServiceHandler, opts ...connect.Handl
 			tidemarkServiceCloneVolumeHandler.ServeHTTP(w, r)
 		case TidemarkServiceRollbackVolumeProcedure:
 			tidemarkServiceRollbackVolumeHandler.ServeHTTP(w, r)
+		case TidemarkServiceCreateGroupProcedure:
+			tidemarkServiceCreateGroupHandler.ServeHTTP(w, r)
+		case TidemarkServiceChangeGroupProcedure:
+			tidemarkServiceChangeGroupHandler.ServeHTTP(w, r)
+		case TidemarkServiceDeleteGroupProcedure:
+			tidemarkServiceDeleteGroupHandler.ServeHTTP(w, r)
+		case TidemarkServiceGetGroupProcedure:
+			tidemarkServiceGetGroupHandler.ServeHTTP(w, r)
+		case TidemarkServiceListGroupsProcedure:
+			tidemarkServiceListGroupsHandler.ServeHTTP(w, r)
+		case TidemarkServiceCloneGroupProcedure:
+			tidemarkServiceCloneGroupHandler.ServeHTTP(w, r)
+		case TidemarkServiceRollbackGroupProcedure:
+			tidemarkServiceRollbackGroupHandler.ServeHTTP(w, r)
+		case TidemarkServiceHoldDrillProcedure:
+			tidemarkServiceHoldDrillHandler.ServeHTTP(w, r)
+		case TidemarkServiceEndDrillProcedure:
+			tidemarkServiceEndDrillHandler.ServeHTTP(w, r)
 		case TidemarkServiceDeleteSnapshotProcedure:
 			tidemarkServiceDeleteSnapshotHandler.ServeHTTP(w, r)
 		case TidemarkServicePreviewDeleteProcedure:
@@ -878,6 +1491,22 @@ func NewTidemarkServiceHandler(svc TidemarkServiceHandler, opts ...connect.Handl
 			tidemarkServiceDiffSnapshotsHandler.ServeHTTP(w, r)
 		case TidemarkServiceAwaitReclaimProcedure:
 			tidemarkServiceAwaitReclaimHandler.ServeHTTP(w, r)
+		case TidemarkServiceHoldSnapshotProcedure:
+			tidemarkServiceHoldSnapshotHandler.ServeHTTP(w, r)
+		case TidemarkServiceReleaseSnapshotProcedure:
+			tidemarkServiceReleaseSnapshotHandler.ServeHTTP(w, r)
+		case TidemarkServiceLabelSnapshotProcedure:
+			tidemarkServiceLabelSnapshotHandler.ServeHTTP(w, r)
+		case TidemarkServiceSetScheduleProcedure:
+			tidemarkServiceSetScheduleHandler.ServeHTTP(w, r)
+		case TidemarkServicePreviewScheduleProcedure:
+			tidemarkServicePreviewScheduleHandler.ServeHTTP(w, r)
+		case TidemarkServiceListSchedulesProcedure:
+			tidemarkServiceListSchedulesHandler.ServeHTTP(w, r)
+		case TidemarkServiceGetScheduleProcedure:
+			tidemarkServiceGetScheduleHandler.ServeHTTP(w, r)
+		case TidemarkServiceRemoveScheduleProcedure:
+			tidemarkServiceRemoveScheduleHandler.ServeHTTP(w, r)
 		case TidemarkServiceVerifySnapshotProcedure:
 			tidemarkServiceVerifySnapshotHandler.ServeHTTP(w, r)
 		case TidemarkServiceBeginProcessProcedure:
@@ -945,6 +1574,42 @@ func (UnimplementedTidemarkServiceHandler) RollbackVolume(context.Context, *tide
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.RollbackVolume is not implemented"))
 }
 
+func (UnimplementedTidemarkServiceHandler) CreateGroup(context.Context, *tidemarkv1.CreateGroupRequest) (*tidemarkv1.CreateGroupResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.CreateGroup is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) ChangeGroup(context.Context, *tidemarkv1.ChangeGroupRequest) (*tidemarkv1.ChangeGroupResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.ChangeGroup is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) DeleteGroup(context.Context, *tidemarkv1.DeleteGroupRequest) (*tidemarkv1.DeleteGroupResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.DeleteGroup is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) GetGroup(context.Context, *tidemarkv1.GetGroupRequest) (*tidemarkv1.GetGroupResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.GetGroup is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) ListGroups(context.Context, *tidemarkv1.ListGroupsRequest) (*tidemarkv1.ListGroupsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.ListGroups is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) CloneGroup(context.Context, *tidemarkv1.CloneGroupRequest) (*tidemarkv1.CloneGroupResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.CloneGroup is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) RollbackGroup(context.Context, *tidemarkv1.RollbackGroupRequest) (*tidemarkv1.RollbackGroupResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.RollbackGroup is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) HoldDrill(context.Context, *tidemarkv1.HoldDrillRequest, *connect.ServerStream[tidemarkv1.HoldDrillResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.HoldDrill is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) EndDrill(context.Context, *tidemarkv1.EndDrillRequest) (*tidemarkv1.EndDrillResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.EndDrill is not implemented"))
+}
+
 func (UnimplementedTidemarkServiceHandler) DeleteSnapshot(context.Context, *tidemarkv1.DeleteSnapshotRequest) (*tidemarkv1.DeleteSnapshotResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.DeleteSnapshot is not implemented"))
 }
@@ -959,6 +1624,38 @@ func (UnimplementedTidemarkServiceHandler) DiffSnapshots(context.Context, *tidem
 
 func (UnimplementedTidemarkServiceHandler) AwaitReclaim(context.Context, *tidemarkv1.AwaitReclaimRequest, *connect.ServerStream[tidemarkv1.AwaitReclaimResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.AwaitReclaim is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) HoldSnapshot(context.Context, *tidemarkv1.HoldSnapshotRequest) (*tidemarkv1.HoldSnapshotResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.HoldSnapshot is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) ReleaseSnapshot(context.Context, *tidemarkv1.ReleaseSnapshotRequest) (*tidemarkv1.ReleaseSnapshotResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.ReleaseSnapshot is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) LabelSnapshot(context.Context, *tidemarkv1.LabelSnapshotRequest) (*tidemarkv1.LabelSnapshotResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.LabelSnapshot is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) SetSchedule(context.Context, *tidemarkv1.SetScheduleRequest) (*tidemarkv1.SetScheduleResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.SetSchedule is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) PreviewSchedule(context.Context, *tidemarkv1.PreviewScheduleRequest) (*tidemarkv1.PreviewScheduleResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.PreviewSchedule is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) ListSchedules(context.Context, *tidemarkv1.ListSchedulesRequest) (*tidemarkv1.ListSchedulesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.ListSchedules is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) GetSchedule(context.Context, *tidemarkv1.GetScheduleRequest) (*tidemarkv1.GetScheduleResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.GetSchedule is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) RemoveSchedule(context.Context, *tidemarkv1.RemoveScheduleRequest) (*tidemarkv1.RemoveScheduleResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.RemoveSchedule is not implemented"))
 }
 
 func (UnimplementedTidemarkServiceHandler) VerifySnapshot(context.Context, *tidemarkv1.VerifySnapshotRequest, *connect.ServerStream[tidemarkv1.VerifySnapshotResponse]) error {

@@ -1,0 +1,133 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/tidemark/tidemark/catalog"
+	"github.com/tidemark/tidemark/volume"
+)
+
+// BeginDrill clones a snapshot, VOLUME@SNAPSHOT, or the newest sealed one of a VOLUME,
+// for somebody to see whether what it holds is of use. The clone is named
+// VOLUME-drill- and something, and is there until DropDrill, or the next Open of the
+// data directory. Errors: as Clone; ErrNotFound if the volume has no sealed snapshot.
+func (s *Store) BeginDrill(ctx context.Context, name string) (snapshot string, clone VolumeInfo, err error) {
+	if snapshot = name; !strings.Contains(name, "@") {
+		if snapshot, err = s.newestSealed(name); err != nil {
+			return "", VolumeInfo{}, err
+		}
+	}
+	list, err := s.clone(ctx, cloning{which: only(snapshot), name: drillName, held: true})
+	if err != nil {
+		return "", VolumeInfo{}, err
+	}
+	return snapshot, list[0], nil
+}
+
+// newestSealed returns the snapshot of a volume that was cut last of those that are
+// sealed.
+func (s *Store) newestSealed(volumeName string) (string, error) {
+	list, err := s.Snapshots(volumeName)
+	if err != nil {
+		return "", err
+	}
+	var newest SnapshotInfo
+	for _, info := range list {
+		if info.State == volume.Sealed && !info.CutTime.Before(newest.CutTime) {
+			newest = info
+		}
+	}
+	if newest.Name == "" {
+		return "", fmt.Errorf("sealed snapshot of volume %s %w: preserve it first", volumeName, ErrNotFound)
+	}
+	return newest.Volume + "@" + newest.Name, nil
+}
+
+// drillName begins as the name of the volume does, so that whoever has rights to
+// names of that beginning has them to the clone.
+func drillName(volumeName string) string {
+	const most = 63 - len("-drill-") - drillDigits
+	return volumeName[:min(len(volumeName), most)] + "-drill-" + strings.ToLower(newToken()[:drillDigits])
+}
+
+const drillDigits = 6
+
+// RecordDrill records on a snapshot what came of a drill that ends now. Errors:
+// ErrInvalid, ErrNotFound, ErrDraining.
+func (s *Store) RecordDrill(full string, r Drill) (SnapshotInfo, error) {
+	drill := catalog.Drill(r)
+	drill.Time = time.Now().UTC()
+	drill.Command = head(strings.Join(strings.Fields(r.Command), " "), catalog.MostDrillCommandBytes)
+	drill.Output = tail(r.Output, catalog.MostDrillOutputBytes)
+	grafts, err := s.branchable(only(full))
+	if err != nil {
+		return SnapshotInfo{}, err
+	}
+	d, k := grafts[0].disk, grafts[0].vlun
+	s.mu.Lock()
+	snap := d.snapshots[k]
+	if snap == nil {
+		s.mu.Unlock()
+		return SnapshotInfo{}, fmt.Errorf("snapshot %s %w", full, ErrNotFound)
+	}
+	before := snap.drill
+	snap.drill = &drill
+	s.mu.Unlock()
+	if err := s.putLinks(d, volume.Sealed, k); err != nil {
+		s.mu.Lock()
+		snap.drill = before
+		s.mu.Unlock()
+		return SnapshotInfo{}, fmt.Errorf("record the drill of %s: %w", full, err)
+	}
+	return s.Snapshot(full) // if it was deleted meanwhile, nothing was recorded
+}
+
+// head and tail keep so many bytes of a text, and make it UTF-8.
+
+func head(text string, most int) string {
+	return strings.ToValidUTF8(text[:min(len(text), most)], "")
+}
+
+func tail(text string, most int) string {
+	return strings.ToValidUTF8(text[max(0, len(text)-most):], "")
+}
+
+// DropDrill deletes the clone of a drill, with all that was made of it, and
+// disconnects who has it open. Errors: ErrNotFound; ErrInvalid for any other volume;
+// ErrInUse if a client's request hangs.
+func (s *Store) DropDrill(clone string) error {
+	d, err := s.disk(clone)
+	if err != nil {
+		return err
+	}
+	if !s.held(d) {
+		return fmt.Errorf("%w: volume %s is no clone of a drill", ErrInvalid, clone)
+	}
+	d.volume.Evict(evictGrace)
+	return s.DeleteVolume(clone, true)
+}
+
+func (s *Store) held(d *disk) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return d.record.Held
+}
+
+// dropHeld deletes the clones of drills that the last life of the server did not see
+// the end of.
+func (s *Store) dropHeld() {
+	for _, v := range s.Volumes() {
+		d, err := s.disk(v.Name)
+		if err != nil || !s.held(d) {
+			continue
+		}
+		if err := s.DeleteVolume(v.Name, true); err != nil {
+			s.note("volume %s, the clone of a drill that was cut short, can't be deleted: %v", v.Name, err)
+			continue
+		}
+		s.note("deleted volume %s, the clone of a drill that was cut short", v.Name)
+	}
+}

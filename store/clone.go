@@ -15,7 +15,7 @@ import (
 // Clone makes a volume that begins as a snapshot is, and shares its images: it
 // copies nothing, and what either needs stays when the other is deleted. It waits
 // until the snapshot is sealed. Errors: ErrInvalid, ErrNotFound, ErrExists,
-// ErrDraining, ErrNoSpace, ctx's.
+// ErrDraining, ErrHighWater, ErrNoSpace, ctx's.
 func (s *Store) Clone(ctx context.Context, full, name string) (VolumeInfo, error) {
 	if err := checkName("volume", name); err != nil {
 		return VolumeInfo{}, err
@@ -72,7 +72,7 @@ func (s *Store) branchable(full string) (*disk, *volume.VLUN, error) {
 // is opened is removed. If past is not nil, it loses its name to the branch in the
 // same step. Store.admin is held.
 func (s *Store) branch(d *disk, k *volume.VLUN, name string, past *disk) (*disk, error) {
-	if err := s.reserve.spare(); err != nil {
+	if err := errors.Join(s.reserve.spare(), s.belowMark()); err != nil {
 		return nil, err
 	}
 	record := catalog.Volume{Name: name, SizeBytes: k.SizeBytes(), Scope: d.record.Scope, Created: time.Now().UTC()}

@@ -30,7 +30,7 @@ type RollbackReport struct {
 // Rollback makes a volume what a snapshot of it holds, at once and at any size: it
 // copies nothing. The present state is preserved first, and every snapshot stays,
 // also those that are newer than the one that it goes back to. Errors: ErrInvalid,
-// ErrNotFound, ErrDraining; ErrInUse if a client is connected to the volume or a
+// ErrNotFound, ErrDraining, ErrHighWater; ErrInUse if a client is connected to the volume or a
 // process named it: then nothing has changed.
 func (s *Store) Rollback(ctx context.Context, r RollbackRequest) (report RollbackReport, err error) {
 	if r.Keep == "" {

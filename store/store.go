@@ -65,6 +65,10 @@ type Options struct {
 	// ReclaimEvery is the period in which images without a name are looked at for
 	// blocks that nobody sees any more; 0: only when a snapshot or volume is deleted.
 	ReclaimEvery time.Duration
+	// WarnAt is how full the file system of the directory may be before the log says
+	// so; RefusePreservesAt, before no preserve, clone or rollback is made any more,
+	// with ErrHighWater. Writes are never refused by it. Zero: never.
+	WarnAt, RefusePreservesAt Mark
 	// SumCacheBytes limits the memory for checksums of sealed images; 0:
 	// DefaultSumCacheBytes.
 	SumCacheBytes int64
@@ -85,6 +89,7 @@ type Store struct {
 	logger   *slog.Logger
 	lock     io.Closer
 	reserve  *reserve
+	marks    marks
 	records  vfs.FS // fs for what draws on the reserve
 	journals int64  // Options.JournalBytes
 	catalog  names
@@ -169,6 +174,9 @@ func Open(dir string, o Options) (_ *Store, err error) {
 		fs: o.FS, dir: dir, logger: o.Logger,
 		volumes: map[string]*disk{}, byVolume: map[*volume.Volume]*disk{}, reserved: map[string]bool{},
 	}
+	if err := s.marks.set(o.WarnAt, o.RefusePreservesAt); err != nil {
+		return nil, err
+	}
 	if err := s.takeDirectory(); err != nil {
 		return nil, err
 	}
@@ -207,6 +215,10 @@ func Open(dir string, o Options) (_ *Store, err error) {
 	if o.ScrubEvery > 0 {
 		s.scans.running.Add(1)
 		go s.scrubAlways(o.ScrubEvery, cmp.Or(o.ScrubBytesPerSecond, DefaultScrubBytesPerSecond))
+	}
+	if s.marks.any() {
+		s.scans.running.Add(1)
+		go s.watchMarks()
 	}
 	if o.ReclaimEvery > 0 {
 		s.scans.running.Add(1)

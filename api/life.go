@@ -45,8 +45,8 @@ func (s *service) PreviewDelete(ctx context.Context, r *tidemarkv1.PreviewDelete
 	if err := s.may(ctx, rpc.TidemarkServicePreviewDeleteProcedure, r.GetNames()...); err != nil {
 		return nil, wireError(err, nil)
 	}
-	n, err := s.store.Freed(r.GetNames()...)
-	return &tidemarkv1.PreviewDeleteResponse{FreedBytes: n}, wireError(err, nil)
+	sizes, err := s.store.SizesTogether(r.GetNames()...)
+	return &tidemarkv1.PreviewDeleteResponse{FreedBytes: sizes.UniqueBytes, Sizes: toSizes(sizes)}, wireError(err, nil)
 }
 
 // diffBatch is how many extents a message has at most.

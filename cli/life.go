@@ -118,7 +118,7 @@ func (a *app) deleteSnapshots(c *cobra.Command, names []string, dryRun bool) err
 			return hint(err, tidemarkv1.Reason_REASON_NOT_FOUND, "see tidemark snapshot list")
 		}
 		if a.json {
-			return a.printJSON(map[string]any{"freedBytes": r.GetFreedBytes()})
+			return a.printJSON(map[string]any{"freedBytes": r.GetFreedBytes(), "sizes": asSizes(r.GetSizes())})
 		}
 		return a.printf("%s would be given back\n", formatSize(r.GetFreedBytes()))
 	}

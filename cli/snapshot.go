@@ -20,7 +20,8 @@ func (a *app) snapshotCommand() *cobra.Command {
 }
 
 func (a *app) snapshotListCommand() *cobra.Command {
-	return exits(&cobra.Command{
+	var sizes bool
+	c := &cobra.Command{
 		Use:     "list [VOLUME]",
 		Aliases: []string{"ls"},
 		Short:   "List the snapshots of a volume, or of all",
@@ -36,20 +37,31 @@ or interrupted (the server or the machine stopped: all that was flushed).
 VERIFIED is what came of the last comparison with its checksums: ok, bad,
 running, or - for none yet. HASH is the beginning of its content hash.
 
-WAITS-FOR names the processes and older snapshots that keep it draining.`,
-		Example:           "  tidemark snapshot list\n  tidemark snapshot ls db --json | jq -r '.snapshots[].snapshot'",
+WAITS-FOR names the processes and older snapshots that keep it draining.
+
+DATA is what was written between the snapshot before and this one. --sizes
+measures the snapshots too, in one pass over the volume's tables: some 0.3 s for
+a thousand with 4 GiB of scattered writes.
+
+` + sizesHelp + `
+What several would give back together is what 'snapshot delete --dry-run' says.`,
+		Example:           "  tidemark snapshot list\n  tidemark snapshot ls db --sizes\n  tidemark snapshot ls db --json | jq -r '.snapshots[].snapshot'",
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: a.completeVolumes(1),
-		RunE:              func(c *cobra.Command, args []string) error { return a.listSnapshots(c, strings.Join(args, "")) },
-	}, exitNotFound, exitNoServer)
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.listSnapshots(c, strings.Join(args, ""), sizes)
+		},
+	}
+	c.Flags().BoolVar(&sizes, "sizes", false, "measure what is stored and what is unique")
+	return exits(c, exitNotFound, exitNoServer)
 }
 
-func (a *app) listSnapshots(c *cobra.Command, volume string) error {
+func (a *app) listSnapshots(c *cobra.Command, volume string, sizes bool) error {
 	server, err := a.server()
 	if err != nil {
 		return err
 	}
-	r, err := server.ListSnapshots(c.Context(), &tidemarkv1.ListSnapshotsRequest{Volume: volume})
+	r, err := server.ListSnapshots(c.Context(), &tidemarkv1.ListSnapshotsRequest{Volume: volume, Sizes: sizes})
 	if err != nil {
 		return seeVolumes(err)
 	}
@@ -57,13 +69,22 @@ func (a *app) listSnapshots(c *cobra.Command, volume string) error {
 		return a.printJSON(map[string]any{"snapshots": each(r.GetSnapshots(), asSnapshot)})
 	}
 	rows := each(r.GetSnapshots(), func(s *tidemarkv1.Snapshot) []string {
-		return []string{
+		row := []string{
 			fullName(s), formatTime(s.GetCutTime()), formatAge(s.GetCutTime(), time.Now()), snapshotState(s), word(s.GetConsistency()),
 			formatSize(s.GetSizeBytes()), formatSize(s.GetDataBytes()), strconv.FormatUint(s.GetConflicts(), 10),
 			verificationWord(s.GetVerification()), fmt.Sprintf("%.12s", orDash(s.GetHash())), orDash(strings.Join(s.GetWaitsFor(), ",")),
 		}
+		if !sizes {
+			return row
+		}
+		z := s.GetSizes()
+		return append(row, sizeOrDash(z, (*tidemarkv1.Sizes).GetStoredBytes), sizeOrDash(z, (*tidemarkv1.Sizes).GetUniqueBytes), sizeOrDash(z, (*tidemarkv1.Sizes).GetSharedBytes))
 	})
-	return a.printTable("SNAPSHOT CUT AGE STATE HOLDS SIZE DATA CONFLICTS VERIFIED HASH WAITS-FOR", rows)
+	heading := "SNAPSHOT CUT AGE STATE HOLDS SIZE DATA CONFLICTS VERIFIED HASH WAITS-FOR"
+	if sizes {
+		heading += " STORED UNIQUE SHARED"
+	}
+	return a.printTable(heading, rows)
 }
 
 func fullName(s *tidemarkv1.Snapshot) string { return s.GetVolume() + "@" + s.GetName() }
@@ -79,6 +100,7 @@ func (a *app) snapshotShowCommand() *cobra.Command {
 	return exits(&cobra.Command{
 		Use:               "show VOLUME@SNAPSHOT",
 		Short:             "Show one snapshot",
+		Long:              "Show one snapshot, and what it takes.\n\n" + sizesHelp,
 		Example:           "  tidemark snapshot show db@before-upgrade\n  tidemark snapshot show db@before-upgrade --json",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeSnapshots(),
@@ -112,6 +134,7 @@ func (a *app) showSnapshot(c *cobra.Command, name string) error {
 		[2]string{"cut", formatTime(s.GetCutTime())},
 		[2]string{"drain", drain},
 		[2]string{"conflicts", strconv.FormatUint(s.GetConflicts(), 10)},
+		[2]string{"stored", sizesText(s.GetSizes())},
 		[2]string{"data", formatSize(s.GetDataBytes())},
 		[2]string{"torn", strings.Join(s.GetTornProcesses(), ", ")},
 		[2]string{"waits for", strings.Join(s.GetWaitsFor(), ", ")},
@@ -147,13 +170,15 @@ type snapshotJSON struct {
 	Hash          string     `json:"hash,omitempty"`
 
 	Verification *verificationJSON `json:"verification"`
+
+	*sizesJSON
 }
 
 func asSnapshot(s *tidemarkv1.Snapshot) snapshotJSON {
 	return snapshotJSON{
 		s.GetVolume(), s.GetName(), s.GetSizeBytes(), word(s.GetState()), word(s.GetConsistency()), jsonTime(s.GetCutTime()),
 		s.GetDrainDuration().AsDuration().Seconds(), s.GetConflicts(), listed(s.GetTornProcesses()), listed(s.GetWaitsFor()),
-		s.GetDataBytes(), s.GetFailed(), s.GetHash(), asVerification(s.GetVerification()),
+		s.GetDataBytes(), s.GetFailed(), s.GetHash(), asVerification(s.GetVerification()), asSizes(s.GetSizes()),
 	}
 }
 

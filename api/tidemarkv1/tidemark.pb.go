@@ -579,7 +579,9 @@ type GetServerInfoResponse struct {
 	// Goroutines that the server runs.
 	Goroutines int64 `protobuf:"varint,5,opt,name=goroutines,proto3" json:"goroutines,omitempty"`
 	// NBD clients must use TLS.
-	NbdTls        bool `protobuf:"varint,6,opt,name=nbd_tls,json=nbdTls,proto3" json:"nbd_tls,omitempty"`
+	NbdTls bool `protobuf:"varint,6,opt,name=nbd_tls,json=nbdTls,proto3" json:"nbd_tls,omitempty"`
+	// The file system of the data directory; not set if it can't be asked.
+	Space         *Space `protobuf:"bytes,10,opt,name=space,proto3" json:"space,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -656,6 +658,149 @@ func (x *GetServerInfoResponse) GetNbdTls() bool {
 	return false
 }
 
+func (x *GetServerInfoResponse) GetSpace() *Space {
+	if x != nil {
+		return x.Space
+	}
+	return nil
+}
+
+// Space is the room on a file system, for users without privileges.
+type Space struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	TotalBytes int64                  `protobuf:"varint,1,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	// Taken, by whomever.
+	UsedBytes int64 `protobuf:"varint,2,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"`
+	FreeBytes int64 `protobuf:"varint,3,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`
+	// How full it may be before the server's log says so; not set: however full.
+	WarnAt *Mark `protobuf:"bytes,4,opt,name=warn_at,json=warnAt,proto3" json:"warn_at,omitempty"`
+	// How full it may be before no preserve, clone or rollback is made; not set:
+	// however full.
+	RefusePreservesAt *Mark `protobuf:"bytes,5,opt,name=refuse_preserves_at,json=refusePreservesAt,proto3" json:"refuse_preserves_at,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *Space) Reset() {
+	*x = Space{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Space) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Space) ProtoMessage() {}
+
+func (x *Space) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Space.ProtoReflect.Descriptor instead.
+func (*Space) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Space) GetTotalBytes() int64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
+func (x *Space) GetUsedBytes() int64 {
+	if x != nil {
+		return x.UsedBytes
+	}
+	return 0
+}
+
+func (x *Space) GetFreeBytes() int64 {
+	if x != nil {
+		return x.FreeBytes
+	}
+	return 0
+}
+
+func (x *Space) GetWarnAt() *Mark {
+	if x != nil {
+		return x.WarnAt
+	}
+	return nil
+}
+
+func (x *Space) GetRefusePreservesAt() *Mark {
+	if x != nil {
+		return x.RefusePreservesAt
+	}
+	return nil
+}
+
+// Mark says how full a file system may be; one of the two is set.
+type Mark struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Reached when so much is used, 1 to 100.
+	UsedPercent int32 `protobuf:"varint,1,opt,name=used_percent,json=usedPercent,proto3" json:"used_percent,omitempty"`
+	// Reached when less is free.
+	FreeBytes     int64 `protobuf:"varint,2,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Mark) Reset() {
+	*x = Mark{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Mark) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Mark) ProtoMessage() {}
+
+func (x *Mark) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Mark.ProtoReflect.Descriptor instead.
+func (*Mark) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Mark) GetUsedPercent() int32 {
+	if x != nil {
+		return x.UsedPercent
+	}
+	return 0
+}
+
+func (x *Mark) GetFreeBytes() int64 {
+	if x != nil {
+		return x.FreeBytes
+	}
+	return 0
+}
+
 // Volume is a named virtual disk.
 type Volume struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -677,14 +822,23 @@ type Volume struct {
 	// Processes that named the volume.
 	Processes int32 `protobuf:"varint,10,opt,name=processes,proto3" json:"processes,omitempty"`
 	// Why the volume takes no writes any more; empty if it does.
-	Failed        string `protobuf:"bytes,11,opt,name=failed,proto3" json:"failed,omitempty"`
+	Failed string `protobuf:"bytes,11,opt,name=failed,proto3" json:"failed,omitempty"`
+	// Of the volume as it is now, without its snapshots. Set by GetVolume, and by
+	// ListVolumes if asked for.
+	Sizes *Sizes `protobuf:"bytes,20,opt,name=sizes,proto3" json:"sizes,omitempty"`
+	// Of the volume and its snapshots together: what is unique to them goes with the
+	// volume, and what is shared is in clones too. Set as sizes is.
+	SizesWithSnapshots *Sizes `protobuf:"bytes,21,opt,name=sizes_with_snapshots,json=sizesWithSnapshots,proto3" json:"sizes_with_snapshots,omitempty"`
+	// Bytes of data in its images that nothing shows any more: they are given back in
+	// the background. Set as sizes is.
+	UnseenBytes   int64 `protobuf:"varint,22,opt,name=unseen_bytes,json=unseenBytes,proto3" json:"unseen_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[3]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -696,7 +850,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[3]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -709,7 +863,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{3}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Volume) GetName() string {
@@ -789,6 +943,102 @@ func (x *Volume) GetFailed() string {
 	return ""
 }
 
+func (x *Volume) GetSizes() *Sizes {
+	if x != nil {
+		return x.Sizes
+	}
+	return nil
+}
+
+func (x *Volume) GetSizesWithSnapshots() *Sizes {
+	if x != nil {
+		return x.SizesWithSnapshots
+	}
+	return nil
+}
+
+func (x *Volume) GetUnseenBytes() int64 {
+	if x != nil {
+		return x.UnseenBytes
+	}
+	return 0
+}
+
+// Sizes of a view (a snapshot, or a live volume), or of several together: whole
+// blocks of 4 KiB, exact, from tables. While clients write, a block that is written
+// meanwhile counts as before or as after. stored = unique + shared.
+type Sizes struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Size of the disk.
+	LogicalBytes int64 `protobuf:"varint,1,opt,name=logical_bytes,json=logicalBytes,proto3" json:"logical_bytes,omitempty"`
+	// Data that it shows; of several views, each block once.
+	StoredBytes int64 `protobuf:"varint,2,opt,name=stored_bytes,json=storedBytes,proto3" json:"stored_bytes,omitempty"`
+	// Of that, what no other view shows: what a delete gives back.
+	UniqueBytes int64 `protobuf:"varint,3,opt,name=unique_bytes,json=uniqueBytes,proto3" json:"unique_bytes,omitempty"`
+	// Of that, what others show too.
+	SharedBytes   int64 `protobuf:"varint,4,opt,name=shared_bytes,json=sharedBytes,proto3" json:"shared_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Sizes) Reset() {
+	*x = Sizes{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Sizes) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Sizes) ProtoMessage() {}
+
+func (x *Sizes) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Sizes.ProtoReflect.Descriptor instead.
+func (*Sizes) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Sizes) GetLogicalBytes() int64 {
+	if x != nil {
+		return x.LogicalBytes
+	}
+	return 0
+}
+
+func (x *Sizes) GetStoredBytes() int64 {
+	if x != nil {
+		return x.StoredBytes
+	}
+	return 0
+}
+
+func (x *Sizes) GetUniqueBytes() int64 {
+	if x != nil {
+		return x.UniqueBytes
+	}
+	return 0
+}
+
+func (x *Sizes) GetSharedBytes() int64 {
+	if x != nil {
+		return x.SharedBytes
+	}
+	return 0
+}
+
 type CreateVolumeRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Name      string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -801,7 +1051,7 @@ type CreateVolumeRequest struct {
 
 func (x *CreateVolumeRequest) Reset() {
 	*x = CreateVolumeRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[4]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -813,7 +1063,7 @@ func (x *CreateVolumeRequest) String() string {
 func (*CreateVolumeRequest) ProtoMessage() {}
 
 func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[4]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -826,7 +1076,7 @@ func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CreateVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{4}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CreateVolumeRequest) GetName() string {
@@ -859,7 +1109,7 @@ type CreateVolumeResponse struct {
 
 func (x *CreateVolumeResponse) Reset() {
 	*x = CreateVolumeResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[5]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -871,7 +1121,7 @@ func (x *CreateVolumeResponse) String() string {
 func (*CreateVolumeResponse) ProtoMessage() {}
 
 func (x *CreateVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[5]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -884,7 +1134,7 @@ func (x *CreateVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeResponse.ProtoReflect.Descriptor instead.
 func (*CreateVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{5}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CreateVolumeResponse) GetVolume() *Volume {
@@ -895,14 +1145,16 @@ func (x *CreateVolumeResponse) GetVolume() *Volume {
 }
 
 type ListVolumesRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Measure each volume too: the time of it is that of its tables.
+	Sizes         bool `protobuf:"varint,10,opt,name=sizes,proto3" json:"sizes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListVolumesRequest) Reset() {
 	*x = ListVolumesRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[6]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -914,7 +1166,7 @@ func (x *ListVolumesRequest) String() string {
 func (*ListVolumesRequest) ProtoMessage() {}
 
 func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[6]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -927,7 +1179,14 @@ func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesRequest.ProtoReflect.Descriptor instead.
 func (*ListVolumesRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{6}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ListVolumesRequest) GetSizes() bool {
+	if x != nil {
+		return x.Sizes
+	}
+	return false
 }
 
 type ListVolumesResponse struct {
@@ -939,7 +1198,7 @@ type ListVolumesResponse struct {
 
 func (x *ListVolumesResponse) Reset() {
 	*x = ListVolumesResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[7]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -951,7 +1210,7 @@ func (x *ListVolumesResponse) String() string {
 func (*ListVolumesResponse) ProtoMessage() {}
 
 func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[7]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -964,7 +1223,7 @@ func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesResponse.ProtoReflect.Descriptor instead.
 func (*ListVolumesResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{7}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListVolumesResponse) GetVolumes() []*Volume {
@@ -983,7 +1242,7 @@ type GetVolumeRequest struct {
 
 func (x *GetVolumeRequest) Reset() {
 	*x = GetVolumeRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[8]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -995,7 +1254,7 @@ func (x *GetVolumeRequest) String() string {
 func (*GetVolumeRequest) ProtoMessage() {}
 
 func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[8]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1008,7 +1267,7 @@ func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVolumeRequest.ProtoReflect.Descriptor instead.
 func (*GetVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{8}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GetVolumeRequest) GetName() string {
@@ -1027,7 +1286,7 @@ type GetVolumeResponse struct {
 
 func (x *GetVolumeResponse) Reset() {
 	*x = GetVolumeResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[9]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1039,7 +1298,7 @@ func (x *GetVolumeResponse) String() string {
 func (*GetVolumeResponse) ProtoMessage() {}
 
 func (x *GetVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[9]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1052,7 +1311,7 @@ func (x *GetVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVolumeResponse.ProtoReflect.Descriptor instead.
 func (*GetVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{9}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetVolumeResponse) GetVolume() *Volume {
@@ -1073,7 +1332,7 @@ type ResizeVolumeRequest struct {
 
 func (x *ResizeVolumeRequest) Reset() {
 	*x = ResizeVolumeRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[10]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1085,7 +1344,7 @@ func (x *ResizeVolumeRequest) String() string {
 func (*ResizeVolumeRequest) ProtoMessage() {}
 
 func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[10]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1098,7 +1357,7 @@ func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{10}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ResizeVolumeRequest) GetName() string {
@@ -1124,7 +1383,7 @@ type ResizeVolumeResponse struct {
 
 func (x *ResizeVolumeResponse) Reset() {
 	*x = ResizeVolumeResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[11]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1136,7 +1395,7 @@ func (x *ResizeVolumeResponse) String() string {
 func (*ResizeVolumeResponse) ProtoMessage() {}
 
 func (x *ResizeVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[11]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1149,7 +1408,7 @@ func (x *ResizeVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeResponse.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{11}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ResizeVolumeResponse) GetVolume() *Volume {
@@ -1170,7 +1429,7 @@ type DeleteVolumeRequest struct {
 
 func (x *DeleteVolumeRequest) Reset() {
 	*x = DeleteVolumeRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[12]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1182,7 +1441,7 @@ func (x *DeleteVolumeRequest) String() string {
 func (*DeleteVolumeRequest) ProtoMessage() {}
 
 func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[12]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1195,7 +1454,7 @@ func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{12}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DeleteVolumeRequest) GetName() string {
@@ -1220,7 +1479,7 @@ type DeleteVolumeResponse struct {
 
 func (x *DeleteVolumeResponse) Reset() {
 	*x = DeleteVolumeResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[13]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1232,7 +1491,7 @@ func (x *DeleteVolumeResponse) String() string {
 func (*DeleteVolumeResponse) ProtoMessage() {}
 
 func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[13]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1245,7 +1504,7 @@ func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{13}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{16}
 }
 
 type CloneVolumeRequest struct {
@@ -1260,7 +1519,7 @@ type CloneVolumeRequest struct {
 
 func (x *CloneVolumeRequest) Reset() {
 	*x = CloneVolumeRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[14]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1272,7 +1531,7 @@ func (x *CloneVolumeRequest) String() string {
 func (*CloneVolumeRequest) ProtoMessage() {}
 
 func (x *CloneVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[14]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1285,7 +1544,7 @@ func (x *CloneVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CloneVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{14}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CloneVolumeRequest) GetSnapshot() string {
@@ -1311,7 +1570,7 @@ type CloneVolumeResponse struct {
 
 func (x *CloneVolumeResponse) Reset() {
 	*x = CloneVolumeResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[15]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1323,7 +1582,7 @@ func (x *CloneVolumeResponse) String() string {
 func (*CloneVolumeResponse) ProtoMessage() {}
 
 func (x *CloneVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[15]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1336,7 +1595,7 @@ func (x *CloneVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneVolumeResponse.ProtoReflect.Descriptor instead.
 func (*CloneVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{15}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CloneVolumeResponse) GetVolume() *Volume {
@@ -1361,7 +1620,7 @@ type RollbackVolumeRequest struct {
 
 func (x *RollbackVolumeRequest) Reset() {
 	*x = RollbackVolumeRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[16]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1373,7 +1632,7 @@ func (x *RollbackVolumeRequest) String() string {
 func (*RollbackVolumeRequest) ProtoMessage() {}
 
 func (x *RollbackVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[16]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1386,7 +1645,7 @@ func (x *RollbackVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackVolumeRequest.ProtoReflect.Descriptor instead.
 func (*RollbackVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{16}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RollbackVolumeRequest) GetSnapshot() string {
@@ -1421,7 +1680,7 @@ type RollbackVolumeResponse struct {
 
 func (x *RollbackVolumeResponse) Reset() {
 	*x = RollbackVolumeResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[17]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1433,7 +1692,7 @@ func (x *RollbackVolumeResponse) String() string {
 func (*RollbackVolumeResponse) ProtoMessage() {}
 
 func (x *RollbackVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[17]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1446,7 +1705,7 @@ func (x *RollbackVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackVolumeResponse.ProtoReflect.Descriptor instead.
 func (*RollbackVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{17}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RollbackVolumeResponse) GetVolume() *Volume {
@@ -1473,7 +1732,7 @@ type DeleteSnapshotRequest struct {
 
 func (x *DeleteSnapshotRequest) Reset() {
 	*x = DeleteSnapshotRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[18]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1485,7 +1744,7 @@ func (x *DeleteSnapshotRequest) String() string {
 func (*DeleteSnapshotRequest) ProtoMessage() {}
 
 func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[18]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1498,7 +1757,7 @@ func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{18}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DeleteSnapshotRequest) GetName() string {
@@ -1516,7 +1775,7 @@ type DeleteSnapshotResponse struct {
 
 func (x *DeleteSnapshotResponse) Reset() {
 	*x = DeleteSnapshotResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[19]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1528,7 +1787,7 @@ func (x *DeleteSnapshotResponse) String() string {
 func (*DeleteSnapshotResponse) ProtoMessage() {}
 
 func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[19]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1541,7 +1800,7 @@ func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{19}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{22}
 }
 
 type PreviewDeleteRequest struct {
@@ -1554,7 +1813,7 @@ type PreviewDeleteRequest struct {
 
 func (x *PreviewDeleteRequest) Reset() {
 	*x = PreviewDeleteRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[20]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1566,7 +1825,7 @@ func (x *PreviewDeleteRequest) String() string {
 func (*PreviewDeleteRequest) ProtoMessage() {}
 
 func (x *PreviewDeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[20]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1579,7 +1838,7 @@ func (x *PreviewDeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreviewDeleteRequest.ProtoReflect.Descriptor instead.
 func (*PreviewDeleteRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{20}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PreviewDeleteRequest) GetNames() []string {
@@ -1592,14 +1851,16 @@ func (x *PreviewDeleteRequest) GetNames() []string {
 type PreviewDeleteResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Bytes of data that only these snapshots show.
-	FreedBytes    int64 `protobuf:"varint,1,opt,name=freed_bytes,json=freedBytes,proto3" json:"freed_bytes,omitempty"`
+	FreedBytes int64 `protobuf:"varint,1,opt,name=freed_bytes,json=freedBytes,proto3" json:"freed_bytes,omitempty"`
+	// Of these snapshots together; unique is what is freed.
+	Sizes         *Sizes `protobuf:"bytes,10,opt,name=sizes,proto3" json:"sizes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PreviewDeleteResponse) Reset() {
 	*x = PreviewDeleteResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[21]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1611,7 +1872,7 @@ func (x *PreviewDeleteResponse) String() string {
 func (*PreviewDeleteResponse) ProtoMessage() {}
 
 func (x *PreviewDeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[21]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1624,7 +1885,7 @@ func (x *PreviewDeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreviewDeleteResponse.ProtoReflect.Descriptor instead.
 func (*PreviewDeleteResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{21}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PreviewDeleteResponse) GetFreedBytes() int64 {
@@ -1632,6 +1893,13 @@ func (x *PreviewDeleteResponse) GetFreedBytes() int64 {
 		return x.FreedBytes
 	}
 	return 0
+}
+
+func (x *PreviewDeleteResponse) GetSizes() *Sizes {
+	if x != nil {
+		return x.Sizes
+	}
+	return nil
 }
 
 type DiffSnapshotsRequest struct {
@@ -1646,7 +1914,7 @@ type DiffSnapshotsRequest struct {
 
 func (x *DiffSnapshotsRequest) Reset() {
 	*x = DiffSnapshotsRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[22]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1658,7 +1926,7 @@ func (x *DiffSnapshotsRequest) String() string {
 func (*DiffSnapshotsRequest) ProtoMessage() {}
 
 func (x *DiffSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[22]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1671,7 +1939,7 @@ func (x *DiffSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*DiffSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{22}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DiffSnapshotsRequest) GetFrom() string {
@@ -1698,7 +1966,7 @@ type DiffSnapshotsResponse struct {
 
 func (x *DiffSnapshotsResponse) Reset() {
 	*x = DiffSnapshotsResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[23]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1710,7 +1978,7 @@ func (x *DiffSnapshotsResponse) String() string {
 func (*DiffSnapshotsResponse) ProtoMessage() {}
 
 func (x *DiffSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[23]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1723,7 +1991,7 @@ func (x *DiffSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*DiffSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{23}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DiffSnapshotsResponse) GetExtents() []*DiffExtent {
@@ -1746,7 +2014,7 @@ type DiffExtent struct {
 
 func (x *DiffExtent) Reset() {
 	*x = DiffExtent{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[24]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1758,7 +2026,7 @@ func (x *DiffExtent) String() string {
 func (*DiffExtent) ProtoMessage() {}
 
 func (x *DiffExtent) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[24]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1771,7 +2039,7 @@ func (x *DiffExtent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffExtent.ProtoReflect.Descriptor instead.
 func (*DiffExtent) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{24}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DiffExtent) GetOffsetBytes() int64 {
@@ -1823,14 +2091,16 @@ type Snapshot struct {
 	Hash string `protobuf:"bytes,13,opt,name=hash,proto3" json:"hash,omitempty"`
 	// What is known of its blocks on the disk, from VerifySnapshot and from the
 	// scrub in the background.
-	Verification  *Verification `protobuf:"bytes,14,opt,name=verification,proto3" json:"verification,omitempty"`
+	Verification *Verification `protobuf:"bytes,14,opt,name=verification,proto3" json:"verification,omitempty"`
+	// Set by GetSnapshot, and by ListSnapshots if asked for.
+	Sizes         *Sizes `protobuf:"bytes,20,opt,name=sizes,proto3" json:"sizes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[25]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1842,7 +2112,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[25]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1855,7 +2125,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{25}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Snapshot) GetVolume() string {
@@ -1956,6 +2226,13 @@ func (x *Snapshot) GetVerification() *Verification {
 	return nil
 }
 
+func (x *Snapshot) GetSizes() *Sizes {
+	if x != nil {
+		return x.Sizes
+	}
+	return nil
+}
+
 // Verification of a snapshot: the present one, or the last.
 type Verification struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1973,7 +2250,7 @@ type Verification struct {
 
 func (x *Verification) Reset() {
 	*x = Verification{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[26]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1985,7 +2262,7 @@ func (x *Verification) String() string {
 func (*Verification) ProtoMessage() {}
 
 func (x *Verification) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[26]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1998,7 +2275,7 @@ func (x *Verification) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verification.ProtoReflect.Descriptor instead.
 func (*Verification) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{26}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Verification) GetState() VerifyState {
@@ -2054,7 +2331,7 @@ type PreserveRequest struct {
 
 func (x *PreserveRequest) Reset() {
 	*x = PreserveRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[27]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2066,7 +2343,7 @@ func (x *PreserveRequest) String() string {
 func (*PreserveRequest) ProtoMessage() {}
 
 func (x *PreserveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[27]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2079,7 +2356,7 @@ func (x *PreserveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreserveRequest.ProtoReflect.Descriptor instead.
 func (*PreserveRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{27}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PreserveRequest) GetVolumes() []string {
@@ -2133,7 +2410,7 @@ type PreserveResponse struct {
 
 func (x *PreserveResponse) Reset() {
 	*x = PreserveResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[28]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2145,7 +2422,7 @@ func (x *PreserveResponse) String() string {
 func (*PreserveResponse) ProtoMessage() {}
 
 func (x *PreserveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[28]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2158,7 +2435,7 @@ func (x *PreserveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreserveResponse.ProtoReflect.Descriptor instead.
 func (*PreserveResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{28}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *PreserveResponse) GetReport() *PreserveReport {
@@ -2189,7 +2466,7 @@ type PreserveReport struct {
 
 func (x *PreserveReport) Reset() {
 	*x = PreserveReport{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[29]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2201,7 +2478,7 @@ func (x *PreserveReport) String() string {
 func (*PreserveReport) ProtoMessage() {}
 
 func (x *PreserveReport) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[29]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2214,7 +2491,7 @@ func (x *PreserveReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreserveReport.ProtoReflect.Descriptor instead.
 func (*PreserveReport) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{29}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *PreserveReport) GetCutTime() *timestamppb.Timestamp {
@@ -2269,14 +2546,16 @@ func (x *PreserveReport) GetSnapshots() []*Snapshot {
 type ListSnapshotsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Volume whose snapshots are wanted; empty: all volumes.
-	Volume        string `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Volume string `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	// Measure them too: the time of it is that of the volume's tables.
+	Sizes         bool `protobuf:"varint,10,opt,name=sizes,proto3" json:"sizes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListSnapshotsRequest) Reset() {
 	*x = ListSnapshotsRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[30]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2288,7 +2567,7 @@ func (x *ListSnapshotsRequest) String() string {
 func (*ListSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[30]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2301,7 +2580,7 @@ func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{30}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListSnapshotsRequest) GetVolume() string {
@@ -2309,6 +2588,13 @@ func (x *ListSnapshotsRequest) GetVolume() string {
 		return x.Volume
 	}
 	return ""
+}
+
+func (x *ListSnapshotsRequest) GetSizes() bool {
+	if x != nil {
+		return x.Sizes
+	}
+	return false
 }
 
 type ListSnapshotsResponse struct {
@@ -2320,7 +2606,7 @@ type ListSnapshotsResponse struct {
 
 func (x *ListSnapshotsResponse) Reset() {
 	*x = ListSnapshotsResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[31]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2332,7 +2618,7 @@ func (x *ListSnapshotsResponse) String() string {
 func (*ListSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[31]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2345,7 +2631,7 @@ func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{31}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListSnapshotsResponse) GetSnapshots() []*Snapshot {
@@ -2365,7 +2651,7 @@ type GetSnapshotRequest struct {
 
 func (x *GetSnapshotRequest) Reset() {
 	*x = GetSnapshotRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[32]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2377,7 +2663,7 @@ func (x *GetSnapshotRequest) String() string {
 func (*GetSnapshotRequest) ProtoMessage() {}
 
 func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[32]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2390,7 +2676,7 @@ func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*GetSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{32}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GetSnapshotRequest) GetName() string {
@@ -2409,7 +2695,7 @@ type GetSnapshotResponse struct {
 
 func (x *GetSnapshotResponse) Reset() {
 	*x = GetSnapshotResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[33]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2421,7 +2707,7 @@ func (x *GetSnapshotResponse) String() string {
 func (*GetSnapshotResponse) ProtoMessage() {}
 
 func (x *GetSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[33]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2434,7 +2720,7 @@ func (x *GetSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*GetSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{33}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *GetSnapshotResponse) GetSnapshot() *Snapshot {
@@ -2454,7 +2740,7 @@ type VerifySnapshotRequest struct {
 
 func (x *VerifySnapshotRequest) Reset() {
 	*x = VerifySnapshotRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[34]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2466,7 +2752,7 @@ func (x *VerifySnapshotRequest) String() string {
 func (*VerifySnapshotRequest) ProtoMessage() {}
 
 func (x *VerifySnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[34]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2479,7 +2765,7 @@ func (x *VerifySnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifySnapshotRequest.ProtoReflect.Descriptor instead.
 func (*VerifySnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{34}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *VerifySnapshotRequest) GetName() string {
@@ -2502,7 +2788,7 @@ type VerifySnapshotResponse struct {
 
 func (x *VerifySnapshotResponse) Reset() {
 	*x = VerifySnapshotResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[35]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2514,7 +2800,7 @@ func (x *VerifySnapshotResponse) String() string {
 func (*VerifySnapshotResponse) ProtoMessage() {}
 
 func (x *VerifySnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[35]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2527,7 +2813,7 @@ func (x *VerifySnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifySnapshotResponse.ProtoReflect.Descriptor instead.
 func (*VerifySnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{35}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *VerifySnapshotResponse) GetContent() isVerifySnapshotResponse_Content {
@@ -2583,7 +2869,7 @@ type VerifyProgress struct {
 
 func (x *VerifyProgress) Reset() {
 	*x = VerifyProgress{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[36]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2595,7 +2881,7 @@ func (x *VerifyProgress) String() string {
 func (*VerifyProgress) ProtoMessage() {}
 
 func (x *VerifyProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[36]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2608,7 +2894,7 @@ func (x *VerifyProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyProgress.ProtoReflect.Descriptor instead.
 func (*VerifyProgress) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{36}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *VerifyProgress) GetDoneBytes() int64 {
@@ -2649,7 +2935,7 @@ type VerifyReport struct {
 
 func (x *VerifyReport) Reset() {
 	*x = VerifyReport{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[37]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2661,7 +2947,7 @@ func (x *VerifyReport) String() string {
 func (*VerifyReport) ProtoMessage() {}
 
 func (x *VerifyReport) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[37]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2674,7 +2960,7 @@ func (x *VerifyReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyReport.ProtoReflect.Descriptor instead.
 func (*VerifyReport) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{37}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *VerifyReport) GetSnapshot() string {
@@ -2748,7 +3034,7 @@ type BadBlock struct {
 
 func (x *BadBlock) Reset() {
 	*x = BadBlock{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[38]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2760,7 +3046,7 @@ func (x *BadBlock) String() string {
 func (*BadBlock) ProtoMessage() {}
 
 func (x *BadBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[38]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2773,7 +3059,7 @@ func (x *BadBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BadBlock.ProtoReflect.Descriptor instead.
 func (*BadBlock) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{38}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *BadBlock) GetImage() uint64 {
@@ -2821,7 +3107,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[39]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2833,7 +3119,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[39]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2846,7 +3132,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{39}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Process) GetToken() string {
@@ -2917,7 +3203,7 @@ type BeginProcessRequest struct {
 
 func (x *BeginProcessRequest) Reset() {
 	*x = BeginProcessRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[40]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2929,7 +3215,7 @@ func (x *BeginProcessRequest) String() string {
 func (*BeginProcessRequest) ProtoMessage() {}
 
 func (x *BeginProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[40]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2942,7 +3228,7 @@ func (x *BeginProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeginProcessRequest.ProtoReflect.Descriptor instead.
 func (*BeginProcessRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{40}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *BeginProcessRequest) GetVolumes() []string {
@@ -2968,7 +3254,7 @@ type BeginProcessResponse struct {
 
 func (x *BeginProcessResponse) Reset() {
 	*x = BeginProcessResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[41]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2980,7 +3266,7 @@ func (x *BeginProcessResponse) String() string {
 func (*BeginProcessResponse) ProtoMessage() {}
 
 func (x *BeginProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[41]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2993,7 +3279,7 @@ func (x *BeginProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeginProcessResponse.ProtoReflect.Descriptor instead.
 func (*BeginProcessResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{41}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *BeginProcessResponse) GetProcess() *Process {
@@ -3014,7 +3300,7 @@ type EndProcessRequest struct {
 
 func (x *EndProcessRequest) Reset() {
 	*x = EndProcessRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[42]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3026,7 +3312,7 @@ func (x *EndProcessRequest) String() string {
 func (*EndProcessRequest) ProtoMessage() {}
 
 func (x *EndProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[42]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3039,7 +3325,7 @@ func (x *EndProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndProcessRequest.ProtoReflect.Descriptor instead.
 func (*EndProcessRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{42}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *EndProcessRequest) GetToken() string {
@@ -3065,7 +3351,7 @@ type EndProcessResponse struct {
 
 func (x *EndProcessResponse) Reset() {
 	*x = EndProcessResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[43]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3077,7 +3363,7 @@ func (x *EndProcessResponse) String() string {
 func (*EndProcessResponse) ProtoMessage() {}
 
 func (x *EndProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[43]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3090,7 +3376,7 @@ func (x *EndProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndProcessResponse.ProtoReflect.Descriptor instead.
 func (*EndProcessResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{43}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *EndProcessResponse) GetProcess() *Process {
@@ -3108,7 +3394,7 @@ type ListProcessesRequest struct {
 
 func (x *ListProcessesRequest) Reset() {
 	*x = ListProcessesRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[44]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3120,7 +3406,7 @@ func (x *ListProcessesRequest) String() string {
 func (*ListProcessesRequest) ProtoMessage() {}
 
 func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[44]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3133,7 +3419,7 @@ func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ListProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{44}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{47}
 }
 
 type ListProcessesResponse struct {
@@ -3145,7 +3431,7 @@ type ListProcessesResponse struct {
 
 func (x *ListProcessesResponse) Reset() {
 	*x = ListProcessesResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[45]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3157,7 +3443,7 @@ func (x *ListProcessesResponse) String() string {
 func (*ListProcessesResponse) ProtoMessage() {}
 
 func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[45]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3170,7 +3456,7 @@ func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ListProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{45}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListProcessesResponse) GetProcesses() []*Process {
@@ -3192,7 +3478,7 @@ type HoldProcessRequest struct {
 
 func (x *HoldProcessRequest) Reset() {
 	*x = HoldProcessRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[46]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3204,7 +3490,7 @@ func (x *HoldProcessRequest) String() string {
 func (*HoldProcessRequest) ProtoMessage() {}
 
 func (x *HoldProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[46]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3217,7 +3503,7 @@ func (x *HoldProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldProcessRequest.ProtoReflect.Descriptor instead.
 func (*HoldProcessRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{46}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *HoldProcessRequest) GetVolumes() []string {
@@ -3243,7 +3529,7 @@ type HoldProcessResponse struct {
 
 func (x *HoldProcessResponse) Reset() {
 	*x = HoldProcessResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[47]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3255,7 +3541,7 @@ func (x *HoldProcessResponse) String() string {
 func (*HoldProcessResponse) ProtoMessage() {}
 
 func (x *HoldProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[47]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3268,7 +3554,7 @@ func (x *HoldProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldProcessResponse.ProtoReflect.Descriptor instead.
 func (*HoldProcessResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{47}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *HoldProcessResponse) GetProcess() *Process {
@@ -3295,7 +3581,7 @@ type ImportRequest struct {
 
 func (x *ImportRequest) Reset() {
 	*x = ImportRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[48]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3307,7 +3593,7 @@ func (x *ImportRequest) String() string {
 func (*ImportRequest) ProtoMessage() {}
 
 func (x *ImportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[48]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3320,7 +3606,7 @@ func (x *ImportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportRequest.ProtoReflect.Descriptor instead.
 func (*ImportRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{48}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ImportRequest) GetVolume() string {
@@ -3391,7 +3677,7 @@ type ImportResponse struct {
 
 func (x *ImportResponse) Reset() {
 	*x = ImportResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[49]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3403,7 +3689,7 @@ func (x *ImportResponse) String() string {
 func (*ImportResponse) ProtoMessage() {}
 
 func (x *ImportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[49]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3416,7 +3702,7 @@ func (x *ImportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportResponse.ProtoReflect.Descriptor instead.
 func (*ImportResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{49}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ImportResponse) GetDataBytes() int64 {
@@ -3443,7 +3729,7 @@ type ExportRequest struct {
 
 func (x *ExportRequest) Reset() {
 	*x = ExportRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[50]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3455,7 +3741,7 @@ func (x *ExportRequest) String() string {
 func (*ExportRequest) ProtoMessage() {}
 
 func (x *ExportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[50]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3468,7 +3754,7 @@ func (x *ExportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
 func (*ExportRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{50}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ExportRequest) GetName() string {
@@ -3495,7 +3781,7 @@ type ExportResponse struct {
 
 func (x *ExportResponse) Reset() {
 	*x = ExportResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[51]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3507,7 +3793,7 @@ func (x *ExportResponse) String() string {
 func (*ExportResponse) ProtoMessage() {}
 
 func (x *ExportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[51]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3520,7 +3806,7 @@ func (x *ExportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportResponse.ProtoReflect.Descriptor instead.
 func (*ExportResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{51}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ExportResponse) GetSizeBytes() int64 {
@@ -3588,7 +3874,7 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\vErrorDetail\x12+\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x13.tidemark.v1.ReasonR\x06reason\x123\n" +
 	"\x06report\x18\x02 \x01(\v2\x1b.tidemark.v1.PreserveReportR\x06report\"\x16\n" +
-	"\x14GetServerInfoRequest\"\xd5\x01\n" +
+	"\x14GetServerInfoRequest\"\xff\x01\n" +
 	"\x15GetServerInfoResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12%\n" +
 	"\x0edata_directory\x18\x02 \x01(\tR\rdataDirectory\x12#\n" +
@@ -3598,7 +3884,22 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\n" +
 	"goroutines\x18\x05 \x01(\x03R\n" +
 	"goroutines\x12\x17\n" +
-	"\anbd_tls\x18\x06 \x01(\bR\x06nbdTls\"\xf8\x02\n" +
+	"\anbd_tls\x18\x06 \x01(\bR\x06nbdTls\x12(\n" +
+	"\x05space\x18\n" +
+	" \x01(\v2\x12.tidemark.v1.SpaceR\x05space\"\xd5\x01\n" +
+	"\x05Space\x12\x1f\n" +
+	"\vtotal_bytes\x18\x01 \x01(\x03R\n" +
+	"totalBytes\x12\x1d\n" +
+	"\n" +
+	"used_bytes\x18\x02 \x01(\x03R\tusedBytes\x12\x1d\n" +
+	"\n" +
+	"free_bytes\x18\x03 \x01(\x03R\tfreeBytes\x12*\n" +
+	"\awarn_at\x18\x04 \x01(\v2\x11.tidemark.v1.MarkR\x06warnAt\x12A\n" +
+	"\x13refuse_preserves_at\x18\x05 \x01(\v2\x11.tidemark.v1.MarkR\x11refusePreservesAt\"H\n" +
+	"\x04Mark\x12!\n" +
+	"\fused_percent\x18\x01 \x01(\x05R\vusedPercent\x12\x1d\n" +
+	"\n" +
+	"free_bytes\x18\x02 \x01(\x03R\tfreeBytes\"\x8b\x04\n" +
 	"\x06Volume\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -3614,15 +3915,25 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\vconnections\x18\t \x01(\x05R\vconnections\x12\x1c\n" +
 	"\tprocesses\x18\n" +
 	" \x01(\x05R\tprocesses\x12\x16\n" +
-	"\x06failed\x18\v \x01(\tR\x06failed\"r\n" +
+	"\x06failed\x18\v \x01(\tR\x06failed\x12(\n" +
+	"\x05sizes\x18\x14 \x01(\v2\x12.tidemark.v1.SizesR\x05sizes\x12D\n" +
+	"\x14sizes_with_snapshots\x18\x15 \x01(\v2\x12.tidemark.v1.SizesR\x12sizesWithSnapshots\x12!\n" +
+	"\funseen_bytes\x18\x16 \x01(\x03R\vunseenBytes\"\x95\x01\n" +
+	"\x05Sizes\x12#\n" +
+	"\rlogical_bytes\x18\x01 \x01(\x03R\flogicalBytes\x12!\n" +
+	"\fstored_bytes\x18\x02 \x01(\x03R\vstoredBytes\x12!\n" +
+	"\funique_bytes\x18\x03 \x01(\x03R\vuniqueBytes\x12!\n" +
+	"\fshared_bytes\x18\x04 \x01(\x03R\vsharedBytes\"r\n" +
 	"\x13CreateVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\x02 \x01(\x03R\tsizeBytes\x12(\n" +
 	"\x05scope\x18\x03 \x01(\x0e2\x12.tidemark.v1.ScopeR\x05scope\"C\n" +
 	"\x14CreateVolumeResponse\x12+\n" +
-	"\x06volume\x18\x01 \x01(\v2\x13.tidemark.v1.VolumeR\x06volume\"\x14\n" +
-	"\x12ListVolumesRequest\"D\n" +
+	"\x06volume\x18\x01 \x01(\v2\x13.tidemark.v1.VolumeR\x06volume\"*\n" +
+	"\x12ListVolumesRequest\x12\x14\n" +
+	"\x05sizes\x18\n" +
+	" \x01(\bR\x05sizes\"D\n" +
 	"\x13ListVolumesResponse\x12-\n" +
 	"\avolumes\x18\x01 \x03(\v2\x13.tidemark.v1.VolumeR\avolumes\"&\n" +
 	"\x10GetVolumeRequest\x12\x12\n" +
@@ -3655,10 +3966,12 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x18\n" +
 	"\x16DeleteSnapshotResponse\",\n" +
 	"\x14PreviewDeleteRequest\x12\x14\n" +
-	"\x05names\x18\x01 \x03(\tR\x05names\"8\n" +
+	"\x05names\x18\x01 \x03(\tR\x05names\"b\n" +
 	"\x15PreviewDeleteResponse\x12\x1f\n" +
 	"\vfreed_bytes\x18\x01 \x01(\x03R\n" +
-	"freedBytes\":\n" +
+	"freedBytes\x12(\n" +
+	"\x05sizes\x18\n" +
+	" \x01(\v2\x12.tidemark.v1.SizesR\x05sizes\":\n" +
 	"\x14DiffSnapshotsRequest\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\tR\x02to\"J\n" +
@@ -3668,7 +3981,7 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"DiffExtent\x12!\n" +
 	"\foffset_bytes\x18\x01 \x01(\x03R\voffsetBytes\x12!\n" +
 	"\flength_bytes\x18\x02 \x01(\x03R\vlengthBytes\x12\x12\n" +
-	"\x04data\x18\x03 \x01(\bR\x04data\"\xa0\x04\n" +
+	"\x04data\x18\x03 \x01(\bR\x04data\"\xca\x04\n" +
 	"\bSnapshot\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -3686,7 +3999,8 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"data_bytes\x18\v \x01(\x03R\tdataBytes\x12\x16\n" +
 	"\x06failed\x18\f \x01(\tR\x06failed\x12\x12\n" +
 	"\x04hash\x18\r \x01(\tR\x04hash\x12=\n" +
-	"\fverification\x18\x0e \x01(\v2\x19.tidemark.v1.VerificationR\fverification\"\xd6\x01\n" +
+	"\fverification\x18\x0e \x01(\v2\x19.tidemark.v1.VerificationR\fverification\x12(\n" +
+	"\x05sizes\x18\x14 \x01(\v2\x12.tidemark.v1.SizesR\x05sizes\"\xd6\x01\n" +
 	"\fVerification\x12.\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x18.tidemark.v1.VerifyStateR\x05state\x12\x1d\n" +
 	"\n" +
@@ -3714,9 +4028,11 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\x14largest_stall_before\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x12largestStallBefore\x12-\n" +
 	"\x04took\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x04took\x12)\n" +
 	"\x10processes_waited\x18\x06 \x01(\x05R\x0fprocessesWaited\x123\n" +
-	"\tsnapshots\x18\a \x03(\v2\x15.tidemark.v1.SnapshotR\tsnapshots\".\n" +
+	"\tsnapshots\x18\a \x03(\v2\x15.tidemark.v1.SnapshotR\tsnapshots\"D\n" +
 	"\x14ListSnapshotsRequest\x12\x16\n" +
-	"\x06volume\x18\x01 \x01(\tR\x06volume\"L\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x14\n" +
+	"\x05sizes\x18\n" +
+	" \x01(\bR\x05sizes\"L\n" +
 	"\x15ListSnapshotsResponse\x123\n" +
 	"\tsnapshots\x18\x01 \x03(\v2\x15.tidemark.v1.SnapshotR\tsnapshots\"(\n" +
 	"\x12GetSnapshotRequest\x12\x12\n" +
@@ -3883,7 +4199,7 @@ func file_tidemark_v1_tidemark_proto_rawDescGZIP() []byte {
 }
 
 var file_tidemark_v1_tidemark_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_tidemark_v1_tidemark_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
+var file_tidemark_v1_tidemark_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
 var file_tidemark_v1_tidemark_proto_goTypes = []any{
 	(Scope)(0),                     // 0: tidemark.v1.Scope
 	(State)(0),                     // 1: tidemark.v1.State
@@ -3895,148 +4211,158 @@ var file_tidemark_v1_tidemark_proto_goTypes = []any{
 	(*ErrorDetail)(nil),            // 7: tidemark.v1.ErrorDetail
 	(*GetServerInfoRequest)(nil),   // 8: tidemark.v1.GetServerInfoRequest
 	(*GetServerInfoResponse)(nil),  // 9: tidemark.v1.GetServerInfoResponse
-	(*Volume)(nil),                 // 10: tidemark.v1.Volume
-	(*CreateVolumeRequest)(nil),    // 11: tidemark.v1.CreateVolumeRequest
-	(*CreateVolumeResponse)(nil),   // 12: tidemark.v1.CreateVolumeResponse
-	(*ListVolumesRequest)(nil),     // 13: tidemark.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),    // 14: tidemark.v1.ListVolumesResponse
-	(*GetVolumeRequest)(nil),       // 15: tidemark.v1.GetVolumeRequest
-	(*GetVolumeResponse)(nil),      // 16: tidemark.v1.GetVolumeResponse
-	(*ResizeVolumeRequest)(nil),    // 17: tidemark.v1.ResizeVolumeRequest
-	(*ResizeVolumeResponse)(nil),   // 18: tidemark.v1.ResizeVolumeResponse
-	(*DeleteVolumeRequest)(nil),    // 19: tidemark.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),   // 20: tidemark.v1.DeleteVolumeResponse
-	(*CloneVolumeRequest)(nil),     // 21: tidemark.v1.CloneVolumeRequest
-	(*CloneVolumeResponse)(nil),    // 22: tidemark.v1.CloneVolumeResponse
-	(*RollbackVolumeRequest)(nil),  // 23: tidemark.v1.RollbackVolumeRequest
-	(*RollbackVolumeResponse)(nil), // 24: tidemark.v1.RollbackVolumeResponse
-	(*DeleteSnapshotRequest)(nil),  // 25: tidemark.v1.DeleteSnapshotRequest
-	(*DeleteSnapshotResponse)(nil), // 26: tidemark.v1.DeleteSnapshotResponse
-	(*PreviewDeleteRequest)(nil),   // 27: tidemark.v1.PreviewDeleteRequest
-	(*PreviewDeleteResponse)(nil),  // 28: tidemark.v1.PreviewDeleteResponse
-	(*DiffSnapshotsRequest)(nil),   // 29: tidemark.v1.DiffSnapshotsRequest
-	(*DiffSnapshotsResponse)(nil),  // 30: tidemark.v1.DiffSnapshotsResponse
-	(*DiffExtent)(nil),             // 31: tidemark.v1.DiffExtent
-	(*Snapshot)(nil),               // 32: tidemark.v1.Snapshot
-	(*Verification)(nil),           // 33: tidemark.v1.Verification
-	(*PreserveRequest)(nil),        // 34: tidemark.v1.PreserveRequest
-	(*PreserveResponse)(nil),       // 35: tidemark.v1.PreserveResponse
-	(*PreserveReport)(nil),         // 36: tidemark.v1.PreserveReport
-	(*ListSnapshotsRequest)(nil),   // 37: tidemark.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil),  // 38: tidemark.v1.ListSnapshotsResponse
-	(*GetSnapshotRequest)(nil),     // 39: tidemark.v1.GetSnapshotRequest
-	(*GetSnapshotResponse)(nil),    // 40: tidemark.v1.GetSnapshotResponse
-	(*VerifySnapshotRequest)(nil),  // 41: tidemark.v1.VerifySnapshotRequest
-	(*VerifySnapshotResponse)(nil), // 42: tidemark.v1.VerifySnapshotResponse
-	(*VerifyProgress)(nil),         // 43: tidemark.v1.VerifyProgress
-	(*VerifyReport)(nil),           // 44: tidemark.v1.VerifyReport
-	(*BadBlock)(nil),               // 45: tidemark.v1.BadBlock
-	(*Process)(nil),                // 46: tidemark.v1.Process
-	(*BeginProcessRequest)(nil),    // 47: tidemark.v1.BeginProcessRequest
-	(*BeginProcessResponse)(nil),   // 48: tidemark.v1.BeginProcessResponse
-	(*EndProcessRequest)(nil),      // 49: tidemark.v1.EndProcessRequest
-	(*EndProcessResponse)(nil),     // 50: tidemark.v1.EndProcessResponse
-	(*ListProcessesRequest)(nil),   // 51: tidemark.v1.ListProcessesRequest
-	(*ListProcessesResponse)(nil),  // 52: tidemark.v1.ListProcessesResponse
-	(*HoldProcessRequest)(nil),     // 53: tidemark.v1.HoldProcessRequest
-	(*HoldProcessResponse)(nil),    // 54: tidemark.v1.HoldProcessResponse
-	(*ImportRequest)(nil),          // 55: tidemark.v1.ImportRequest
-	(*ImportResponse)(nil),         // 56: tidemark.v1.ImportResponse
-	(*ExportRequest)(nil),          // 57: tidemark.v1.ExportRequest
-	(*ExportResponse)(nil),         // 58: tidemark.v1.ExportResponse
-	(*timestamppb.Timestamp)(nil),  // 59: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 60: google.protobuf.Duration
+	(*Space)(nil),                  // 10: tidemark.v1.Space
+	(*Mark)(nil),                   // 11: tidemark.v1.Mark
+	(*Volume)(nil),                 // 12: tidemark.v1.Volume
+	(*Sizes)(nil),                  // 13: tidemark.v1.Sizes
+	(*CreateVolumeRequest)(nil),    // 14: tidemark.v1.CreateVolumeRequest
+	(*CreateVolumeResponse)(nil),   // 15: tidemark.v1.CreateVolumeResponse
+	(*ListVolumesRequest)(nil),     // 16: tidemark.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),    // 17: tidemark.v1.ListVolumesResponse
+	(*GetVolumeRequest)(nil),       // 18: tidemark.v1.GetVolumeRequest
+	(*GetVolumeResponse)(nil),      // 19: tidemark.v1.GetVolumeResponse
+	(*ResizeVolumeRequest)(nil),    // 20: tidemark.v1.ResizeVolumeRequest
+	(*ResizeVolumeResponse)(nil),   // 21: tidemark.v1.ResizeVolumeResponse
+	(*DeleteVolumeRequest)(nil),    // 22: tidemark.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),   // 23: tidemark.v1.DeleteVolumeResponse
+	(*CloneVolumeRequest)(nil),     // 24: tidemark.v1.CloneVolumeRequest
+	(*CloneVolumeResponse)(nil),    // 25: tidemark.v1.CloneVolumeResponse
+	(*RollbackVolumeRequest)(nil),  // 26: tidemark.v1.RollbackVolumeRequest
+	(*RollbackVolumeResponse)(nil), // 27: tidemark.v1.RollbackVolumeResponse
+	(*DeleteSnapshotRequest)(nil),  // 28: tidemark.v1.DeleteSnapshotRequest
+	(*DeleteSnapshotResponse)(nil), // 29: tidemark.v1.DeleteSnapshotResponse
+	(*PreviewDeleteRequest)(nil),   // 30: tidemark.v1.PreviewDeleteRequest
+	(*PreviewDeleteResponse)(nil),  // 31: tidemark.v1.PreviewDeleteResponse
+	(*DiffSnapshotsRequest)(nil),   // 32: tidemark.v1.DiffSnapshotsRequest
+	(*DiffSnapshotsResponse)(nil),  // 33: tidemark.v1.DiffSnapshotsResponse
+	(*DiffExtent)(nil),             // 34: tidemark.v1.DiffExtent
+	(*Snapshot)(nil),               // 35: tidemark.v1.Snapshot
+	(*Verification)(nil),           // 36: tidemark.v1.Verification
+	(*PreserveRequest)(nil),        // 37: tidemark.v1.PreserveRequest
+	(*PreserveResponse)(nil),       // 38: tidemark.v1.PreserveResponse
+	(*PreserveReport)(nil),         // 39: tidemark.v1.PreserveReport
+	(*ListSnapshotsRequest)(nil),   // 40: tidemark.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),  // 41: tidemark.v1.ListSnapshotsResponse
+	(*GetSnapshotRequest)(nil),     // 42: tidemark.v1.GetSnapshotRequest
+	(*GetSnapshotResponse)(nil),    // 43: tidemark.v1.GetSnapshotResponse
+	(*VerifySnapshotRequest)(nil),  // 44: tidemark.v1.VerifySnapshotRequest
+	(*VerifySnapshotResponse)(nil), // 45: tidemark.v1.VerifySnapshotResponse
+	(*VerifyProgress)(nil),         // 46: tidemark.v1.VerifyProgress
+	(*VerifyReport)(nil),           // 47: tidemark.v1.VerifyReport
+	(*BadBlock)(nil),               // 48: tidemark.v1.BadBlock
+	(*Process)(nil),                // 49: tidemark.v1.Process
+	(*BeginProcessRequest)(nil),    // 50: tidemark.v1.BeginProcessRequest
+	(*BeginProcessResponse)(nil),   // 51: tidemark.v1.BeginProcessResponse
+	(*EndProcessRequest)(nil),      // 52: tidemark.v1.EndProcessRequest
+	(*EndProcessResponse)(nil),     // 53: tidemark.v1.EndProcessResponse
+	(*ListProcessesRequest)(nil),   // 54: tidemark.v1.ListProcessesRequest
+	(*ListProcessesResponse)(nil),  // 55: tidemark.v1.ListProcessesResponse
+	(*HoldProcessRequest)(nil),     // 56: tidemark.v1.HoldProcessRequest
+	(*HoldProcessResponse)(nil),    // 57: tidemark.v1.HoldProcessResponse
+	(*ImportRequest)(nil),          // 58: tidemark.v1.ImportRequest
+	(*ImportResponse)(nil),         // 59: tidemark.v1.ImportResponse
+	(*ExportRequest)(nil),          // 60: tidemark.v1.ExportRequest
+	(*ExportResponse)(nil),         // 61: tidemark.v1.ExportResponse
+	(*timestamppb.Timestamp)(nil),  // 62: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 63: google.protobuf.Duration
 }
 var file_tidemark_v1_tidemark_proto_depIdxs = []int32{
 	5,  // 0: tidemark.v1.ErrorDetail.reason:type_name -> tidemark.v1.Reason
-	36, // 1: tidemark.v1.ErrorDetail.report:type_name -> tidemark.v1.PreserveReport
-	0,  // 2: tidemark.v1.Volume.scope:type_name -> tidemark.v1.Scope
-	59, // 3: tidemark.v1.Volume.create_time:type_name -> google.protobuf.Timestamp
-	0,  // 4: tidemark.v1.CreateVolumeRequest.scope:type_name -> tidemark.v1.Scope
-	10, // 5: tidemark.v1.CreateVolumeResponse.volume:type_name -> tidemark.v1.Volume
-	10, // 6: tidemark.v1.ListVolumesResponse.volumes:type_name -> tidemark.v1.Volume
-	10, // 7: tidemark.v1.GetVolumeResponse.volume:type_name -> tidemark.v1.Volume
-	10, // 8: tidemark.v1.ResizeVolumeResponse.volume:type_name -> tidemark.v1.Volume
-	10, // 9: tidemark.v1.CloneVolumeResponse.volume:type_name -> tidemark.v1.Volume
-	10, // 10: tidemark.v1.RollbackVolumeResponse.volume:type_name -> tidemark.v1.Volume
-	31, // 11: tidemark.v1.DiffSnapshotsResponse.extents:type_name -> tidemark.v1.DiffExtent
-	1,  // 12: tidemark.v1.Snapshot.state:type_name -> tidemark.v1.State
-	2,  // 13: tidemark.v1.Snapshot.consistency:type_name -> tidemark.v1.Consistency
-	59, // 14: tidemark.v1.Snapshot.cut_time:type_name -> google.protobuf.Timestamp
-	60, // 15: tidemark.v1.Snapshot.drain_duration:type_name -> google.protobuf.Duration
-	33, // 16: tidemark.v1.Snapshot.verification:type_name -> tidemark.v1.Verification
-	6,  // 17: tidemark.v1.Verification.state:type_name -> tidemark.v1.VerifyState
-	59, // 18: tidemark.v1.Verification.last_time:type_name -> google.protobuf.Timestamp
-	60, // 19: tidemark.v1.PreserveRequest.wait:type_name -> google.protobuf.Duration
-	3,  // 20: tidemark.v1.PreserveRequest.on_timeout:type_name -> tidemark.v1.OnTimeout
-	4,  // 21: tidemark.v1.PreserveRequest.on_conflict:type_name -> tidemark.v1.OnConflict
-	36, // 22: tidemark.v1.PreserveResponse.report:type_name -> tidemark.v1.PreserveReport
-	59, // 23: tidemark.v1.PreserveReport.cut_time:type_name -> google.protobuf.Timestamp
-	60, // 24: tidemark.v1.PreserveReport.drain_duration:type_name -> google.protobuf.Duration
-	60, // 25: tidemark.v1.PreserveReport.largest_stall:type_name -> google.protobuf.Duration
-	60, // 26: tidemark.v1.PreserveReport.largest_stall_before:type_name -> google.protobuf.Duration
-	60, // 27: tidemark.v1.PreserveReport.took:type_name -> google.protobuf.Duration
-	32, // 28: tidemark.v1.PreserveReport.snapshots:type_name -> tidemark.v1.Snapshot
-	32, // 29: tidemark.v1.ListSnapshotsResponse.snapshots:type_name -> tidemark.v1.Snapshot
-	32, // 30: tidemark.v1.GetSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
-	43, // 31: tidemark.v1.VerifySnapshotResponse.progress:type_name -> tidemark.v1.VerifyProgress
-	44, // 32: tidemark.v1.VerifySnapshotResponse.report:type_name -> tidemark.v1.VerifyReport
-	45, // 33: tidemark.v1.VerifyReport.bad:type_name -> tidemark.v1.BadBlock
-	60, // 34: tidemark.v1.VerifyReport.took:type_name -> google.protobuf.Duration
-	0,  // 35: tidemark.v1.Process.scope:type_name -> tidemark.v1.Scope
-	59, // 36: tidemark.v1.Process.begin_time:type_name -> google.protobuf.Timestamp
-	59, // 37: tidemark.v1.Process.waited_since:type_name -> google.protobuf.Timestamp
-	46, // 38: tidemark.v1.BeginProcessResponse.process:type_name -> tidemark.v1.Process
-	46, // 39: tidemark.v1.EndProcessResponse.process:type_name -> tidemark.v1.Process
-	46, // 40: tidemark.v1.ListProcessesResponse.processes:type_name -> tidemark.v1.Process
-	46, // 41: tidemark.v1.HoldProcessResponse.process:type_name -> tidemark.v1.Process
-	8,  // 42: tidemark.v1.TidemarkService.GetServerInfo:input_type -> tidemark.v1.GetServerInfoRequest
-	11, // 43: tidemark.v1.TidemarkService.CreateVolume:input_type -> tidemark.v1.CreateVolumeRequest
-	13, // 44: tidemark.v1.TidemarkService.ListVolumes:input_type -> tidemark.v1.ListVolumesRequest
-	15, // 45: tidemark.v1.TidemarkService.GetVolume:input_type -> tidemark.v1.GetVolumeRequest
-	17, // 46: tidemark.v1.TidemarkService.ResizeVolume:input_type -> tidemark.v1.ResizeVolumeRequest
-	19, // 47: tidemark.v1.TidemarkService.DeleteVolume:input_type -> tidemark.v1.DeleteVolumeRequest
-	34, // 48: tidemark.v1.TidemarkService.Preserve:input_type -> tidemark.v1.PreserveRequest
-	37, // 49: tidemark.v1.TidemarkService.ListSnapshots:input_type -> tidemark.v1.ListSnapshotsRequest
-	39, // 50: tidemark.v1.TidemarkService.GetSnapshot:input_type -> tidemark.v1.GetSnapshotRequest
-	21, // 51: tidemark.v1.TidemarkService.CloneVolume:input_type -> tidemark.v1.CloneVolumeRequest
-	23, // 52: tidemark.v1.TidemarkService.RollbackVolume:input_type -> tidemark.v1.RollbackVolumeRequest
-	25, // 53: tidemark.v1.TidemarkService.DeleteSnapshot:input_type -> tidemark.v1.DeleteSnapshotRequest
-	27, // 54: tidemark.v1.TidemarkService.PreviewDelete:input_type -> tidemark.v1.PreviewDeleteRequest
-	29, // 55: tidemark.v1.TidemarkService.DiffSnapshots:input_type -> tidemark.v1.DiffSnapshotsRequest
-	41, // 56: tidemark.v1.TidemarkService.VerifySnapshot:input_type -> tidemark.v1.VerifySnapshotRequest
-	47, // 57: tidemark.v1.TidemarkService.BeginProcess:input_type -> tidemark.v1.BeginProcessRequest
-	49, // 58: tidemark.v1.TidemarkService.EndProcess:input_type -> tidemark.v1.EndProcessRequest
-	51, // 59: tidemark.v1.TidemarkService.ListProcesses:input_type -> tidemark.v1.ListProcessesRequest
-	53, // 60: tidemark.v1.TidemarkService.HoldProcess:input_type -> tidemark.v1.HoldProcessRequest
-	55, // 61: tidemark.v1.TidemarkService.Import:input_type -> tidemark.v1.ImportRequest
-	57, // 62: tidemark.v1.TidemarkService.Export:input_type -> tidemark.v1.ExportRequest
-	9,  // 63: tidemark.v1.TidemarkService.GetServerInfo:output_type -> tidemark.v1.GetServerInfoResponse
-	12, // 64: tidemark.v1.TidemarkService.CreateVolume:output_type -> tidemark.v1.CreateVolumeResponse
-	14, // 65: tidemark.v1.TidemarkService.ListVolumes:output_type -> tidemark.v1.ListVolumesResponse
-	16, // 66: tidemark.v1.TidemarkService.GetVolume:output_type -> tidemark.v1.GetVolumeResponse
-	18, // 67: tidemark.v1.TidemarkService.ResizeVolume:output_type -> tidemark.v1.ResizeVolumeResponse
-	20, // 68: tidemark.v1.TidemarkService.DeleteVolume:output_type -> tidemark.v1.DeleteVolumeResponse
-	35, // 69: tidemark.v1.TidemarkService.Preserve:output_type -> tidemark.v1.PreserveResponse
-	38, // 70: tidemark.v1.TidemarkService.ListSnapshots:output_type -> tidemark.v1.ListSnapshotsResponse
-	40, // 71: tidemark.v1.TidemarkService.GetSnapshot:output_type -> tidemark.v1.GetSnapshotResponse
-	22, // 72: tidemark.v1.TidemarkService.CloneVolume:output_type -> tidemark.v1.CloneVolumeResponse
-	24, // 73: tidemark.v1.TidemarkService.RollbackVolume:output_type -> tidemark.v1.RollbackVolumeResponse
-	26, // 74: tidemark.v1.TidemarkService.DeleteSnapshot:output_type -> tidemark.v1.DeleteSnapshotResponse
-	28, // 75: tidemark.v1.TidemarkService.PreviewDelete:output_type -> tidemark.v1.PreviewDeleteResponse
-	30, // 76: tidemark.v1.TidemarkService.DiffSnapshots:output_type -> tidemark.v1.DiffSnapshotsResponse
-	42, // 77: tidemark.v1.TidemarkService.VerifySnapshot:output_type -> tidemark.v1.VerifySnapshotResponse
-	48, // 78: tidemark.v1.TidemarkService.BeginProcess:output_type -> tidemark.v1.BeginProcessResponse
-	50, // 79: tidemark.v1.TidemarkService.EndProcess:output_type -> tidemark.v1.EndProcessResponse
-	52, // 80: tidemark.v1.TidemarkService.ListProcesses:output_type -> tidemark.v1.ListProcessesResponse
-	54, // 81: tidemark.v1.TidemarkService.HoldProcess:output_type -> tidemark.v1.HoldProcessResponse
-	56, // 82: tidemark.v1.TidemarkService.Import:output_type -> tidemark.v1.ImportResponse
-	58, // 83: tidemark.v1.TidemarkService.Export:output_type -> tidemark.v1.ExportResponse
-	63, // [63:84] is the sub-list for method output_type
-	42, // [42:63] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	39, // 1: tidemark.v1.ErrorDetail.report:type_name -> tidemark.v1.PreserveReport
+	10, // 2: tidemark.v1.GetServerInfoResponse.space:type_name -> tidemark.v1.Space
+	11, // 3: tidemark.v1.Space.warn_at:type_name -> tidemark.v1.Mark
+	11, // 4: tidemark.v1.Space.refuse_preserves_at:type_name -> tidemark.v1.Mark
+	0,  // 5: tidemark.v1.Volume.scope:type_name -> tidemark.v1.Scope
+	62, // 6: tidemark.v1.Volume.create_time:type_name -> google.protobuf.Timestamp
+	13, // 7: tidemark.v1.Volume.sizes:type_name -> tidemark.v1.Sizes
+	13, // 8: tidemark.v1.Volume.sizes_with_snapshots:type_name -> tidemark.v1.Sizes
+	0,  // 9: tidemark.v1.CreateVolumeRequest.scope:type_name -> tidemark.v1.Scope
+	12, // 10: tidemark.v1.CreateVolumeResponse.volume:type_name -> tidemark.v1.Volume
+	12, // 11: tidemark.v1.ListVolumesResponse.volumes:type_name -> tidemark.v1.Volume
+	12, // 12: tidemark.v1.GetVolumeResponse.volume:type_name -> tidemark.v1.Volume
+	12, // 13: tidemark.v1.ResizeVolumeResponse.volume:type_name -> tidemark.v1.Volume
+	12, // 14: tidemark.v1.CloneVolumeResponse.volume:type_name -> tidemark.v1.Volume
+	12, // 15: tidemark.v1.RollbackVolumeResponse.volume:type_name -> tidemark.v1.Volume
+	13, // 16: tidemark.v1.PreviewDeleteResponse.sizes:type_name -> tidemark.v1.Sizes
+	34, // 17: tidemark.v1.DiffSnapshotsResponse.extents:type_name -> tidemark.v1.DiffExtent
+	1,  // 18: tidemark.v1.Snapshot.state:type_name -> tidemark.v1.State
+	2,  // 19: tidemark.v1.Snapshot.consistency:type_name -> tidemark.v1.Consistency
+	62, // 20: tidemark.v1.Snapshot.cut_time:type_name -> google.protobuf.Timestamp
+	63, // 21: tidemark.v1.Snapshot.drain_duration:type_name -> google.protobuf.Duration
+	36, // 22: tidemark.v1.Snapshot.verification:type_name -> tidemark.v1.Verification
+	13, // 23: tidemark.v1.Snapshot.sizes:type_name -> tidemark.v1.Sizes
+	6,  // 24: tidemark.v1.Verification.state:type_name -> tidemark.v1.VerifyState
+	62, // 25: tidemark.v1.Verification.last_time:type_name -> google.protobuf.Timestamp
+	63, // 26: tidemark.v1.PreserveRequest.wait:type_name -> google.protobuf.Duration
+	3,  // 27: tidemark.v1.PreserveRequest.on_timeout:type_name -> tidemark.v1.OnTimeout
+	4,  // 28: tidemark.v1.PreserveRequest.on_conflict:type_name -> tidemark.v1.OnConflict
+	39, // 29: tidemark.v1.PreserveResponse.report:type_name -> tidemark.v1.PreserveReport
+	62, // 30: tidemark.v1.PreserveReport.cut_time:type_name -> google.protobuf.Timestamp
+	63, // 31: tidemark.v1.PreserveReport.drain_duration:type_name -> google.protobuf.Duration
+	63, // 32: tidemark.v1.PreserveReport.largest_stall:type_name -> google.protobuf.Duration
+	63, // 33: tidemark.v1.PreserveReport.largest_stall_before:type_name -> google.protobuf.Duration
+	63, // 34: tidemark.v1.PreserveReport.took:type_name -> google.protobuf.Duration
+	35, // 35: tidemark.v1.PreserveReport.snapshots:type_name -> tidemark.v1.Snapshot
+	35, // 36: tidemark.v1.ListSnapshotsResponse.snapshots:type_name -> tidemark.v1.Snapshot
+	35, // 37: tidemark.v1.GetSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
+	46, // 38: tidemark.v1.VerifySnapshotResponse.progress:type_name -> tidemark.v1.VerifyProgress
+	47, // 39: tidemark.v1.VerifySnapshotResponse.report:type_name -> tidemark.v1.VerifyReport
+	48, // 40: tidemark.v1.VerifyReport.bad:type_name -> tidemark.v1.BadBlock
+	63, // 41: tidemark.v1.VerifyReport.took:type_name -> google.protobuf.Duration
+	0,  // 42: tidemark.v1.Process.scope:type_name -> tidemark.v1.Scope
+	62, // 43: tidemark.v1.Process.begin_time:type_name -> google.protobuf.Timestamp
+	62, // 44: tidemark.v1.Process.waited_since:type_name -> google.protobuf.Timestamp
+	49, // 45: tidemark.v1.BeginProcessResponse.process:type_name -> tidemark.v1.Process
+	49, // 46: tidemark.v1.EndProcessResponse.process:type_name -> tidemark.v1.Process
+	49, // 47: tidemark.v1.ListProcessesResponse.processes:type_name -> tidemark.v1.Process
+	49, // 48: tidemark.v1.HoldProcessResponse.process:type_name -> tidemark.v1.Process
+	8,  // 49: tidemark.v1.TidemarkService.GetServerInfo:input_type -> tidemark.v1.GetServerInfoRequest
+	14, // 50: tidemark.v1.TidemarkService.CreateVolume:input_type -> tidemark.v1.CreateVolumeRequest
+	16, // 51: tidemark.v1.TidemarkService.ListVolumes:input_type -> tidemark.v1.ListVolumesRequest
+	18, // 52: tidemark.v1.TidemarkService.GetVolume:input_type -> tidemark.v1.GetVolumeRequest
+	20, // 53: tidemark.v1.TidemarkService.ResizeVolume:input_type -> tidemark.v1.ResizeVolumeRequest
+	22, // 54: tidemark.v1.TidemarkService.DeleteVolume:input_type -> tidemark.v1.DeleteVolumeRequest
+	37, // 55: tidemark.v1.TidemarkService.Preserve:input_type -> tidemark.v1.PreserveRequest
+	40, // 56: tidemark.v1.TidemarkService.ListSnapshots:input_type -> tidemark.v1.ListSnapshotsRequest
+	42, // 57: tidemark.v1.TidemarkService.GetSnapshot:input_type -> tidemark.v1.GetSnapshotRequest
+	24, // 58: tidemark.v1.TidemarkService.CloneVolume:input_type -> tidemark.v1.CloneVolumeRequest
+	26, // 59: tidemark.v1.TidemarkService.RollbackVolume:input_type -> tidemark.v1.RollbackVolumeRequest
+	28, // 60: tidemark.v1.TidemarkService.DeleteSnapshot:input_type -> tidemark.v1.DeleteSnapshotRequest
+	30, // 61: tidemark.v1.TidemarkService.PreviewDelete:input_type -> tidemark.v1.PreviewDeleteRequest
+	32, // 62: tidemark.v1.TidemarkService.DiffSnapshots:input_type -> tidemark.v1.DiffSnapshotsRequest
+	44, // 63: tidemark.v1.TidemarkService.VerifySnapshot:input_type -> tidemark.v1.VerifySnapshotRequest
+	50, // 64: tidemark.v1.TidemarkService.BeginProcess:input_type -> tidemark.v1.BeginProcessRequest
+	52, // 65: tidemark.v1.TidemarkService.EndProcess:input_type -> tidemark.v1.EndProcessRequest
+	54, // 66: tidemark.v1.TidemarkService.ListProcesses:input_type -> tidemark.v1.ListProcessesRequest
+	56, // 67: tidemark.v1.TidemarkService.HoldProcess:input_type -> tidemark.v1.HoldProcessRequest
+	58, // 68: tidemark.v1.TidemarkService.Import:input_type -> tidemark.v1.ImportRequest
+	60, // 69: tidemark.v1.TidemarkService.Export:input_type -> tidemark.v1.ExportRequest
+	9,  // 70: tidemark.v1.TidemarkService.GetServerInfo:output_type -> tidemark.v1.GetServerInfoResponse
+	15, // 71: tidemark.v1.TidemarkService.CreateVolume:output_type -> tidemark.v1.CreateVolumeResponse
+	17, // 72: tidemark.v1.TidemarkService.ListVolumes:output_type -> tidemark.v1.ListVolumesResponse
+	19, // 73: tidemark.v1.TidemarkService.GetVolume:output_type -> tidemark.v1.GetVolumeResponse
+	21, // 74: tidemark.v1.TidemarkService.ResizeVolume:output_type -> tidemark.v1.ResizeVolumeResponse
+	23, // 75: tidemark.v1.TidemarkService.DeleteVolume:output_type -> tidemark.v1.DeleteVolumeResponse
+	38, // 76: tidemark.v1.TidemarkService.Preserve:output_type -> tidemark.v1.PreserveResponse
+	41, // 77: tidemark.v1.TidemarkService.ListSnapshots:output_type -> tidemark.v1.ListSnapshotsResponse
+	43, // 78: tidemark.v1.TidemarkService.GetSnapshot:output_type -> tidemark.v1.GetSnapshotResponse
+	25, // 79: tidemark.v1.TidemarkService.CloneVolume:output_type -> tidemark.v1.CloneVolumeResponse
+	27, // 80: tidemark.v1.TidemarkService.RollbackVolume:output_type -> tidemark.v1.RollbackVolumeResponse
+	29, // 81: tidemark.v1.TidemarkService.DeleteSnapshot:output_type -> tidemark.v1.DeleteSnapshotResponse
+	31, // 82: tidemark.v1.TidemarkService.PreviewDelete:output_type -> tidemark.v1.PreviewDeleteResponse
+	33, // 83: tidemark.v1.TidemarkService.DiffSnapshots:output_type -> tidemark.v1.DiffSnapshotsResponse
+	45, // 84: tidemark.v1.TidemarkService.VerifySnapshot:output_type -> tidemark.v1.VerifySnapshotResponse
+	51, // 85: tidemark.v1.TidemarkService.BeginProcess:output_type -> tidemark.v1.BeginProcessResponse
+	53, // 86: tidemark.v1.TidemarkService.EndProcess:output_type -> tidemark.v1.EndProcessResponse
+	55, // 87: tidemark.v1.TidemarkService.ListProcesses:output_type -> tidemark.v1.ListProcessesResponse
+	57, // 88: tidemark.v1.TidemarkService.HoldProcess:output_type -> tidemark.v1.HoldProcessResponse
+	59, // 89: tidemark.v1.TidemarkService.Import:output_type -> tidemark.v1.ImportResponse
+	61, // 90: tidemark.v1.TidemarkService.Export:output_type -> tidemark.v1.ExportResponse
+	70, // [70:91] is the sub-list for method output_type
+	49, // [49:70] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_tidemark_v1_tidemark_proto_init() }
@@ -4044,15 +4370,15 @@ func file_tidemark_v1_tidemark_proto_init() {
 	if File_tidemark_v1_tidemark_proto != nil {
 		return
 	}
-	file_tidemark_v1_tidemark_proto_msgTypes[35].OneofWrappers = []any{
+	file_tidemark_v1_tidemark_proto_msgTypes[38].OneofWrappers = []any{
 		(*VerifySnapshotResponse_Progress)(nil),
 		(*VerifySnapshotResponse_Report)(nil),
 	}
-	file_tidemark_v1_tidemark_proto_msgTypes[48].OneofWrappers = []any{
+	file_tidemark_v1_tidemark_proto_msgTypes[51].OneofWrappers = []any{
 		(*ImportRequest_Data)(nil),
 		(*ImportRequest_HoleBytes)(nil),
 	}
-	file_tidemark_v1_tidemark_proto_msgTypes[51].OneofWrappers = []any{
+	file_tidemark_v1_tidemark_proto_msgTypes[54].OneofWrappers = []any{
 		(*ExportResponse_Data)(nil),
 		(*ExportResponse_HoleBytes)(nil),
 	}
@@ -4062,7 +4388,7 @@ func file_tidemark_v1_tidemark_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_tidemark_v1_tidemark_proto_rawDesc), len(file_tidemark_v1_tidemark_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   52,
+			NumMessages:   55,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -107,3 +107,31 @@ func (s *Store) Shown(blocks lookup.BlockNum) (shown map[string]map[Place]bool, 
 	}
 	return shown, held
 }
+
+// Layer is an image in a tree that MeasureLayers measures.
+type Layer struct {
+	Table *lookup.Table
+	Below int // position of the layer below, -1 for none
+	View  bool
+}
+
+// MeasureLayers counts the blocks that each layer's view stores and has for itself,
+// and those of all together.
+func MeasureLayers(layers []Layer) (stored, unique []int64, together Sizes, unseenBytes int64) {
+	t := &tree{root: &node{}}
+	nodes := make([]*node, len(layers))
+	for i, l := range layers {
+		nodes[i] = &node{cursor: cursor{table: l.Table}, own: true, view: l.View, counted: l.View}
+		below := t.root
+		if l.Below >= 0 {
+			below = nodes[l.Below]
+		}
+		below.above = append(below.above, nodes[i])
+	}
+	t.number(t.root, 0)
+	together, unseenBytes = t.measure()
+	for _, n := range nodes {
+		stored, unique = append(stored, n.stored), append(unique, n.unique)
+	}
+	return stored, unique, together, unseenBytes
+}

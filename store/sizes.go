@@ -32,7 +32,8 @@ import (
 //     the image files, block for block (ext4 and xfs add their own lists of extents
 //     to files in many pieces). What no view shows is given back in the background.
 //
-// A view without a name counts as long as it drains or is open.
+// A view without a name counts as long as it drains or is open. What a conflict or
+// a crash has left in a file without an entry in its table is in no size.
 type Sizes struct {
 	LogicalBytes, StoredBytes, UniqueBytes int64
 }

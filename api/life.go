@@ -3,8 +3,10 @@ package api
 import (
 	"context"
 	"strings"
+	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/tidemark/tidemark/api/tidemarkv1"
 	rpc "github.com/tidemark/tidemark/api/tidemarkv1/tidemarkv1connect"
@@ -47,6 +49,50 @@ func (s *service) PreviewDelete(ctx context.Context, r *tidemarkv1.PreviewDelete
 	}
 	sizes, err := s.store.SizesTogether(r.GetNames()...)
 	return &tidemarkv1.PreviewDeleteResponse{FreedBytes: sizes.UniqueBytes, Sizes: toSizes(sizes)}, wireError(err, nil)
+}
+
+func (s *service) AwaitReclaim(ctx context.Context, _ *tidemarkv1.AwaitReclaimRequest, stream *connect.ServerStream[tidemarkv1.AwaitReclaimResponse]) error {
+	if err := s.may(ctx, rpc.TidemarkServiceAwaitReclaimProcedure); err != nil {
+		return wireError(err, nil)
+	}
+	var last time.Time
+	var info store.ReclaimInfo
+	err := s.store.AwaitReclaimed(ctx, func(now store.ReclaimInfo) {
+		if info = now; time.Since(last) >= progressEvery {
+			last = time.Now()
+			// A caller that is gone ends the call's context, and with it the wait.
+			_ = stream.Send(&tidemarkv1.AwaitReclaimResponse{Reclaim: toReclaim(info)})
+		}
+	})
+	if err != nil {
+		return wireError(err, nil)
+	}
+	return stream.Send(&tidemarkv1.AwaitReclaimResponse{Reclaim: toReclaim(info)})
+}
+
+func toReclaim(r store.ReclaimInfo) *tidemarkv1.Reclaim {
+	info := &tidemarkv1.Reclaim{
+		ImagesLeft: int32(r.ImagesLeft), Folding: r.Folding, DoneBytes: r.DoneBytes, TotalBytes: r.TotalBytes,
+		BytesPerSecond: r.BytesPerSecond, GivenBackBytes: r.GivenBackBytes,
+	}
+	if r.Left > 0 {
+		info.Left = durationpb.New(r.Left)
+	}
+	return info
+}
+
+// AwaitReclaim waits until nothing of what was deleted is left to give back, and
+// tells progress how far that is.
+func AwaitReclaim(ctx context.Context, c Client, progress func(*tidemarkv1.Reclaim)) error {
+	stream, err := c.AwaitReclaim(ctx, &tidemarkv1.AwaitReclaimRequest{})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = stream.Close() }()
+	for stream.Receive() {
+		progress(stream.Msg().GetReclaim())
+	}
+	return stream.Err()
 }
 
 // diffBatch is how many extents a message has at most.

@@ -27,6 +27,7 @@ var rights = map[string]access.Rights{
 	rpc.TidemarkServiceDeleteSnapshotProcedure: access.Admin,
 	rpc.TidemarkServicePreviewDeleteProcedure:  access.Read,
 	rpc.TidemarkServiceDiffSnapshotsProcedure:  access.Read,
+	rpc.TidemarkServiceAwaitReclaimProcedure:   0,
 	rpc.TidemarkServiceBeginProcessProcedure:   access.Write,
 	rpc.TidemarkServiceEndProcessProcedure:     access.Write,
 	rpc.TidemarkServiceListProcessesProcedure:  access.Read,

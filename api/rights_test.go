@@ -167,6 +167,7 @@ func calls(ctx context.Context, c Client, v, p string) map[string]func() error {
 		"DiffSnapshots": func() error {
 			return Diff(ctx, c, snapshot, v, func(int64, int64, bool) error { return nil })
 		},
+		"AwaitReclaim": func() error { return AwaitReclaim(ctx, c, func(*tidemarkv1.Reclaim) {}) },
 		"Import": func() error {
 			stream, err := c.Import(ctx)
 			if err != nil {

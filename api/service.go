@@ -160,7 +160,7 @@ func (s *service) ListSnapshots(ctx context.Context, r *tidemarkv1.ListSnapshots
 			return nil, wireError(err, nil)
 		}
 	}
-	return &tidemarkv1.ListSnapshotsResponse{Snapshots: snapshots}, nil
+	return &tidemarkv1.ListSnapshotsResponse{Snapshots: snapshots, Reclaim: toReclaim(s.store.Reclaiming())}, nil
 }
 
 func (s *service) GetSnapshot(ctx context.Context, r *tidemarkv1.GetSnapshotRequest) (*tidemarkv1.GetSnapshotResponse, error) {

@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -84,7 +85,7 @@ func (a *app) rollback(c *cobra.Command, snapshot, keep string, discard bool) er
 }
 
 func (a *app) snapshotDeleteCommand() *cobra.Command {
-	var dryRun bool
+	var dryRun, wait bool
 	c := &cobra.Command{
 		Use:     "delete VOLUME@SNAPSHOT...",
 		Aliases: []string{"rm"},
@@ -97,30 +98,46 @@ One that still drains, that a client has open or that is being verified is not
 deleted. Of many, those before the first that can't be deleted are.
 
 --dry-run deletes nothing, and tells how much room all of them together would
-give back: what neither a volume nor another snapshot shows.`,
+give back: what neither a volume nor another snapshot shows. --wait returns when
+nothing of what was deleted, now or before, is left to give back; 'tidemark
+snapshot list' says how far that is.`,
 		Example:           "  tidemark snapshot delete db@before-upgrade\n  tidemark snapshot delete db@monday db@tuesday --dry-run\n  tidemark snapshot ls db --json | jq -r '.snapshots[:-3][] | .volume+\"@\"+.snapshot' | xargs tidemark snapshot rm",
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: a.completeSnapshots(),
-		RunE:              func(c *cobra.Command, args []string) error { return a.deleteSnapshots(c, args, dryRun) },
+		RunE:              func(c *cobra.Command, args []string) error { return a.deleteSnapshots(c, args, dryRun, wait) },
 	}
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "delete nothing; tell how much room it would give back")
+	c.Flags().BoolVar(&wait, "wait", false, "wait until the room is given back")
+	c.MarkFlagsMutuallyExclusive("dry-run", "wait")
 	return exits(c, exitNotFound, exitTaken, exitNoServer)
 }
 
-func (a *app) deleteSnapshots(c *cobra.Command, names []string, dryRun bool) error {
+func (a *app) deleteSnapshots(c *cobra.Command, names []string, dryRun, wait bool) error {
 	server, err := a.server()
 	if err != nil {
 		return err
 	}
-	if dryRun {
+	freedBytes, before, sizes := int64(0), int64(0), (*tidemarkv1.Sizes)(nil)
+	if wait {
+		volume, _, _ := strings.Cut(names[0], "@")
+		r, err := server.ListSnapshots(c.Context(), &tidemarkv1.ListSnapshotsRequest{Volume: volume})
+		if err != nil {
+			return seeVolumes(err)
+		}
+		before = r.GetReclaim().GetGivenBackBytes()
+	}
+	if dryRun || wait {
 		r, err := server.PreviewDelete(c.Context(), &tidemarkv1.PreviewDeleteRequest{Names: names})
 		if err != nil {
 			return hint(err, tidemarkv1.Reason_REASON_NOT_FOUND, "see tidemark snapshot list")
 		}
-		if a.json {
-			return a.printJSON(map[string]any{"freedBytes": r.GetFreedBytes(), "sizes": asSizes(r.GetSizes())})
-		}
-		return a.printf("%s would be given back\n", formatSize(r.GetFreedBytes()))
+		freedBytes, sizes = r.GetFreedBytes(), r.GetSizes()
+	}
+	if dryRun && a.json {
+		return a.printJSON(map[string]any{"freedBytes": freedBytes, "sizes": asSizes(sizes)})
+	}
+	if dryRun {
+		return a.printf("%s would be given back\n", formatSize(freedBytes))
 	}
 	for _, name := range names {
 		if _, err := server.DeleteSnapshot(c.Context(), &tidemarkv1.DeleteSnapshotRequest{Name: name}); err != nil {
@@ -132,10 +149,70 @@ func (a *app) deleteSnapshots(c *cobra.Command, names []string, dryRun bool) err
 			}
 		}
 	}
+	given := map[string]any{"deleted": names}
+	if wait {
+		n, err := a.awaitReclaim(c, server, before, freedBytes)
+		if err != nil {
+			return err
+		}
+		if !a.json {
+			return a.printf("%s given back\n", formatSize(n))
+		}
+		given["givenBackBytes"] = n
+	}
 	if a.json {
-		return a.printJSON(map[string]any{"deleted": names})
+		return a.printJSON(given)
 	}
 	return nil
+}
+
+// awaitReclaim shows a bar up to what is expected, and returns what was given back
+// since it was so much before.
+func (a *app) awaitReclaim(c *cobra.Command, server api.Client, before, expectedBytes int64) (givenBytes int64, err error) {
+	bar := newProgress(a.stderr)
+	defer bar.stop()
+	err = api.AwaitReclaim(c.Context(), server, func(r *tidemarkv1.Reclaim) {
+		givenBytes = r.GetGivenBackBytes() - before
+		bar.reach(min(givenBytes, expectedBytes), expectedBytes)
+	})
+	return givenBytes, err
+}
+
+// reclaimText says in a line how far it is to give room back; empty if nothing is
+// left.
+func reclaimText(r *tidemarkv1.Reclaim) string {
+	if r.GetImagesLeft() == 0 {
+		return ""
+	}
+	text := "giving back the room of deleted snapshots: "
+	if r.GetFolding() {
+		text = "folding what deleted snapshots have left: "
+	}
+	text += plural(int(r.GetImagesLeft()), "image") + " left"
+	if r.GetTotalBytes() > 0 {
+		text += fmt.Sprintf(", %s of %s of this one", formatSize(r.GetDoneBytes()), formatSize(r.GetTotalBytes()))
+	}
+	if r.GetLeft() != nil {
+		text += fmt.Sprintf(", %s/s, %s left", formatSize(r.GetBytesPerSecond()), formatSpan(r.GetLeft().AsDuration()))
+	}
+	return text
+}
+
+// reclaimJSON is the same in --json; nil if nothing is left.
+type reclaimJSON struct {
+	ImagesLeft     int32   `json:"imagesLeft"`
+	Folding        bool    `json:"folding"`
+	DoneBytes      int64   `json:"doneBytes"`
+	TotalBytes     int64   `json:"totalBytes"`
+	BytesPerSecond int64   `json:"bytesPerSecond"`
+	LeftSeconds    float64 `json:"leftSeconds"`
+}
+
+func asReclaim(r *tidemarkv1.Reclaim) *reclaimJSON {
+	if r.GetImagesLeft() == 0 {
+		return nil
+	}
+	return &reclaimJSON{r.GetImagesLeft(), r.GetFolding(), r.GetDoneBytes(), r.GetTotalBytes(), r.GetBytesPerSecond(), r.GetLeft().AsDuration().Seconds()}
 }
 
 func (a *app) snapshotDiffCommand() *cobra.Command {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -43,6 +44,8 @@ type serveOptions struct {
 	refuseAt        markFlag
 	scrubEvery      time.Duration
 	reclaimEvery    time.Duration
+	foldAbove       int
+	reclaimRate     limitFlag
 	checksumCache   limitFlag
 	scrubRate       limitFlag
 }
@@ -59,6 +62,7 @@ func (a *app) serveCommand() *cobra.Command {
 		warnAt:        markFlag{UsedPercent: 90},
 		checksumCache: store.DefaultSumCacheBytes,
 		scrubRate:     store.DefaultScrubBytesPerSecond,
+		reclaimRate:   store.DefaultReclaimBytesPerSecond,
 	}
 	c := &cobra.Command{
 		Use:   "serve",
@@ -133,6 +137,8 @@ nothing that was flushed.`,
 	f.Var(&o.refuseAt, "refuse-preserves-at", "`MARK` from which on no preserve, clone or rollback is made")
 	f.Var(&o.checksumCache, "checksum-cache", "`SIZE` of the memory for checksums of snapshots")
 	f.DurationVar(&o.reclaimEvery, "reclaim-every", time.Minute, "`DURATION` in which what deleted snapshots have left is looked at for blocks that nobody shows any more; 0 is only at the next delete")
+	f.IntVar(&o.foldAbove, "fold-above", store.DefaultFoldAbove, "`NUMBER` of images without a name, which deleted snapshots leave, from which on a volume's are folded into their neighbours; 0 is never")
+	f.Var(&o.reclaimRate, "reclaim-rate", "`SIZE` that folding may copy in a second")
 	f.DurationVar(&o.scrubEvery, "scrub-every", 7*24*time.Hour, "`DURATION` in which every sealed snapshot is read and compared with its checksums once; 0 is never")
 	f.Var(&o.scrubRate, "scrub-rate", "`SIZE` that this may read in a second")
 	f.Var(&o.protect.tls, "tls", "what NBD clients may do without TLS")
@@ -167,7 +173,8 @@ func (a *app) serve(ctx context.Context, o serveOptions) error {
 	s, err := store.Open(o.data, store.Options{
 		Logger: log.logger, MaxDraining: o.maxDraining, ReserveBytes: int64(o.reserve),
 		WarnAt: store.Mark(o.warnAt), RefusePreservesAt: store.Mark(o.refuseAt),
-		SumCacheBytes: int64(o.checksumCache), ReclaimEvery: o.reclaimEvery, ScrubEvery: o.scrubEvery, ScrubBytesPerSecond: int64(o.scrubRate),
+		SumCacheBytes: int64(o.checksumCache), ReclaimEvery: o.reclaimEvery,
+		FoldAbove: cmp.Or(o.foldAbove, -1), ReclaimBytesPerSecond: int64(o.reclaimRate), ScrubEvery: o.scrubEvery, ScrubBytesPerSecond: int64(o.scrubRate),
 	})
 	if err != nil {
 		return cannotOpen(err)
@@ -262,6 +269,10 @@ func (o serveOptions) limits() error {
 		return usage("--stall-timeout %v: it must be more than 0", o.stallTimeout)
 	case o.stallTimeout < time.Second:
 		return usage("--stall-timeout %v: it must be 1s or more", o.stallTimeout)
+	case o.foldAbove < 0:
+		return usage("--fold-above %d: it must be 0 (never) or more", o.foldAbove)
+	case o.reclaimRate == 0:
+		return usage("--reclaim-rate must be more than 0")
 	case o.reclaimEvery < 0:
 		return usage("--reclaim-every %v: it must be 0 (never) or more", o.reclaimEvery)
 	case o.scrubEvery < 0:

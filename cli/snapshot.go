@@ -44,7 +44,10 @@ measures the snapshots too, in one pass over the volume's tables: some 0.3 s for
 a thousand with 4 GiB of scattered writes.
 
 ` + sizesHelp + `
-What several would give back together is what 'snapshot delete --dry-run' says.`,
+What several would give back together is what 'snapshot delete --dry-run' says.
+
+While the room of deleted snapshots is given back, a line on stderr says how far
+that is.`,
 		Example:           "  tidemark snapshot list\n  tidemark snapshot ls db --sizes\n  tidemark snapshot ls db --json | jq -r '.snapshots[].snapshot'",
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: a.completeVolumes(1),
@@ -66,7 +69,7 @@ func (a *app) listSnapshots(c *cobra.Command, volume string, sizes bool) error {
 		return seeVolumes(err)
 	}
 	if a.json {
-		return a.printJSON(map[string]any{"snapshots": each(r.GetSnapshots(), asSnapshot)})
+		return a.printJSON(map[string]any{"snapshots": each(r.GetSnapshots(), asSnapshot), "reclaim": asReclaim(r.GetReclaim())})
 	}
 	rows := each(r.GetSnapshots(), func(s *tidemarkv1.Snapshot) []string {
 		row := []string{
@@ -84,7 +87,11 @@ func (a *app) listSnapshots(c *cobra.Command, volume string, sizes bool) error {
 	if sizes {
 		heading += " STORED UNIQUE SHARED"
 	}
-	return a.printTable(heading, rows)
+	err = a.printTable(heading, rows)
+	if text := reclaimText(r.GetReclaim()); err == nil && text != "" {
+		_, err = fmt.Fprintln(a.stderr, text)
+	}
+	return err
 }
 
 func fullName(s *tidemarkv1.Snapshot) string { return s.GetVolume() + "@" + s.GetName() }

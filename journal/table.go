@@ -72,7 +72,7 @@ func readAnyTable(o *Options, id image.ID) (*lookup.Table, LSN, error) {
 	if err != nil {
 		return nil, 0, fmt.Errorf("read table %s: %w", name, err)
 	}
-	t, lsn, err := lookup.DecodeFile(f, sizeBytes, o.VolumeID, uint64(id))
+	t, lsn, err := lookup.DecodeFile(f, sizeBytes, o.VolumeID, uint64(id), lookup.Decode)
 	if err != nil {
 		return nil, 0, fmt.Errorf("read table %s: %w", name, ownError(err))
 	}

@@ -44,6 +44,7 @@ const (
 // lock: of a block that is written meanwhile it writes the state before or
 // after. The errors are those of w.
 func (t *Table) EncodeTo(w io.Writer) error {
+	t = t.unpacked()
 	e := encoder{w: w}
 	next := BlockNum(0)
 	for b, c := range t.cells() {
@@ -140,21 +141,23 @@ func (e *encoder) flush() {
 // Every body that EncodeTo can't have meant, a truncated one too, is ErrCorrupt;
 // other errors are those of r. A body makes no more memory than about a thousand
 // times its length and 32 MiB.
-func Decode(r io.Reader) (*Table, error) {
+func Decode(r io.Reader) (*Table, error) { return decode(r, &builder{leaves: NewTable()}) }
+
+// DecodePacked is Decode of a table that nobody sets blocks in any more.
+func DecodePacked(r io.Reader) (*Table, error) { return decode(r, new(builder)) }
+
+func decode(r io.Reader, to *builder) (*Table, error) {
 	in, ok := r.(byteReader)
 	if !ok {
 		in = &oneByte{Reader: r}
 	}
-	t := NewTable()
-	var d delta
 	for b := BlockNum(0); ; {
-		leaves, err := decodeItem(in, t, b, &d)
+		leaves, err := decodeItem(in, to, b)
 		if err != nil {
 			return nil, err
 		}
 		if leaves == 0 {
-			t.add(&d)
-			return t, nil
+			return to.table(), nil
 		}
 		b += BlockNum(leaves * LeafBlocks)
 	}
@@ -162,7 +165,7 @@ func Decode(r io.Reader) (*Table, error) {
 
 // decodeItem reads one item into the leaves from block b on and returns how many
 // leaves it covers, 0 at the end.
-func decodeItem(in byteReader, t *Table, b BlockNum, d *delta) (leaves uint64, err error) {
+func decodeItem(in byteReader, to *builder, b BlockNum) (leaves uint64, err error) {
 	tag, err := uvarint(in)
 	if err != nil {
 		return 0, err
@@ -182,20 +185,20 @@ func decodeItem(in byteReader, t *Table, b BlockNum, d *delta) (leaves uint64, e
 		if count > room {
 			return 0, fmt.Errorf("%w: leaves past the largest volume", ErrCorrupt)
 		}
-		t.Set(b, count*LeafBlocks, State(kind-itemAbsent))
+		to.set(b, count*LeafBlocks, State(kind-itemAbsent))
 		return count, nil
 	case itemRuns:
-		return 1, decodeRuns(in, t, b, count)
+		return 1, decodeRuns(in, to, b, count)
 	case itemDense:
 		if count != 1 {
 			return 0, fmt.Errorf("%w: dense leaf of count %d", ErrCorrupt, count)
 		}
-		return 1, decodeDense(in, t, b, d)
+		return 1, decodeDense(in, to, b)
 	}
 	return 0, fmt.Errorf("%w: item of kind %d", ErrCorrupt, kind)
 }
 
-func decodeRuns(in byteReader, t *Table, b BlockNum, count uint64) error {
+func decodeRuns(in byteReader, to *builder, b BlockNum, count uint64) error {
 	left := uint64(LeafBlocks)
 	for ; count > 0; count-- {
 		run, err := uvarint(in)
@@ -206,7 +209,7 @@ func decodeRuns(in byteReader, t *Table, b BlockNum, count uint64) error {
 		if n == 0 || n > left || s > Zero {
 			return fmt.Errorf("%w: run of %d blocks, state %d, with %d left in the leaf", ErrCorrupt, n, s, left)
 		}
-		t.Set(b+BlockNum(LeafBlocks-left), n, s)
+		to.set(b+BlockNum(LeafBlocks-left), n, s)
 		left -= n
 	}
 	if left > 0 {
@@ -215,7 +218,7 @@ func decodeRuns(in byteReader, t *Table, b BlockNum, count uint64) error {
 	return nil
 }
 
-func decodeDense(in byteReader, t *Table, b BlockNum, d *delta) error {
+func decodeDense(in byteReader, to *builder, b BlockNum) error {
 	var raw [leafBytes]byte
 	if _, err := io.ReadFull(in, raw[:]); err != nil {
 		return readError(err)
@@ -227,9 +230,7 @@ func decodeDense(in byteReader, t *Table, b BlockNum, d *delta) error {
 			return fmt.Errorf("%w: invalid state in a dense leaf", ErrCorrupt)
 		}
 	}
-	l = l.folded()
-	d.replace(nil, l)
-	t.makeCell(b).Store(l)
+	to.leaf(b, l)
 	return nil
 }
 

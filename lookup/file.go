@@ -56,8 +56,9 @@ func (t *Table) EncodeFile(w io.Writer, h FileHead) error {
 
 // DecodeFile reads a table file of owner and image, twice: once for its CRC, so
 // that a body that rotted is never decoded, and once for the table, which may be
-// large. It returns the file's mark. Errors: ErrCorrupt, ErrVersion, file's.
-func DecodeFile(file io.ReaderAt, sizeBytes int64, owner, image uint64) (t *Table, mark uint64, err error) {
+// large. It returns the file's mark. decode is Decode or DecodePacked. Errors:
+// ErrCorrupt, ErrVersion, file's.
+func DecodeFile(file io.ReaderAt, sizeBytes int64, owner, image uint64, decode func(io.Reader) (*Table, error)) (t *Table, mark uint64, err error) {
 	var head [fileHeadBytes]byte
 	bodyBytes := sizeBytes - fileHeadBytes - crcBytes
 	if bodyBytes < 0 {
@@ -82,7 +83,7 @@ func DecodeFile(file io.ReaderAt, sizeBytes int64, owner, image uint64) (t *Tabl
 		return nil, 0, fmt.Errorf("%w: it belongs to image %d, not %d", ErrCorrupt, v, image)
 	}
 	body := bufio.NewReaderSize(io.NewSectionReader(file, fileHeadBytes, bodyBytes), 64<<10)
-	if t, err = Decode(body); err != nil {
+	if t, err = decode(body); err != nil {
 		return nil, 0, err
 	}
 	if _, err := body.ReadByte(); !errors.Is(err, io.EOF) {

@@ -28,7 +28,7 @@ func FuzzTableFile(f *testing.F) {
 		if n := len(file) - crcBytes; n >= 0 {
 			file = binary.LittleEndian.AppendUint32(file[:n:n], crc32.Checksum(file[:n], castagnoli))
 		}
-		table, mark, err := DecodeFile(bytes.NewReader(file), int64(len(file)), 7, 1)
+		table, mark, err := DecodeFile(bytes.NewReader(file), int64(len(file)), 7, 1, DecodePacked)
 		if err != nil {
 			if !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrVersion) {
 				t.Fatal(err)
@@ -39,7 +39,7 @@ func FuzzTableFile(f *testing.F) {
 		if err := table.EncodeFile(&again, FileHead{Owner: 7, Image: 1, Mark: mark}); err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := DecodeFile(bytes.NewReader(again.Bytes()), int64(again.Len()), 7, 1); err != nil {
+		if _, _, err := DecodeFile(bytes.NewReader(again.Bytes()), int64(again.Len()), 7, 1, DecodePacked); err != nil {
 			t.Fatalf("what was read can't be written and read again: %v", err)
 		}
 	})
@@ -53,7 +53,7 @@ func TestATableFileIsOfItsOwnerAndImageOnlyAndEveryFlippedBitIsFound(t *testing.
 		t.Fatal(err)
 	}
 	decode := func(owner, image uint64) error {
-		_, _, err := DecodeFile(bytes.NewReader(b.Bytes()), int64(b.Len()), owner, image)
+		_, _, err := DecodeFile(bytes.NewReader(b.Bytes()), int64(b.Len()), owner, image, Decode)
 		return err
 	}
 	if err := decode(7, 1); err != nil {

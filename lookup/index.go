@@ -2,6 +2,7 @@ package lookup
 
 import (
 	"fmt"
+	"iter"
 	"sync/atomic"
 	"unsafe"
 
@@ -54,9 +55,11 @@ func (e Entry) State() State {
 //     to end, whose caller holds all its locks: it is guarded by any of them.
 //  3. A leaf becomes dense by compare-and-swap from nil, with all elements set
 //     to the uniform value: of writers that race here one wins, the others use
-//     its leaf, and no block has changed by it. It becomes uniform as in 2.
+//     its leaf, and no block has changed by it. It becomes uniform as in 2,
+//     or by Fold under the same locks.
 type Index struct {
 	radix[indexCell]
+	dense atomic.Int64 // leaves
 }
 
 type indexCell struct {
@@ -131,37 +134,40 @@ func (x *Index) Set(b BlockNum, n uint64, e Entry) {
 	for n > 0 {
 		done := min(n, LeafBlocks-uint64(b%LeafBlocks))
 		if c := x.cell(b); c != nil {
-			c.set(uint64(b%LeafBlocks), done, e)
+			x.count(c.set(uint64(b%LeafBlocks), done, e))
 		} else if e == 0 {
 			done = x.unwritten(b, n)
 		} else {
-			x.makeCell(b).set(uint64(b%LeafBlocks), done, e)
+			x.count(x.makeCell(b).set(uint64(b%LeafBlocks), done, e))
 		}
 		b += BlockNum(done)
 		n -= done
 	}
 }
 
-func (c *indexCell) set(i, n uint64, e Entry) {
+// set returns how many more leaves are dense now.
+func (c *indexCell) set(i, n uint64, e Entry) (made int64) {
 	l := c.dense.Load()
 	switch {
 	case n == LeafBlocks:
 		c.uniform = e
 		if l != nil {
 			c.dense.Store(nil)
+			made--
 		}
-		return
+		return made
 	case l == nil && c.uniform == e:
-		return
+		return 0
 	case l == nil:
 		l = new(entries)
 		l.fill(0, LeafBlocks, c.uniform)
 		yield.Here("index: before a leaf")
-		if !c.dense.CompareAndSwap(nil, l) {
-			l = c.dense.Load() // a neighbour's: see Index, 3
+		if made = 1; !c.dense.CompareAndSwap(nil, l) {
+			l, made = c.dense.Load(), 0 // a neighbour's: see Index, 3
 		}
 	}
 	l.fill(i, n, e)
+	return made
 }
 
 func (l *entries) fill(i, n uint64, e Entry) {
@@ -169,6 +175,48 @@ func (l *entries) fill(i, n uint64, e Entry) {
 	for k := range part {
 		part[k] = e
 	}
+}
+
+func (x *Index) count(made int64) {
+	if made != 0 {
+		x.dense.Add(made)
+	}
+}
+
+// DenseLeaves is how many leaves hold an entry for each block, 32 KiB each. It needs
+// no lock.
+func (x *Index) DenseLeaves() int64 { return x.dense.Load() }
+
+// Dense yields the first block of each of them, in ascending order. It needs no lock.
+func (x *Index) Dense() iter.Seq[BlockNum] {
+	return func(yield func(BlockNum) bool) {
+		for b, c := range x.cells() {
+			if c.dense.Load() != nil && !yield(b) {
+				return
+			}
+		}
+	}
+}
+
+// Fold makes the leaf that begins at block b one value, if all its blocks have the
+// same. The caller holds the exclusive locks of all of them.
+func (x *Index) Fold(b BlockNum) {
+	c := x.cell(b)
+	if c == nil {
+		return
+	}
+	l := c.dense.Load()
+	if l == nil {
+		return
+	}
+	for _, e := range l {
+		if e != l[0] {
+			return
+		}
+	}
+	c.uniform = l[0]
+	c.dense.Store(nil)
+	x.dense.Add(-1)
 }
 
 // Rebuild derives the index of a volume from its tables, oldest first: tables[i]

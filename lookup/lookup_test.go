@@ -1,6 +1,7 @@
 package lookup
 
 import (
+	"bytes"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -59,7 +60,34 @@ func TestATableAnswersLikeAPlainMap(t *testing.T) {
 				}
 			},
 			"clone": func(*rapid.T) { table = table.Clone() },
-			"code":  func(t *rapid.T) { table = mustDecode(t, mustEncode(t, table)) },
+			"fold": func(t *rapid.T) {
+				b, _ := anyRange(t)
+				table.Fold(b / LeafBlocks * LeafBlocks)
+			},
+			"code": func(t *rapid.T) { table = mustDecode(t, mustEncode(t, table)) },
+			"pack": func(t *rapid.T) {
+				if packed, err := DecodePacked(bytes.NewReader(mustEncode(t, table))); err != nil || !slices.Equal(slices.Collect(packed.Extents(0, MaxBlocks)), slices.Collect(table.Extents(0, MaxBlocks))) {
+					t.Fatalf("%v decodes to %v, %v", table, packed, err)
+				}
+				b, n := anyRange(t)
+				was := table.Clone()
+				want := slices.Collect(table.Extents(b, n))
+				table.Pack()
+				if got := slices.Collect(table.Extents(b, n)); !slices.Equal(got, want) {
+					t.Fatalf("Extents(%d, %d) of the packed table = %v, want %v", b, n, got, want)
+				}
+				if s, run := table.Run(b, n); s != table.Get(b) {
+					t.Fatalf("Run = %v, %d", s, run)
+				} else if ws, wrun := was.Run(b, n); s != ws || run != wrun {
+					t.Fatalf("Run(%d, %d) of the packed table = %v, %d, want %v, %d", b, n, s, run, ws, wrun)
+				}
+				if !bytes.Equal(mustEncode(t, table), mustEncode(t, was)) {
+					t.Fatal("a packed table encodes in another way")
+				}
+				other := NewTable()
+				other.Replace(table)
+				table = other.Clone()
+			},
 			"extents": func(t *rapid.T) {
 				got := map[BlockNum]State{}
 				last := Extent{}
@@ -90,6 +118,13 @@ func TestAnIndexAnswersLikeAPlainMap(t *testing.T) {
 				x.Set(b, n, e)
 				for i := range BlockNum(n) {
 					model[b+i] = e
+				}
+			},
+			"fold": func(t *rapid.T) {
+				b, _ := anyRange(t)
+				x.Fold(b / LeafBlocks * LeafBlocks)
+				if n := int64(len(slices.Collect(x.Dense()))); n != x.DenseLeaves() {
+					t.Fatalf("DenseLeaves = %d, and there are %d", x.DenseLeaves(), n)
 				}
 			},
 			"run": func(t *rapid.T) {
@@ -369,4 +404,64 @@ func BenchmarkIndex(b *testing.B) {
 			x.Run(64, 8192)
 		}
 	})
+}
+
+func TestAReaderOfATableThatIsPackedMeanwhileSeesWhatItHolds(t *testing.T) {
+	for range 200 {
+		table := NewTable()
+		for b := range BlockNum(40) {
+			table.Set(b*LeafBlocks/2+7, 3, Data)
+		}
+		var readers sync.WaitGroup
+		for range 2 {
+			readers.Go(func() {
+				for b := range BlockNum(40) {
+					if s, n := table.Run(b*LeafBlocks/2+7, 9); s != Data || n != 3 {
+						t.Errorf("Run = %v, %d, want data, 3", s, n)
+					}
+					if table.Get(b*LeafBlocks/2+7) != Data {
+						t.Error("Get: not data")
+					}
+				}
+			})
+		}
+		table.Pack()
+		readers.Wait()
+	}
+}
+
+func TestAThousandScatteredBlocksTakeTenKilobytesPacked(t *testing.T) {
+	table := NewTable()
+	for b := range BlockNum(1000) {
+		table.Set(b*LeafBlocks, 1, Data)
+	}
+	table.Pack()
+	if n := table.MemoryBytes(); n > 10_000 {
+		t.Errorf("%v: want at most 10,000 bytes", table)
+	}
+	table.Replace(NewTable())
+	if data, zero := table.Counts(); data+zero > 0 || table.MemoryBytes() > 500 {
+		t.Errorf("%v: want nothing", table)
+	}
+}
+
+func TestZerosInHalvesOfLeavesCostNothingOnceFolded(t *testing.T) {
+	x, table := NewIndex(), NewTable()
+	for b := BlockNum(0); b < 100*LeafBlocks; b += LeafBlocks / 2 {
+		x.Set(b, LeafBlocks/2, MakeEntry(1, Zero))
+		table.Set(b, LeafBlocks/2, Zero)
+	}
+	if x.DenseLeaves() != 100 {
+		t.Errorf("%d dense leaves, want 100", x.DenseLeaves())
+	}
+	for b := range x.Dense() {
+		x.Fold(b)
+		table.Fold(b)
+	}
+	if x.DenseLeaves() != 0 || x.MemoryBytes()+table.MemoryBytes() > 64<<10 {
+		t.Errorf("%d dense leaves, %d and %d bytes", x.DenseLeaves(), x.MemoryBytes(), table.MemoryBytes())
+	}
+	if e, n := x.Run(0, 200*LeafBlocks); e != MakeEntry(1, Zero) || n != 100*LeafBlocks {
+		t.Errorf("Run = %v, %d", e, n)
+	}
 }

@@ -27,17 +27,22 @@ import (
 //     wins, the others use its leaf, and no block has changed by it.
 //  3. A dense leaf leaves its place only in a Set that covers the leaf from end
 //     to end. Its caller holds all locks of the leaf, so no other Set is between
-//     loading the pointer and changing a word, and no change is lost. Nothing
-//     else folds a dense leaf that has become uniform, except Clone in its copy.
+//     loading the pointer and changing a word, and no change is lost. Or in a Fold,
+//     under the same locks.
 //  4. Sentinels are never written.
+//  5. A table that nobody sets blocks in any more may be packed: its runs are
+//     published, then forms is counted, then the leaves go. Who looked at leaves
+//     and finds the count as it was before has seen leaves; else it looks again.
 //
 // Rejected: a mutex a leaf (a lock more on each write, shared by neighbours,
 // which R5's exact ranges are there to avoid); copy-on-write leaves (4 KiB
 // copied for two bits).
 type Table struct {
 	radix[tableCell]
-	_     [64]byte // counts change with each new block: keep them off the root's cache line
-	count [4]atomic.Uint64
+	packed atomic.Pointer[packed] // nil: leaves
+	forms  atomic.Uint64          // how often it was packed
+	_      [64]byte               // counts change with each new block: keep them off the root's cache line
+	count  [4]atomic.Uint64
 }
 
 type tableCell = atomic.Pointer[leaf]
@@ -88,7 +93,11 @@ func NewTable() *Table { return new(Table) }
 func (t *Table) Get(b BlockNum) State {
 	c := t.cell(b)
 	if c == nil {
-		return Absent
+		if t.packed.Load() == nil && t.root.Load() == nil {
+			return Absent
+		}
+		s, _ := t.Run(b, 1)
+		return s
 	}
 	l := c.Load()
 	if l == nil {
@@ -108,7 +117,25 @@ func (l *leaf) get(i uint64) State {
 // nothing for a stretch without leaves, one pointer for a uniform leaf, a word
 // for 32 blocks in a dense one.
 func (t *Table) Run(b BlockNum, limit uint64) (State, uint64) {
-	s := t.Get(b)
+	for {
+		forms := t.forms.Load()
+		if p := t.packed.Load(); p != nil {
+			return p.run(b, limit)
+		}
+		if s, n := t.leafRun(b, limit); t.forms.Load() == forms {
+			return s, n
+		}
+	}
+}
+
+// leafRun is Run in leaves.
+func (t *Table) leafRun(b BlockNum, limit uint64) (State, uint64) {
+	s := Absent
+	if c := t.cell(b); c != nil {
+		if l := c.Load(); l != nil {
+			s = l.get(uint64(b % LeafBlocks))
+		}
+	}
 	n := uint64(1)
 	for n < limit {
 		most := limit - n
@@ -132,7 +159,11 @@ func (t *Table) stretch(b BlockNum, limit uint64, s State) (got, to uint64) {
 	}
 	i := uint64(b % LeafBlocks)
 	to = min(limit, LeafBlocks-i)
-	l := t.cell(b).Load()
+	c := t.cell(b)
+	if c == nil {
+		return to, to // it was packed meanwhile: Run looks again
+	}
+	l := c.Load()
 	if u, ok := uniformState(l); ok {
 		if s != u {
 			return 0, to
@@ -157,9 +188,10 @@ func (l *leaf) stretch(i, limit uint64, s State) uint64 {
 
 // Set gives n blocks from b on the state s. The caller holds their exclusive
 // locks. Set allocates when it makes a leaf or what is above one, and panics if
-// the range ends past MaxBlocks.
+// the range ends past MaxBlocks, or if the table was packed.
 func (t *Table) Set(b BlockNum, n uint64, s State) {
 	mustLieInVolume(b, n)
+	t.mustNotBePacked()
 	var d delta
 	for n > 0 {
 		done := min(n, LeafBlocks-uint64(b%LeafBlocks))
@@ -256,6 +288,16 @@ func (l *leaf) set(i, n uint64, s State, d *delta) {
 	}
 }
 
+// Fold makes the leaf that begins at block b cost nothing, if all its blocks have the
+// same state. The caller holds the exclusive locks of all of them.
+func (t *Table) Fold(b BlockNum) {
+	if c := t.cell(b); c != nil {
+		if l := c.Load(); l != nil {
+			c.Store(l.folded())
+		}
+	}
+}
+
 // Counts returns how many blocks are Data and how many Zero: exact when nobody
 // writes, else some moment's value of each. It needs no lock and costs two loads.
 func (t *Table) Counts() (data, zero uint64) {
@@ -266,6 +308,9 @@ func (t *Table) Counts() (data, zero uint64) {
 // n blocks from block from on. It needs no lock: of a block that is written
 // meanwhile it gives the state before or after.
 func (t *Table) Extents(from BlockNum, n uint64) iter.Seq[Extent] {
+	if p := t.packed.Load(); p != nil {
+		return p.extents(from, n)
+	}
 	return func(yield func(Extent) bool) {
 		for n > 0 {
 			s, run := t.Run(from, n)
@@ -280,8 +325,11 @@ func (t *Table) Extents(from BlockNum, n uint64) iter.Seq[Extent] {
 
 // Clone returns a copy, in which every leaf that is all of one state costs
 // nothing. It needs no lock: of a block that is written meanwhile the copy has
-// the state before or after.
+// the state before or after. Blocks may be set in the copy, whatever t is.
 func (t *Table) Clone() *Table {
+	if u := t.unpacked(); u != t {
+		return u
+	}
 	c := NewTable()
 	var d delta
 	for b, from := range t.cells() {
@@ -319,6 +367,9 @@ func (l *leaf) folded() *leaf {
 // looks at every leaf pointer.
 func (t *Table) MemoryBytes() int64 {
 	size := int64(unsafe.Sizeof(*t)) + t.memoryBytes()
+	if p := t.packed.Load(); p != nil {
+		size += packedBytes * int64(cap(*p))
+	}
 	for _, c := range t.cells() {
 		if _, ok := uniformState(c.Load()); !ok {
 			size += int64(unsafe.Sizeof(leaf{}))

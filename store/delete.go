@@ -110,11 +110,7 @@ func (s *Store) Freed(fulls ...string) (sizeBytes int64, err error) {
 	s.mu.Unlock()
 	for id, ceilings := range images {
 		dead, _ := findDead(tables[id], ceilings)
-		for _, x := range dead {
-			if x.State == lookup.Data {
-				sizeBytes += int64(x.Count) * lookup.BlockSize
-			}
-		}
+		sizeBytes += deadBytes(dead)
 	}
 	return sizeBytes, nil
 }

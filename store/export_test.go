@@ -35,12 +35,12 @@ func (s *Store) EndWork(name string) {
 	s.volumes[name].cancel()
 }
 
-// AwaitPunches waits until nothing is left to seal or to punch.
+// AwaitPunches waits until nothing is left to seal, to punch or to fold.
 func (s *Store) AwaitPunches() {
 	q := &s.sealer
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for len(q.queue)+len(q.punches) > 0 || q.working {
+	for len(q.queue)+len(q.punches) > 0 || q.folds || q.working {
 		q.rested.Wait()
 	}
 }

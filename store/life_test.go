@@ -35,6 +35,7 @@ type lives struct {
 	// writes is how many a step makes at most.
 	writes int
 	did    []string
+	fold   int // Options.FoldAbove
 }
 
 func newLife(t *testing.T, seed uint64) *lives {
@@ -43,9 +44,15 @@ func newLife(t *testing.T, seed uint64) *lives {
 
 func newLifeOn(t *testing.T, seed uint64, fs vfs.FS, dir string) *lives {
 	l := &lives{t: t, dir: dir, fs: fs, writes: 6, holds: map[string][]byte{}, rng: rand.New(rand.NewPCG(seed, 1))}
-	l.store = openWith(t, l.dir, store.Options{FS: fs})
+	l.fold = []int{1, 3, -1}[seed%3]
+	l.store = l.open(fs)
 	l.create("v")
 	return l
+}
+
+func (l *lives) open(fs vfs.FS) *store.Store {
+	l.t.Helper()
+	return openWith(l.t, l.dir, store.Options{FS: fs, FoldAbove: l.fold, ReclaimBytesPerSecond: 1 << 40})
 }
 
 func (l *lives) log(format string, args ...any) { l.did = append(l.did, fmt.Sprintf(format, args...)) }
@@ -150,7 +157,7 @@ func (l *lives) reopen() {
 	if len(r.Findings) > 0 {
 		l.t.Fatalf("check finds %q\n%s", r.Findings, strings.Join(l.did, "\n"))
 	}
-	l.store = openWith(l.t, l.dir, store.Options{FS: l.fs})
+	l.store = l.open(l.fs)
 }
 
 // files is how many blocks the images take on the disk.
@@ -295,11 +302,11 @@ func TestACrashOfALifeLosesNoSnapshotCloneOrRollback(t *testing.T) {
 // crash opens what a crash has left.
 func (l *lives) crash(disk *vfs.Sim, at int, last, next map[string][]byte) {
 	l.t.Helper()
-	s, err := store.Open(l.dir, store.Options{FS: disk})
+	s, err := store.Open(l.dir, store.Options{FS: disk, FoldAbove: l.fold, ReclaimBytesPerSecond: 1 << 40})
 	if err != nil {
 		l.t.Fatalf("crash at operation %d: %v\n%s", at, err, strings.Join(l.did, "\n"))
 	}
-	after := &lives{t: l.t, dir: l.dir, fs: disk, store: s, holds: map[string][]byte{}, rng: l.rng, did: l.did}
+	after := &lives{t: l.t, dir: l.dir, fs: disk, store: s, holds: map[string][]byte{}, rng: l.rng, did: l.did, fold: l.fold}
 	there := s.Exports()
 	for name, was := range last {
 		becomes, stays := next[name]

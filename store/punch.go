@@ -52,7 +52,7 @@ func (s *Store) punch(ctx context.Context, id image.ID) error {
 	d.files.Lock() // a delete of the volume waits for the end of this
 	defer d.files.Unlock()
 	img, ok := k.Image().(*sealed.Image)
-	if d.deleted || !ok || img.Lost() != nil {
+	if d.deleted || !ok || img.Lost() != nil || s.isStuck(id) {
 		return nil
 	}
 	s.mu.Lock()
@@ -70,21 +70,38 @@ func (s *Store) punch(ctx context.Context, id image.ID) error {
 			return err
 		}
 	}
+	s.reclaiming.begin(id, false, deadBytes(dead))
+	defer s.reclaiming.end()
 	if len(dead) > 0 {
 		if err := s.loseHashes(holders, ceilings); err != nil {
 			return err
 		}
 	}
 	if empty {
-		return s.dropImage(k)
+		err := s.dropImage(k)
+		s.reclaiming.done(deadBytes(dead))
+		return err
 	}
 	if len(dead) > 0 {
 		if err := s.shrink(k, rec, dead); err != nil {
 			return err
 		}
 	}
-	if err := punchAbsent(ctx, img, k.Table(), k.SizeBytes()); err != nil {
+	punched := func(to lookup.BlockNum) {
+		var before []lookup.Extent
+		before, dead = upTo(dead, to)
+		s.reclaiming.done(deadBytes(before))
+	}
+	if err := punchAbsent(ctx, img, k.Table(), k.SizeBytes(), punched); err != nil {
 		return fmt.Errorf("punch image %d: %w", id, err)
+	}
+	s.mu.Lock()
+	exact := !rec.punched
+	s.mu.Unlock()
+	if exact { // else the sums may be more than the table's
+		if err := s.exactSums(ctx, k, rec); err != nil {
+			return fmt.Errorf("punch image %d: %w", id, err)
+		}
 	}
 	s.mu.Lock()
 	rec.due = false
@@ -253,15 +270,14 @@ func (s *Store) shrink(k *volume.VLUN, rec *seal, dead []lookup.Extent) error {
 	s.mu.Lock()
 	rec.table = mark
 	s.mu.Unlock()
-	for _, x := range dead {
-		k.Table().Set(x.Block, x.Count, lookup.Absent)
-	}
+	k.Table().Replace(smaller)
 	return nil
 }
 
-// punchAbsent gives the storage back of all that a table has not as Data. Where
-// the disk is busy, and this slow, it pauses as long as it worked.
-func punchAbsent(ctx context.Context, img image.Image, t *lookup.Table, sizeBytes int64) error {
+// punchAbsent gives the storage back of all that a table has not as Data, and tells
+// up to which block it has. Where the disk is busy, and this slow, it pauses as long
+// as it worked.
+func punchAbsent(ctx context.Context, img image.Image, t *lookup.Table, sizeBytes int64, punched func(lookup.BlockNum)) error {
 	begun, next := time.Now(), lookup.BlockNum(0)
 	punch := func(to lookup.BlockNum) error {
 		if to <= next {
@@ -270,6 +286,7 @@ func punchAbsent(ctx context.Context, img image.Image, t *lookup.Table, sizeByte
 		if err := img.Punch(int64(next)*lookup.BlockSize, int64(to-next)*lookup.BlockSize); err != nil {
 			return err
 		}
+		punched(to)
 		if worked := time.Since(begun); worked >= punchStep {
 			select {
 			case <-ctx.Done():
@@ -318,7 +335,7 @@ func (s *Store) dropImage(k *volume.VLUN) error {
 	if err != nil {
 		return fmt.Errorf("drop image %d: %w", id, err)
 	}
-	k.Table().Set(0, lookup.MaxBlocks, lookup.Absent)
+	k.Table().Replace(lookup.NewTable())
 	s.mu.Lock()
 	for _, h := range holders {
 		delete(h.disk.images, id)

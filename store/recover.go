@@ -190,7 +190,7 @@ func (s *Store) recoverSums(l catalog.Link, bare image.Image, t *lookup.Table) (
 	}
 	sums, err := sealed.OpenSums(s.fs, imagesDir(s.dir), l.Image, false)
 	if err == nil {
-		if err = sums.Matches(t, rec.hash, l.SizeBytes, rec.punched); err == nil {
+		if err = sums.Matches(t, rec.hash, l.SizeBytes, rec.punched || rec.due); err == nil {
 			return sealed.New(bare, sums, s.sums, s.metRot), nil
 		}
 		err = errors.Join(err, sums.Close())

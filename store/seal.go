@@ -19,7 +19,7 @@ import (
 
 // sealer seals what has drained, one VLUN at a time, in the background. A volume's
 // come in the order of its chain (R8), since they drain in that order. When there
-// is nothing to seal, it punches what nobody sees any more.
+// is nothing to seal, it punches what nobody sees any more, and folds.
 type sealer struct {
 	store  *Store
 	cancel context.CancelFunc
@@ -28,6 +28,7 @@ type sealer struct {
 	mu       sync.Mutex
 	queue    []*volume.VLUN
 	punches  []image.ID // of which blocks may be seen by nobody any more
+	folds    bool       // a volume may have too many images without a name
 	working  bool       // on what is in neither any more
 	opened   bool       // every volume is there: before, nobody knows what is seen
 	stopping bool
@@ -106,44 +107,97 @@ func (q *sealer) run(ctx context.Context) {
 	defer close(q.done)
 	for {
 		q.mu.Lock()
-		if q.working = false; len(q.queue)+len(q.punches) == 0 {
+		stopping, idle := q.stopping, len(q.queue)+len(q.punches) == 0 && !q.folds
+		if q.working = false; idle {
 			q.rested.Broadcast()
 		}
-		if len(q.queue) == 0 || ctx.Err() != nil {
-			stopping := q.stopping
-			if q.opened && !stopping && ctx.Err() == nil && len(q.punches) > 0 { // what is left is recorded as due
-				id := q.punches[0]
-				q.punches, q.working = q.punches[1:], true
-				q.mu.Unlock()
-				if err := q.store.punch(ctx, id); err != nil && !errors.Is(err, context.Canceled) {
-					q.store.logger.Error("give back the room of deleted snapshots; it is tried again later", "image", id, "err", err)
-				}
-				continue
-			}
-			q.mu.Unlock()
-			if stopping {
-				return
-			}
-			<-q.wake
-			continue
-		}
-		k := q.queue[0]
-		q.queue, q.working = q.queue[1:], true
 		q.mu.Unlock()
-		err := q.store.seal(ctx, k)
-		if ctx.Err() != nil {
-			continue
-		}
-		if err != nil && !errors.Is(err, context.Canceled) { // by a delete, which may fail
-			q.store.sealFailed(k, err)
-		}
-		if err != nil && mayPass(k, err) {
-			time.AfterFunc(q.pause(k, err), func() { q.enqueue(k) })
-		} else {
-			delete(q.paused, k)
+		switch ended := ctx.Err() != nil; {
+		case !ended && q.sealNext(ctx):
+		case stopping:
+			return
+		case !ended && q.reclaimNext(ctx): // else what is left is recorded as due
+		default:
+			<-q.wake
 		}
 	}
 }
+
+// sealNext seals one VLUN, if one has drained.
+func (q *sealer) sealNext(ctx context.Context) bool {
+	q.mu.Lock()
+	if len(q.queue) == 0 {
+		q.mu.Unlock()
+		return false
+	}
+	k := q.queue[0]
+	q.queue, q.working, q.folds = q.queue[1:], true, true
+	q.mu.Unlock()
+	err := q.store.seal(ctx, k)
+	if ctx.Err() != nil {
+		return true
+	}
+	if err != nil && !errors.Is(err, context.Canceled) { // by a delete, which may fail
+		q.store.sealFailed(k, err)
+	}
+	if err != nil && mayPass(k, err) {
+		time.AfterFunc(q.pause(k, err), func() { q.enqueue(k) })
+	} else {
+		delete(q.paused, k)
+	}
+	return true
+}
+
+// reclaimNext punches one image or folds one, if there is one.
+func (q *sealer) reclaimNext(ctx context.Context) bool {
+	q.mu.Lock()
+	if !q.opened || len(q.punches) == 0 && !q.folds {
+		q.mu.Unlock()
+		return false
+	}
+	q.working = true
+	if len(q.punches) == 0 {
+		q.folds = false
+		q.mu.Unlock()
+		q.fold(ctx)
+		return true
+	}
+	id := q.punches[0]
+	q.punches, q.folds = q.punches[1:], true
+	q.mu.Unlock()
+	if err := q.store.punch(ctx, id); err != nil && !errors.Is(err, context.Canceled) {
+		q.store.logger.Error("give back the room of deleted snapshots; it is tried again later", "image", id, "err", err)
+	}
+	return true
+}
+
+// fold folds one image, if a volume has too many.
+func (q *sealer) fold(ctx context.Context) {
+	f := q.store.nextFold()
+	if f == nil {
+		return
+	}
+	switch err := f.run(ctx, func() { q.sealNext(ctx) }); {
+	case err == nil:
+		q.foldAgain() // there may be more
+	case errors.Is(err, context.Canceled):
+	case errors.Is(err, errLooking), errors.Is(err, errFolded):
+		time.AfterFunc(foldPause, q.foldAgain)
+	default:
+		q.store.logger.Error("bound the number of images without a name; it is tried again later", "err", err)
+		time.AfterFunc(longestSealPause, q.foldAgain)
+	}
+}
+
+func (q *sealer) foldAgain() {
+	q.mu.Lock()
+	q.folds = true
+	q.mu.Unlock()
+	q.poke()
+}
+
+// foldPause is between two looks at what can't be folded now.
+const foldPause = 10 * time.Second
 
 // A seal that failed is tried again, each time after twice as long a pause.
 const (
@@ -229,6 +283,7 @@ func (s *Store) seal(ctx context.Context, k *volume.VLUN) error {
 		return errors.Join(err, img.CloseSums())
 	}
 	s.sealedAs(d, k, img)
+	k.Table().Pack()
 	s.leaveJournal(d, k)
 	return nil
 }
@@ -243,6 +298,8 @@ func (s *Store) leaveJournal(d *disk, k *volume.VLUN) {
 
 // sealedAs shows a VLUN as sealed that is recorded so.
 func (s *Store) sealedAs(d *disk, k *volume.VLUN, img *sealed.Image) {
+	s.chains.RLock() // no branch is made with what it was before
+	defer s.chains.RUnlock()
 	s.mu.Lock()
 	for _, h := range s.holdersLocked(k.ImageID()) {
 		h.disk.images[k.ImageID()] = img

@@ -26,6 +26,8 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
+	"math"
 	"path"
 	"slices"
 	"strings"
@@ -69,6 +71,12 @@ type Options struct {
 	// so; RefusePreservesAt, before no preserve, clone or rollback is made any more,
 	// with ErrHighWater. Writes are never refused by it. Zero: never.
 	WarnAt, RefusePreservesAt Mark
+	// FoldAbove is from how many images without a name a volume on the cheapest are
+	// folded into their neighbours; 0: DefaultFoldAbove, negative: never.
+	FoldAbove int
+	// ReclaimBytesPerSecond limits how fast folding copies; 0:
+	// DefaultReclaimBytesPerSecond.
+	ReclaimBytesPerSecond int64
 	// SumCacheBytes limits the memory for checksums of sealed images; 0:
 	// DefaultSumCacheBytes.
 	SumCacheBytes int64
@@ -101,6 +109,14 @@ type Store struct {
 	rot      chan rotten
 	recovery []string
 
+	reclaiming  reclaiming
+	foldAbove   int
+	reclaimRate int64 // bytes a second
+
+	// looking is held by verifications, which share it, and by who changes through
+	// which image a block is shown.
+	looking sync.RWMutex
+
 	admin sync.Mutex
 
 	// chains is held by who records what is known of sealed images in all chains
@@ -111,7 +127,8 @@ type Store struct {
 	mu        sync.Mutex
 	volumes   map[string]*disk // by name; not those that a rollback has left behind
 	byVolume  map[*volume.Volume]*disk
-	reserved  map[string]bool // VOLUME@SNAP names of preserves on their way
+	reserved  map[string]bool   // VOLUME@SNAP names of preserves on their way
+	stuck     map[image.ID]bool // a fold has failed, and nobody touches their files
 	closed    bool
 	preserves sync.WaitGroup
 }
@@ -172,7 +189,7 @@ func Open(dir string, o Options) (_ *Store, err error) {
 	}
 	s := &Store{
 		fs: o.FS, dir: dir, logger: o.Logger,
-		volumes: map[string]*disk{}, byVolume: map[*volume.Volume]*disk{}, reserved: map[string]bool{},
+		volumes: map[string]*disk{}, byVolume: map[*volume.Volume]*disk{}, reserved: map[string]bool{}, stuck: map[image.ID]bool{},
 	}
 	if err := s.marks.set(o.WarnAt, o.RefusePreservesAt); err != nil {
 		return nil, err
@@ -188,6 +205,10 @@ func Open(dir string, o Options) (_ *Store, err error) {
 	if s.reserve, err = openReserve(s.fs, dir, o.ReserveBytes); err != nil {
 		return nil, fmt.Errorf("open %s: %w", dir, err)
 	}
+	if s.foldAbove = cmp.Or(o.FoldAbove, DefaultFoldAbove); s.foldAbove < 0 {
+		s.foldAbove = math.MaxInt
+	}
+	s.reclaimRate = cmp.Or(o.ReclaimBytesPerSecond, DefaultReclaimBytesPerSecond)
 	s.records, s.journals = records{s.fs, s.reserve}, o.JournalBytes
 	s.catalog.reserve = s.reserve
 	if s.catalog.Catalog, err = catalog.Open(s.fs, catalogName(dir)); err != nil {
@@ -212,6 +233,8 @@ func Open(dir string, o Options) (_ *Store, err error) {
 	}
 	s.sealer.open()
 	s.spares.refill()
+	s.scans.running.Add(1)
+	go s.tidyAlways()
 	if o.ScrubEvery > 0 {
 		s.scans.running.Add(1)
 		go s.scrubAlways(o.ScrubEvery, cmp.Or(o.ScrubBytesPerSecond, DefaultScrubBytesPerSecond))
@@ -226,6 +249,27 @@ func Open(dir string, o Options) (_ *Store, err error) {
 	}
 	return s, nil
 }
+
+// tidyAlways gives memory back that volumes need no more.
+func (s *Store) tidyAlways() {
+	ctx, end := s.scans.join(context.Background())
+	defer end()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(tidyEvery):
+		}
+		s.mu.Lock()
+		volumes := slices.Collect(maps.Keys(s.byVolume))
+		s.mu.Unlock()
+		for _, v := range volumes {
+			v.Tidy()
+		}
+	}
+}
+
+const tidyEvery = time.Second
 
 // takeDirectory makes the directory if need be and takes its lock.
 func (s *Store) takeDirectory() (err error) {
@@ -760,6 +804,11 @@ func (snap *snapshot) settle() {
 
 // removeFiles unlinks what a volume had on disk. The catalog is free of it.
 func (s *Store) removeFiles(d *disk, but func(image.ID) bool) (err error) {
+	for _, k := range d.volume.VLUNs() {
+		if !but(k.ImageID()) {
+			s.reclaiming.gave(dataBytes(k))
+		}
+	}
 	for id := range d.images {
 		if !but(id) {
 			err = errors.Join(err, s.removeImage(id))

@@ -27,6 +27,8 @@ import (
 // ErrDraining (it drains or is being sealed), ErrInUse, ErrClosed, ctx's; with a
 // report also those of the catalog, which could not take note of it.
 func (s *Store) VerifySnapshot(ctx context.Context, full string, progress func(doneBytes, totalBytes int64)) (VerifyReport, error) {
+	s.looking.RLock()
+	defer s.looking.RUnlock()
 	v, err := s.beginVerify(full)
 	if err != nil {
 		return VerifyReport{}, err

@@ -35,6 +35,8 @@ type Volume struct {
 	gone  bool // removed; guarded by Engine.mu
 
 	frozen bool // the live VLUN is opened no more; guarded by Engine.mu
+
+	tidied int64 // dense leaves of the index that Tidy left; of its caller
 }
 
 // chain holds the VLUNs of a volume, oldest first. chain[i] has slot i+1.

@@ -1902,6 +1902,186 @@ func (x *PreviewDeleteResponse) GetSizes() *Sizes {
 	return nil
 }
 
+type AwaitReclaimRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AwaitReclaimRequest) Reset() {
+	*x = AwaitReclaimRequest{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AwaitReclaimRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AwaitReclaimRequest) ProtoMessage() {}
+
+func (x *AwaitReclaimRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AwaitReclaimRequest.ProtoReflect.Descriptor instead.
+func (*AwaitReclaimRequest) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{25}
+}
+
+type AwaitReclaimResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reclaim       *Reclaim               `protobuf:"bytes,1,opt,name=reclaim,proto3" json:"reclaim,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AwaitReclaimResponse) Reset() {
+	*x = AwaitReclaimResponse{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AwaitReclaimResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AwaitReclaimResponse) ProtoMessage() {}
+
+func (x *AwaitReclaimResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AwaitReclaimResponse.ProtoReflect.Descriptor instead.
+func (*AwaitReclaimResponse) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *AwaitReclaimResponse) GetReclaim() *Reclaim {
+	if x != nil {
+		return x.Reclaim
+	}
+	return nil
+}
+
+// Reclaim says how far it is to give back the room of what was deleted.
+type Reclaim struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Images that are still to be looked at, with the one that is worked on; 0:
+	// nothing is left to do.
+	ImagesLeft int32 `protobuf:"varint,1,opt,name=images_left,json=imagesLeft,proto3" json:"images_left,omitempty"`
+	// What others see of the image is moved into its neighbour; else what nobody
+	// sees is given back.
+	Folding bool `protobuf:"varint,2,opt,name=folding,proto3" json:"folding,omitempty"`
+	// How far it is with this image, and how fast.
+	DoneBytes      int64 `protobuf:"varint,3,opt,name=done_bytes,json=doneBytes,proto3" json:"done_bytes,omitempty"`
+	TotalBytes     int64 `protobuf:"varint,4,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	BytesPerSecond int64 `protobuf:"varint,5,opt,name=bytes_per_second,json=bytesPerSecond,proto3" json:"bytes_per_second,omitempty"`
+	// How long the rest of this image takes at this rate; not set if nobody can tell.
+	Left *durationpb.Duration `protobuf:"bytes,6,opt,name=left,proto3" json:"left,omitempty"`
+	// Data given back since the server has started.
+	GivenBackBytes int64 `protobuf:"varint,7,opt,name=given_back_bytes,json=givenBackBytes,proto3" json:"given_back_bytes,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Reclaim) Reset() {
+	*x = Reclaim{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Reclaim) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Reclaim) ProtoMessage() {}
+
+func (x *Reclaim) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Reclaim.ProtoReflect.Descriptor instead.
+func (*Reclaim) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *Reclaim) GetImagesLeft() int32 {
+	if x != nil {
+		return x.ImagesLeft
+	}
+	return 0
+}
+
+func (x *Reclaim) GetFolding() bool {
+	if x != nil {
+		return x.Folding
+	}
+	return false
+}
+
+func (x *Reclaim) GetDoneBytes() int64 {
+	if x != nil {
+		return x.DoneBytes
+	}
+	return 0
+}
+
+func (x *Reclaim) GetTotalBytes() int64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
+func (x *Reclaim) GetBytesPerSecond() int64 {
+	if x != nil {
+		return x.BytesPerSecond
+	}
+	return 0
+}
+
+func (x *Reclaim) GetLeft() *durationpb.Duration {
+	if x != nil {
+		return x.Left
+	}
+	return nil
+}
+
+func (x *Reclaim) GetGivenBackBytes() int64 {
+	if x != nil {
+		return x.GivenBackBytes
+	}
+	return 0
+}
+
 type DiffSnapshotsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "VOLUME@SNAPSHOT".
@@ -1914,7 +2094,7 @@ type DiffSnapshotsRequest struct {
 
 func (x *DiffSnapshotsRequest) Reset() {
 	*x = DiffSnapshotsRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[25]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1926,7 +2106,7 @@ func (x *DiffSnapshotsRequest) String() string {
 func (*DiffSnapshotsRequest) ProtoMessage() {}
 
 func (x *DiffSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[25]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1939,7 +2119,7 @@ func (x *DiffSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*DiffSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{25}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DiffSnapshotsRequest) GetFrom() string {
@@ -1966,7 +2146,7 @@ type DiffSnapshotsResponse struct {
 
 func (x *DiffSnapshotsResponse) Reset() {
 	*x = DiffSnapshotsResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[26]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1978,7 +2158,7 @@ func (x *DiffSnapshotsResponse) String() string {
 func (*DiffSnapshotsResponse) ProtoMessage() {}
 
 func (x *DiffSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[26]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1991,7 +2171,7 @@ func (x *DiffSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*DiffSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{26}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *DiffSnapshotsResponse) GetExtents() []*DiffExtent {
@@ -2014,7 +2194,7 @@ type DiffExtent struct {
 
 func (x *DiffExtent) Reset() {
 	*x = DiffExtent{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[27]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2026,7 +2206,7 @@ func (x *DiffExtent) String() string {
 func (*DiffExtent) ProtoMessage() {}
 
 func (x *DiffExtent) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[27]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2039,7 +2219,7 @@ func (x *DiffExtent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffExtent.ProtoReflect.Descriptor instead.
 func (*DiffExtent) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{27}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DiffExtent) GetOffsetBytes() int64 {
@@ -2100,7 +2280,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[28]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2112,7 +2292,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[28]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2125,7 +2305,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{28}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Snapshot) GetVolume() string {
@@ -2250,7 +2430,7 @@ type Verification struct {
 
 func (x *Verification) Reset() {
 	*x = Verification{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[29]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2262,7 +2442,7 @@ func (x *Verification) String() string {
 func (*Verification) ProtoMessage() {}
 
 func (x *Verification) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[29]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2275,7 +2455,7 @@ func (x *Verification) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verification.ProtoReflect.Descriptor instead.
 func (*Verification) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{29}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Verification) GetState() VerifyState {
@@ -2331,7 +2511,7 @@ type PreserveRequest struct {
 
 func (x *PreserveRequest) Reset() {
 	*x = PreserveRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[30]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2343,7 +2523,7 @@ func (x *PreserveRequest) String() string {
 func (*PreserveRequest) ProtoMessage() {}
 
 func (x *PreserveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[30]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2356,7 +2536,7 @@ func (x *PreserveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreserveRequest.ProtoReflect.Descriptor instead.
 func (*PreserveRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{30}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *PreserveRequest) GetVolumes() []string {
@@ -2410,7 +2590,7 @@ type PreserveResponse struct {
 
 func (x *PreserveResponse) Reset() {
 	*x = PreserveResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[31]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2422,7 +2602,7 @@ func (x *PreserveResponse) String() string {
 func (*PreserveResponse) ProtoMessage() {}
 
 func (x *PreserveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[31]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2435,7 +2615,7 @@ func (x *PreserveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreserveResponse.ProtoReflect.Descriptor instead.
 func (*PreserveResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{31}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *PreserveResponse) GetReport() *PreserveReport {
@@ -2466,7 +2646,7 @@ type PreserveReport struct {
 
 func (x *PreserveReport) Reset() {
 	*x = PreserveReport{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[32]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2478,7 +2658,7 @@ func (x *PreserveReport) String() string {
 func (*PreserveReport) ProtoMessage() {}
 
 func (x *PreserveReport) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[32]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2491,7 +2671,7 @@ func (x *PreserveReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreserveReport.ProtoReflect.Descriptor instead.
 func (*PreserveReport) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{32}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *PreserveReport) GetCutTime() *timestamppb.Timestamp {
@@ -2555,7 +2735,7 @@ type ListSnapshotsRequest struct {
 
 func (x *ListSnapshotsRequest) Reset() {
 	*x = ListSnapshotsRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[33]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2567,7 +2747,7 @@ func (x *ListSnapshotsRequest) String() string {
 func (*ListSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[33]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2580,7 +2760,7 @@ func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{33}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListSnapshotsRequest) GetVolume() string {
@@ -2598,15 +2778,17 @@ func (x *ListSnapshotsRequest) GetSizes() bool {
 }
 
 type ListSnapshotsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Snapshots     []*Snapshot            `protobuf:"bytes,1,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Snapshots []*Snapshot            `protobuf:"bytes,1,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
+	// How far it is to give back the room of deleted snapshots, of all volumes.
+	Reclaim       *Reclaim `protobuf:"bytes,2,opt,name=reclaim,proto3" json:"reclaim,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListSnapshotsResponse) Reset() {
 	*x = ListSnapshotsResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[34]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2618,7 +2800,7 @@ func (x *ListSnapshotsResponse) String() string {
 func (*ListSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[34]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2631,12 +2813,19 @@ func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{34}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListSnapshotsResponse) GetSnapshots() []*Snapshot {
 	if x != nil {
 		return x.Snapshots
+	}
+	return nil
+}
+
+func (x *ListSnapshotsResponse) GetReclaim() *Reclaim {
+	if x != nil {
+		return x.Reclaim
 	}
 	return nil
 }
@@ -2651,7 +2840,7 @@ type GetSnapshotRequest struct {
 
 func (x *GetSnapshotRequest) Reset() {
 	*x = GetSnapshotRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[35]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2663,7 +2852,7 @@ func (x *GetSnapshotRequest) String() string {
 func (*GetSnapshotRequest) ProtoMessage() {}
 
 func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[35]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2676,7 +2865,7 @@ func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*GetSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{35}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *GetSnapshotRequest) GetName() string {
@@ -2695,7 +2884,7 @@ type GetSnapshotResponse struct {
 
 func (x *GetSnapshotResponse) Reset() {
 	*x = GetSnapshotResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[36]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2707,7 +2896,7 @@ func (x *GetSnapshotResponse) String() string {
 func (*GetSnapshotResponse) ProtoMessage() {}
 
 func (x *GetSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[36]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2720,7 +2909,7 @@ func (x *GetSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*GetSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{36}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *GetSnapshotResponse) GetSnapshot() *Snapshot {
@@ -2740,7 +2929,7 @@ type VerifySnapshotRequest struct {
 
 func (x *VerifySnapshotRequest) Reset() {
 	*x = VerifySnapshotRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[37]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2752,7 +2941,7 @@ func (x *VerifySnapshotRequest) String() string {
 func (*VerifySnapshotRequest) ProtoMessage() {}
 
 func (x *VerifySnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[37]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2765,7 +2954,7 @@ func (x *VerifySnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifySnapshotRequest.ProtoReflect.Descriptor instead.
 func (*VerifySnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{37}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *VerifySnapshotRequest) GetName() string {
@@ -2788,7 +2977,7 @@ type VerifySnapshotResponse struct {
 
 func (x *VerifySnapshotResponse) Reset() {
 	*x = VerifySnapshotResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[38]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2800,7 +2989,7 @@ func (x *VerifySnapshotResponse) String() string {
 func (*VerifySnapshotResponse) ProtoMessage() {}
 
 func (x *VerifySnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[38]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2813,7 +3002,7 @@ func (x *VerifySnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifySnapshotResponse.ProtoReflect.Descriptor instead.
 func (*VerifySnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{38}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *VerifySnapshotResponse) GetContent() isVerifySnapshotResponse_Content {
@@ -2869,7 +3058,7 @@ type VerifyProgress struct {
 
 func (x *VerifyProgress) Reset() {
 	*x = VerifyProgress{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[39]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2881,7 +3070,7 @@ func (x *VerifyProgress) String() string {
 func (*VerifyProgress) ProtoMessage() {}
 
 func (x *VerifyProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[39]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2894,7 +3083,7 @@ func (x *VerifyProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyProgress.ProtoReflect.Descriptor instead.
 func (*VerifyProgress) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{39}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *VerifyProgress) GetDoneBytes() int64 {
@@ -2935,7 +3124,7 @@ type VerifyReport struct {
 
 func (x *VerifyReport) Reset() {
 	*x = VerifyReport{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[40]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2947,7 +3136,7 @@ func (x *VerifyReport) String() string {
 func (*VerifyReport) ProtoMessage() {}
 
 func (x *VerifyReport) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[40]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2960,7 +3149,7 @@ func (x *VerifyReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyReport.ProtoReflect.Descriptor instead.
 func (*VerifyReport) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{40}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *VerifyReport) GetSnapshot() string {
@@ -3034,7 +3223,7 @@ type BadBlock struct {
 
 func (x *BadBlock) Reset() {
 	*x = BadBlock{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[41]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3046,7 +3235,7 @@ func (x *BadBlock) String() string {
 func (*BadBlock) ProtoMessage() {}
 
 func (x *BadBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[41]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3059,7 +3248,7 @@ func (x *BadBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BadBlock.ProtoReflect.Descriptor instead.
 func (*BadBlock) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{41}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *BadBlock) GetImage() uint64 {
@@ -3107,7 +3296,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[42]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3119,7 +3308,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[42]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3132,7 +3321,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{42}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Process) GetToken() string {
@@ -3203,7 +3392,7 @@ type BeginProcessRequest struct {
 
 func (x *BeginProcessRequest) Reset() {
 	*x = BeginProcessRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[43]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3215,7 +3404,7 @@ func (x *BeginProcessRequest) String() string {
 func (*BeginProcessRequest) ProtoMessage() {}
 
 func (x *BeginProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[43]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3228,7 +3417,7 @@ func (x *BeginProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeginProcessRequest.ProtoReflect.Descriptor instead.
 func (*BeginProcessRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{43}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *BeginProcessRequest) GetVolumes() []string {
@@ -3254,7 +3443,7 @@ type BeginProcessResponse struct {
 
 func (x *BeginProcessResponse) Reset() {
 	*x = BeginProcessResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[44]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3266,7 +3455,7 @@ func (x *BeginProcessResponse) String() string {
 func (*BeginProcessResponse) ProtoMessage() {}
 
 func (x *BeginProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[44]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3279,7 +3468,7 @@ func (x *BeginProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeginProcessResponse.ProtoReflect.Descriptor instead.
 func (*BeginProcessResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{44}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *BeginProcessResponse) GetProcess() *Process {
@@ -3300,7 +3489,7 @@ type EndProcessRequest struct {
 
 func (x *EndProcessRequest) Reset() {
 	*x = EndProcessRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[45]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3312,7 +3501,7 @@ func (x *EndProcessRequest) String() string {
 func (*EndProcessRequest) ProtoMessage() {}
 
 func (x *EndProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[45]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3325,7 +3514,7 @@ func (x *EndProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndProcessRequest.ProtoReflect.Descriptor instead.
 func (*EndProcessRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{45}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *EndProcessRequest) GetToken() string {
@@ -3351,7 +3540,7 @@ type EndProcessResponse struct {
 
 func (x *EndProcessResponse) Reset() {
 	*x = EndProcessResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[46]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3363,7 +3552,7 @@ func (x *EndProcessResponse) String() string {
 func (*EndProcessResponse) ProtoMessage() {}
 
 func (x *EndProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[46]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3376,7 +3565,7 @@ func (x *EndProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndProcessResponse.ProtoReflect.Descriptor instead.
 func (*EndProcessResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{46}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *EndProcessResponse) GetProcess() *Process {
@@ -3394,7 +3583,7 @@ type ListProcessesRequest struct {
 
 func (x *ListProcessesRequest) Reset() {
 	*x = ListProcessesRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[47]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3406,7 +3595,7 @@ func (x *ListProcessesRequest) String() string {
 func (*ListProcessesRequest) ProtoMessage() {}
 
 func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[47]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3419,7 +3608,7 @@ func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ListProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{47}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{50}
 }
 
 type ListProcessesResponse struct {
@@ -3431,7 +3620,7 @@ type ListProcessesResponse struct {
 
 func (x *ListProcessesResponse) Reset() {
 	*x = ListProcessesResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[48]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3443,7 +3632,7 @@ func (x *ListProcessesResponse) String() string {
 func (*ListProcessesResponse) ProtoMessage() {}
 
 func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[48]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3456,7 +3645,7 @@ func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ListProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{48}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListProcessesResponse) GetProcesses() []*Process {
@@ -3478,7 +3667,7 @@ type HoldProcessRequest struct {
 
 func (x *HoldProcessRequest) Reset() {
 	*x = HoldProcessRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[49]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3490,7 +3679,7 @@ func (x *HoldProcessRequest) String() string {
 func (*HoldProcessRequest) ProtoMessage() {}
 
 func (x *HoldProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[49]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3503,7 +3692,7 @@ func (x *HoldProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldProcessRequest.ProtoReflect.Descriptor instead.
 func (*HoldProcessRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{49}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *HoldProcessRequest) GetVolumes() []string {
@@ -3529,7 +3718,7 @@ type HoldProcessResponse struct {
 
 func (x *HoldProcessResponse) Reset() {
 	*x = HoldProcessResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[50]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3541,7 +3730,7 @@ func (x *HoldProcessResponse) String() string {
 func (*HoldProcessResponse) ProtoMessage() {}
 
 func (x *HoldProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[50]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3554,7 +3743,7 @@ func (x *HoldProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldProcessResponse.ProtoReflect.Descriptor instead.
 func (*HoldProcessResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{50}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *HoldProcessResponse) GetProcess() *Process {
@@ -3581,7 +3770,7 @@ type ImportRequest struct {
 
 func (x *ImportRequest) Reset() {
 	*x = ImportRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[51]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3593,7 +3782,7 @@ func (x *ImportRequest) String() string {
 func (*ImportRequest) ProtoMessage() {}
 
 func (x *ImportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[51]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3606,7 +3795,7 @@ func (x *ImportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportRequest.ProtoReflect.Descriptor instead.
 func (*ImportRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{51}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ImportRequest) GetVolume() string {
@@ -3677,7 +3866,7 @@ type ImportResponse struct {
 
 func (x *ImportResponse) Reset() {
 	*x = ImportResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[52]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3689,7 +3878,7 @@ func (x *ImportResponse) String() string {
 func (*ImportResponse) ProtoMessage() {}
 
 func (x *ImportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[52]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3702,7 +3891,7 @@ func (x *ImportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportResponse.ProtoReflect.Descriptor instead.
 func (*ImportResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{52}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ImportResponse) GetDataBytes() int64 {
@@ -3729,7 +3918,7 @@ type ExportRequest struct {
 
 func (x *ExportRequest) Reset() {
 	*x = ExportRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[53]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3741,7 +3930,7 @@ func (x *ExportRequest) String() string {
 func (*ExportRequest) ProtoMessage() {}
 
 func (x *ExportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[53]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3754,7 +3943,7 @@ func (x *ExportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
 func (*ExportRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{53}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ExportRequest) GetName() string {
@@ -3781,7 +3970,7 @@ type ExportResponse struct {
 
 func (x *ExportResponse) Reset() {
 	*x = ExportResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[54]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3793,7 +3982,7 @@ func (x *ExportResponse) String() string {
 func (*ExportResponse) ProtoMessage() {}
 
 func (x *ExportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[54]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3806,7 +3995,7 @@ func (x *ExportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportResponse.ProtoReflect.Descriptor instead.
 func (*ExportResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{54}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ExportResponse) GetSizeBytes() int64 {
@@ -3971,7 +4160,21 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\vfreed_bytes\x18\x01 \x01(\x03R\n" +
 	"freedBytes\x12(\n" +
 	"\x05sizes\x18\n" +
-	" \x01(\v2\x12.tidemark.v1.SizesR\x05sizes\":\n" +
+	" \x01(\v2\x12.tidemark.v1.SizesR\x05sizes\"\x15\n" +
+	"\x13AwaitReclaimRequest\"F\n" +
+	"\x14AwaitReclaimResponse\x12.\n" +
+	"\areclaim\x18\x01 \x01(\v2\x14.tidemark.v1.ReclaimR\areclaim\"\x87\x02\n" +
+	"\aReclaim\x12\x1f\n" +
+	"\vimages_left\x18\x01 \x01(\x05R\n" +
+	"imagesLeft\x12\x18\n" +
+	"\afolding\x18\x02 \x01(\bR\afolding\x12\x1d\n" +
+	"\n" +
+	"done_bytes\x18\x03 \x01(\x03R\tdoneBytes\x12\x1f\n" +
+	"\vtotal_bytes\x18\x04 \x01(\x03R\n" +
+	"totalBytes\x12(\n" +
+	"\x10bytes_per_second\x18\x05 \x01(\x03R\x0ebytesPerSecond\x12-\n" +
+	"\x04left\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x04left\x12(\n" +
+	"\x10given_back_bytes\x18\a \x01(\x03R\x0egivenBackBytes\":\n" +
 	"\x14DiffSnapshotsRequest\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\tR\x02to\"J\n" +
@@ -4032,9 +4235,10 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\x14ListSnapshotsRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x14\n" +
 	"\x05sizes\x18\n" +
-	" \x01(\bR\x05sizes\"L\n" +
+	" \x01(\bR\x05sizes\"|\n" +
 	"\x15ListSnapshotsResponse\x123\n" +
-	"\tsnapshots\x18\x01 \x03(\v2\x15.tidemark.v1.SnapshotR\tsnapshots\"(\n" +
+	"\tsnapshots\x18\x01 \x03(\v2\x15.tidemark.v1.SnapshotR\tsnapshots\x12.\n" +
+	"\areclaim\x18\x02 \x01(\v2\x14.tidemark.v1.ReclaimR\areclaim\"(\n" +
 	"\x12GetSnapshotRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"H\n" +
 	"\x13GetSnapshotResponse\x121\n" +
@@ -4160,7 +4364,7 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\x18VERIFY_STATE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14VERIFY_STATE_RUNNING\x10\x01\x12\x13\n" +
 	"\x0fVERIFY_STATE_OK\x10\x02\x12\x14\n" +
-	"\x10VERIFY_STATE_BAD\x10\x032\x8d\x0e\n" +
+	"\x10VERIFY_STATE_BAD\x10\x032\xe4\x0e\n" +
 	"\x0fTidemarkService\x12[\n" +
 	"\rGetServerInfo\x12!.tidemark.v1.GetServerInfoRequest\x1a\".tidemark.v1.GetServerInfoResponse\"\x03\x90\x02\x01\x12S\n" +
 	"\fCreateVolume\x12 .tidemark.v1.CreateVolumeRequest\x1a!.tidemark.v1.CreateVolumeResponse\x12U\n" +
@@ -4175,7 +4379,8 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\x0eRollbackVolume\x12\".tidemark.v1.RollbackVolumeRequest\x1a#.tidemark.v1.RollbackVolumeResponse\x12Y\n" +
 	"\x0eDeleteSnapshot\x12\".tidemark.v1.DeleteSnapshotRequest\x1a#.tidemark.v1.DeleteSnapshotResponse\x12[\n" +
 	"\rPreviewDelete\x12!.tidemark.v1.PreviewDeleteRequest\x1a\".tidemark.v1.PreviewDeleteResponse\"\x03\x90\x02\x01\x12X\n" +
-	"\rDiffSnapshots\x12!.tidemark.v1.DiffSnapshotsRequest\x1a\".tidemark.v1.DiffSnapshotsResponse0\x01\x12[\n" +
+	"\rDiffSnapshots\x12!.tidemark.v1.DiffSnapshotsRequest\x1a\".tidemark.v1.DiffSnapshotsResponse0\x01\x12U\n" +
+	"\fAwaitReclaim\x12 .tidemark.v1.AwaitReclaimRequest\x1a!.tidemark.v1.AwaitReclaimResponse0\x01\x12[\n" +
 	"\x0eVerifySnapshot\x12\".tidemark.v1.VerifySnapshotRequest\x1a#.tidemark.v1.VerifySnapshotResponse0\x01\x12S\n" +
 	"\fBeginProcess\x12 .tidemark.v1.BeginProcessRequest\x1a!.tidemark.v1.BeginProcessResponse\x12M\n" +
 	"\n" +
@@ -4199,7 +4404,7 @@ func file_tidemark_v1_tidemark_proto_rawDescGZIP() []byte {
 }
 
 var file_tidemark_v1_tidemark_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_tidemark_v1_tidemark_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
+var file_tidemark_v1_tidemark_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
 var file_tidemark_v1_tidemark_proto_goTypes = []any{
 	(Scope)(0),                     // 0: tidemark.v1.Scope
 	(State)(0),                     // 1: tidemark.v1.State
@@ -4233,47 +4438,50 @@ var file_tidemark_v1_tidemark_proto_goTypes = []any{
 	(*DeleteSnapshotResponse)(nil), // 29: tidemark.v1.DeleteSnapshotResponse
 	(*PreviewDeleteRequest)(nil),   // 30: tidemark.v1.PreviewDeleteRequest
 	(*PreviewDeleteResponse)(nil),  // 31: tidemark.v1.PreviewDeleteResponse
-	(*DiffSnapshotsRequest)(nil),   // 32: tidemark.v1.DiffSnapshotsRequest
-	(*DiffSnapshotsResponse)(nil),  // 33: tidemark.v1.DiffSnapshotsResponse
-	(*DiffExtent)(nil),             // 34: tidemark.v1.DiffExtent
-	(*Snapshot)(nil),               // 35: tidemark.v1.Snapshot
-	(*Verification)(nil),           // 36: tidemark.v1.Verification
-	(*PreserveRequest)(nil),        // 37: tidemark.v1.PreserveRequest
-	(*PreserveResponse)(nil),       // 38: tidemark.v1.PreserveResponse
-	(*PreserveReport)(nil),         // 39: tidemark.v1.PreserveReport
-	(*ListSnapshotsRequest)(nil),   // 40: tidemark.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil),  // 41: tidemark.v1.ListSnapshotsResponse
-	(*GetSnapshotRequest)(nil),     // 42: tidemark.v1.GetSnapshotRequest
-	(*GetSnapshotResponse)(nil),    // 43: tidemark.v1.GetSnapshotResponse
-	(*VerifySnapshotRequest)(nil),  // 44: tidemark.v1.VerifySnapshotRequest
-	(*VerifySnapshotResponse)(nil), // 45: tidemark.v1.VerifySnapshotResponse
-	(*VerifyProgress)(nil),         // 46: tidemark.v1.VerifyProgress
-	(*VerifyReport)(nil),           // 47: tidemark.v1.VerifyReport
-	(*BadBlock)(nil),               // 48: tidemark.v1.BadBlock
-	(*Process)(nil),                // 49: tidemark.v1.Process
-	(*BeginProcessRequest)(nil),    // 50: tidemark.v1.BeginProcessRequest
-	(*BeginProcessResponse)(nil),   // 51: tidemark.v1.BeginProcessResponse
-	(*EndProcessRequest)(nil),      // 52: tidemark.v1.EndProcessRequest
-	(*EndProcessResponse)(nil),     // 53: tidemark.v1.EndProcessResponse
-	(*ListProcessesRequest)(nil),   // 54: tidemark.v1.ListProcessesRequest
-	(*ListProcessesResponse)(nil),  // 55: tidemark.v1.ListProcessesResponse
-	(*HoldProcessRequest)(nil),     // 56: tidemark.v1.HoldProcessRequest
-	(*HoldProcessResponse)(nil),    // 57: tidemark.v1.HoldProcessResponse
-	(*ImportRequest)(nil),          // 58: tidemark.v1.ImportRequest
-	(*ImportResponse)(nil),         // 59: tidemark.v1.ImportResponse
-	(*ExportRequest)(nil),          // 60: tidemark.v1.ExportRequest
-	(*ExportResponse)(nil),         // 61: tidemark.v1.ExportResponse
-	(*timestamppb.Timestamp)(nil),  // 62: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 63: google.protobuf.Duration
+	(*AwaitReclaimRequest)(nil),    // 32: tidemark.v1.AwaitReclaimRequest
+	(*AwaitReclaimResponse)(nil),   // 33: tidemark.v1.AwaitReclaimResponse
+	(*Reclaim)(nil),                // 34: tidemark.v1.Reclaim
+	(*DiffSnapshotsRequest)(nil),   // 35: tidemark.v1.DiffSnapshotsRequest
+	(*DiffSnapshotsResponse)(nil),  // 36: tidemark.v1.DiffSnapshotsResponse
+	(*DiffExtent)(nil),             // 37: tidemark.v1.DiffExtent
+	(*Snapshot)(nil),               // 38: tidemark.v1.Snapshot
+	(*Verification)(nil),           // 39: tidemark.v1.Verification
+	(*PreserveRequest)(nil),        // 40: tidemark.v1.PreserveRequest
+	(*PreserveResponse)(nil),       // 41: tidemark.v1.PreserveResponse
+	(*PreserveReport)(nil),         // 42: tidemark.v1.PreserveReport
+	(*ListSnapshotsRequest)(nil),   // 43: tidemark.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),  // 44: tidemark.v1.ListSnapshotsResponse
+	(*GetSnapshotRequest)(nil),     // 45: tidemark.v1.GetSnapshotRequest
+	(*GetSnapshotResponse)(nil),    // 46: tidemark.v1.GetSnapshotResponse
+	(*VerifySnapshotRequest)(nil),  // 47: tidemark.v1.VerifySnapshotRequest
+	(*VerifySnapshotResponse)(nil), // 48: tidemark.v1.VerifySnapshotResponse
+	(*VerifyProgress)(nil),         // 49: tidemark.v1.VerifyProgress
+	(*VerifyReport)(nil),           // 50: tidemark.v1.VerifyReport
+	(*BadBlock)(nil),               // 51: tidemark.v1.BadBlock
+	(*Process)(nil),                // 52: tidemark.v1.Process
+	(*BeginProcessRequest)(nil),    // 53: tidemark.v1.BeginProcessRequest
+	(*BeginProcessResponse)(nil),   // 54: tidemark.v1.BeginProcessResponse
+	(*EndProcessRequest)(nil),      // 55: tidemark.v1.EndProcessRequest
+	(*EndProcessResponse)(nil),     // 56: tidemark.v1.EndProcessResponse
+	(*ListProcessesRequest)(nil),   // 57: tidemark.v1.ListProcessesRequest
+	(*ListProcessesResponse)(nil),  // 58: tidemark.v1.ListProcessesResponse
+	(*HoldProcessRequest)(nil),     // 59: tidemark.v1.HoldProcessRequest
+	(*HoldProcessResponse)(nil),    // 60: tidemark.v1.HoldProcessResponse
+	(*ImportRequest)(nil),          // 61: tidemark.v1.ImportRequest
+	(*ImportResponse)(nil),         // 62: tidemark.v1.ImportResponse
+	(*ExportRequest)(nil),          // 63: tidemark.v1.ExportRequest
+	(*ExportResponse)(nil),         // 64: tidemark.v1.ExportResponse
+	(*timestamppb.Timestamp)(nil),  // 65: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 66: google.protobuf.Duration
 }
 var file_tidemark_v1_tidemark_proto_depIdxs = []int32{
 	5,  // 0: tidemark.v1.ErrorDetail.reason:type_name -> tidemark.v1.Reason
-	39, // 1: tidemark.v1.ErrorDetail.report:type_name -> tidemark.v1.PreserveReport
+	42, // 1: tidemark.v1.ErrorDetail.report:type_name -> tidemark.v1.PreserveReport
 	10, // 2: tidemark.v1.GetServerInfoResponse.space:type_name -> tidemark.v1.Space
 	11, // 3: tidemark.v1.Space.warn_at:type_name -> tidemark.v1.Mark
 	11, // 4: tidemark.v1.Space.refuse_preserves_at:type_name -> tidemark.v1.Mark
 	0,  // 5: tidemark.v1.Volume.scope:type_name -> tidemark.v1.Scope
-	62, // 6: tidemark.v1.Volume.create_time:type_name -> google.protobuf.Timestamp
+	65, // 6: tidemark.v1.Volume.create_time:type_name -> google.protobuf.Timestamp
 	13, // 7: tidemark.v1.Volume.sizes:type_name -> tidemark.v1.Sizes
 	13, // 8: tidemark.v1.Volume.sizes_with_snapshots:type_name -> tidemark.v1.Sizes
 	0,  // 9: tidemark.v1.CreateVolumeRequest.scope:type_name -> tidemark.v1.Scope
@@ -4284,85 +4492,90 @@ var file_tidemark_v1_tidemark_proto_depIdxs = []int32{
 	12, // 14: tidemark.v1.CloneVolumeResponse.volume:type_name -> tidemark.v1.Volume
 	12, // 15: tidemark.v1.RollbackVolumeResponse.volume:type_name -> tidemark.v1.Volume
 	13, // 16: tidemark.v1.PreviewDeleteResponse.sizes:type_name -> tidemark.v1.Sizes
-	34, // 17: tidemark.v1.DiffSnapshotsResponse.extents:type_name -> tidemark.v1.DiffExtent
-	1,  // 18: tidemark.v1.Snapshot.state:type_name -> tidemark.v1.State
-	2,  // 19: tidemark.v1.Snapshot.consistency:type_name -> tidemark.v1.Consistency
-	62, // 20: tidemark.v1.Snapshot.cut_time:type_name -> google.protobuf.Timestamp
-	63, // 21: tidemark.v1.Snapshot.drain_duration:type_name -> google.protobuf.Duration
-	36, // 22: tidemark.v1.Snapshot.verification:type_name -> tidemark.v1.Verification
-	13, // 23: tidemark.v1.Snapshot.sizes:type_name -> tidemark.v1.Sizes
-	6,  // 24: tidemark.v1.Verification.state:type_name -> tidemark.v1.VerifyState
-	62, // 25: tidemark.v1.Verification.last_time:type_name -> google.protobuf.Timestamp
-	63, // 26: tidemark.v1.PreserveRequest.wait:type_name -> google.protobuf.Duration
-	3,  // 27: tidemark.v1.PreserveRequest.on_timeout:type_name -> tidemark.v1.OnTimeout
-	4,  // 28: tidemark.v1.PreserveRequest.on_conflict:type_name -> tidemark.v1.OnConflict
-	39, // 29: tidemark.v1.PreserveResponse.report:type_name -> tidemark.v1.PreserveReport
-	62, // 30: tidemark.v1.PreserveReport.cut_time:type_name -> google.protobuf.Timestamp
-	63, // 31: tidemark.v1.PreserveReport.drain_duration:type_name -> google.protobuf.Duration
-	63, // 32: tidemark.v1.PreserveReport.largest_stall:type_name -> google.protobuf.Duration
-	63, // 33: tidemark.v1.PreserveReport.largest_stall_before:type_name -> google.protobuf.Duration
-	63, // 34: tidemark.v1.PreserveReport.took:type_name -> google.protobuf.Duration
-	35, // 35: tidemark.v1.PreserveReport.snapshots:type_name -> tidemark.v1.Snapshot
-	35, // 36: tidemark.v1.ListSnapshotsResponse.snapshots:type_name -> tidemark.v1.Snapshot
-	35, // 37: tidemark.v1.GetSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
-	46, // 38: tidemark.v1.VerifySnapshotResponse.progress:type_name -> tidemark.v1.VerifyProgress
-	47, // 39: tidemark.v1.VerifySnapshotResponse.report:type_name -> tidemark.v1.VerifyReport
-	48, // 40: tidemark.v1.VerifyReport.bad:type_name -> tidemark.v1.BadBlock
-	63, // 41: tidemark.v1.VerifyReport.took:type_name -> google.protobuf.Duration
-	0,  // 42: tidemark.v1.Process.scope:type_name -> tidemark.v1.Scope
-	62, // 43: tidemark.v1.Process.begin_time:type_name -> google.protobuf.Timestamp
-	62, // 44: tidemark.v1.Process.waited_since:type_name -> google.protobuf.Timestamp
-	49, // 45: tidemark.v1.BeginProcessResponse.process:type_name -> tidemark.v1.Process
-	49, // 46: tidemark.v1.EndProcessResponse.process:type_name -> tidemark.v1.Process
-	49, // 47: tidemark.v1.ListProcessesResponse.processes:type_name -> tidemark.v1.Process
-	49, // 48: tidemark.v1.HoldProcessResponse.process:type_name -> tidemark.v1.Process
-	8,  // 49: tidemark.v1.TidemarkService.GetServerInfo:input_type -> tidemark.v1.GetServerInfoRequest
-	14, // 50: tidemark.v1.TidemarkService.CreateVolume:input_type -> tidemark.v1.CreateVolumeRequest
-	16, // 51: tidemark.v1.TidemarkService.ListVolumes:input_type -> tidemark.v1.ListVolumesRequest
-	18, // 52: tidemark.v1.TidemarkService.GetVolume:input_type -> tidemark.v1.GetVolumeRequest
-	20, // 53: tidemark.v1.TidemarkService.ResizeVolume:input_type -> tidemark.v1.ResizeVolumeRequest
-	22, // 54: tidemark.v1.TidemarkService.DeleteVolume:input_type -> tidemark.v1.DeleteVolumeRequest
-	37, // 55: tidemark.v1.TidemarkService.Preserve:input_type -> tidemark.v1.PreserveRequest
-	40, // 56: tidemark.v1.TidemarkService.ListSnapshots:input_type -> tidemark.v1.ListSnapshotsRequest
-	42, // 57: tidemark.v1.TidemarkService.GetSnapshot:input_type -> tidemark.v1.GetSnapshotRequest
-	24, // 58: tidemark.v1.TidemarkService.CloneVolume:input_type -> tidemark.v1.CloneVolumeRequest
-	26, // 59: tidemark.v1.TidemarkService.RollbackVolume:input_type -> tidemark.v1.RollbackVolumeRequest
-	28, // 60: tidemark.v1.TidemarkService.DeleteSnapshot:input_type -> tidemark.v1.DeleteSnapshotRequest
-	30, // 61: tidemark.v1.TidemarkService.PreviewDelete:input_type -> tidemark.v1.PreviewDeleteRequest
-	32, // 62: tidemark.v1.TidemarkService.DiffSnapshots:input_type -> tidemark.v1.DiffSnapshotsRequest
-	44, // 63: tidemark.v1.TidemarkService.VerifySnapshot:input_type -> tidemark.v1.VerifySnapshotRequest
-	50, // 64: tidemark.v1.TidemarkService.BeginProcess:input_type -> tidemark.v1.BeginProcessRequest
-	52, // 65: tidemark.v1.TidemarkService.EndProcess:input_type -> tidemark.v1.EndProcessRequest
-	54, // 66: tidemark.v1.TidemarkService.ListProcesses:input_type -> tidemark.v1.ListProcessesRequest
-	56, // 67: tidemark.v1.TidemarkService.HoldProcess:input_type -> tidemark.v1.HoldProcessRequest
-	58, // 68: tidemark.v1.TidemarkService.Import:input_type -> tidemark.v1.ImportRequest
-	60, // 69: tidemark.v1.TidemarkService.Export:input_type -> tidemark.v1.ExportRequest
-	9,  // 70: tidemark.v1.TidemarkService.GetServerInfo:output_type -> tidemark.v1.GetServerInfoResponse
-	15, // 71: tidemark.v1.TidemarkService.CreateVolume:output_type -> tidemark.v1.CreateVolumeResponse
-	17, // 72: tidemark.v1.TidemarkService.ListVolumes:output_type -> tidemark.v1.ListVolumesResponse
-	19, // 73: tidemark.v1.TidemarkService.GetVolume:output_type -> tidemark.v1.GetVolumeResponse
-	21, // 74: tidemark.v1.TidemarkService.ResizeVolume:output_type -> tidemark.v1.ResizeVolumeResponse
-	23, // 75: tidemark.v1.TidemarkService.DeleteVolume:output_type -> tidemark.v1.DeleteVolumeResponse
-	38, // 76: tidemark.v1.TidemarkService.Preserve:output_type -> tidemark.v1.PreserveResponse
-	41, // 77: tidemark.v1.TidemarkService.ListSnapshots:output_type -> tidemark.v1.ListSnapshotsResponse
-	43, // 78: tidemark.v1.TidemarkService.GetSnapshot:output_type -> tidemark.v1.GetSnapshotResponse
-	25, // 79: tidemark.v1.TidemarkService.CloneVolume:output_type -> tidemark.v1.CloneVolumeResponse
-	27, // 80: tidemark.v1.TidemarkService.RollbackVolume:output_type -> tidemark.v1.RollbackVolumeResponse
-	29, // 81: tidemark.v1.TidemarkService.DeleteSnapshot:output_type -> tidemark.v1.DeleteSnapshotResponse
-	31, // 82: tidemark.v1.TidemarkService.PreviewDelete:output_type -> tidemark.v1.PreviewDeleteResponse
-	33, // 83: tidemark.v1.TidemarkService.DiffSnapshots:output_type -> tidemark.v1.DiffSnapshotsResponse
-	45, // 84: tidemark.v1.TidemarkService.VerifySnapshot:output_type -> tidemark.v1.VerifySnapshotResponse
-	51, // 85: tidemark.v1.TidemarkService.BeginProcess:output_type -> tidemark.v1.BeginProcessResponse
-	53, // 86: tidemark.v1.TidemarkService.EndProcess:output_type -> tidemark.v1.EndProcessResponse
-	55, // 87: tidemark.v1.TidemarkService.ListProcesses:output_type -> tidemark.v1.ListProcessesResponse
-	57, // 88: tidemark.v1.TidemarkService.HoldProcess:output_type -> tidemark.v1.HoldProcessResponse
-	59, // 89: tidemark.v1.TidemarkService.Import:output_type -> tidemark.v1.ImportResponse
-	61, // 90: tidemark.v1.TidemarkService.Export:output_type -> tidemark.v1.ExportResponse
-	70, // [70:91] is the sub-list for method output_type
-	49, // [49:70] is the sub-list for method input_type
-	49, // [49:49] is the sub-list for extension type_name
-	49, // [49:49] is the sub-list for extension extendee
-	0,  // [0:49] is the sub-list for field type_name
+	34, // 17: tidemark.v1.AwaitReclaimResponse.reclaim:type_name -> tidemark.v1.Reclaim
+	66, // 18: tidemark.v1.Reclaim.left:type_name -> google.protobuf.Duration
+	37, // 19: tidemark.v1.DiffSnapshotsResponse.extents:type_name -> tidemark.v1.DiffExtent
+	1,  // 20: tidemark.v1.Snapshot.state:type_name -> tidemark.v1.State
+	2,  // 21: tidemark.v1.Snapshot.consistency:type_name -> tidemark.v1.Consistency
+	65, // 22: tidemark.v1.Snapshot.cut_time:type_name -> google.protobuf.Timestamp
+	66, // 23: tidemark.v1.Snapshot.drain_duration:type_name -> google.protobuf.Duration
+	39, // 24: tidemark.v1.Snapshot.verification:type_name -> tidemark.v1.Verification
+	13, // 25: tidemark.v1.Snapshot.sizes:type_name -> tidemark.v1.Sizes
+	6,  // 26: tidemark.v1.Verification.state:type_name -> tidemark.v1.VerifyState
+	65, // 27: tidemark.v1.Verification.last_time:type_name -> google.protobuf.Timestamp
+	66, // 28: tidemark.v1.PreserveRequest.wait:type_name -> google.protobuf.Duration
+	3,  // 29: tidemark.v1.PreserveRequest.on_timeout:type_name -> tidemark.v1.OnTimeout
+	4,  // 30: tidemark.v1.PreserveRequest.on_conflict:type_name -> tidemark.v1.OnConflict
+	42, // 31: tidemark.v1.PreserveResponse.report:type_name -> tidemark.v1.PreserveReport
+	65, // 32: tidemark.v1.PreserveReport.cut_time:type_name -> google.protobuf.Timestamp
+	66, // 33: tidemark.v1.PreserveReport.drain_duration:type_name -> google.protobuf.Duration
+	66, // 34: tidemark.v1.PreserveReport.largest_stall:type_name -> google.protobuf.Duration
+	66, // 35: tidemark.v1.PreserveReport.largest_stall_before:type_name -> google.protobuf.Duration
+	66, // 36: tidemark.v1.PreserveReport.took:type_name -> google.protobuf.Duration
+	38, // 37: tidemark.v1.PreserveReport.snapshots:type_name -> tidemark.v1.Snapshot
+	38, // 38: tidemark.v1.ListSnapshotsResponse.snapshots:type_name -> tidemark.v1.Snapshot
+	34, // 39: tidemark.v1.ListSnapshotsResponse.reclaim:type_name -> tidemark.v1.Reclaim
+	38, // 40: tidemark.v1.GetSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
+	49, // 41: tidemark.v1.VerifySnapshotResponse.progress:type_name -> tidemark.v1.VerifyProgress
+	50, // 42: tidemark.v1.VerifySnapshotResponse.report:type_name -> tidemark.v1.VerifyReport
+	51, // 43: tidemark.v1.VerifyReport.bad:type_name -> tidemark.v1.BadBlock
+	66, // 44: tidemark.v1.VerifyReport.took:type_name -> google.protobuf.Duration
+	0,  // 45: tidemark.v1.Process.scope:type_name -> tidemark.v1.Scope
+	65, // 46: tidemark.v1.Process.begin_time:type_name -> google.protobuf.Timestamp
+	65, // 47: tidemark.v1.Process.waited_since:type_name -> google.protobuf.Timestamp
+	52, // 48: tidemark.v1.BeginProcessResponse.process:type_name -> tidemark.v1.Process
+	52, // 49: tidemark.v1.EndProcessResponse.process:type_name -> tidemark.v1.Process
+	52, // 50: tidemark.v1.ListProcessesResponse.processes:type_name -> tidemark.v1.Process
+	52, // 51: tidemark.v1.HoldProcessResponse.process:type_name -> tidemark.v1.Process
+	8,  // 52: tidemark.v1.TidemarkService.GetServerInfo:input_type -> tidemark.v1.GetServerInfoRequest
+	14, // 53: tidemark.v1.TidemarkService.CreateVolume:input_type -> tidemark.v1.CreateVolumeRequest
+	16, // 54: tidemark.v1.TidemarkService.ListVolumes:input_type -> tidemark.v1.ListVolumesRequest
+	18, // 55: tidemark.v1.TidemarkService.GetVolume:input_type -> tidemark.v1.GetVolumeRequest
+	20, // 56: tidemark.v1.TidemarkService.ResizeVolume:input_type -> tidemark.v1.ResizeVolumeRequest
+	22, // 57: tidemark.v1.TidemarkService.DeleteVolume:input_type -> tidemark.v1.DeleteVolumeRequest
+	40, // 58: tidemark.v1.TidemarkService.Preserve:input_type -> tidemark.v1.PreserveRequest
+	43, // 59: tidemark.v1.TidemarkService.ListSnapshots:input_type -> tidemark.v1.ListSnapshotsRequest
+	45, // 60: tidemark.v1.TidemarkService.GetSnapshot:input_type -> tidemark.v1.GetSnapshotRequest
+	24, // 61: tidemark.v1.TidemarkService.CloneVolume:input_type -> tidemark.v1.CloneVolumeRequest
+	26, // 62: tidemark.v1.TidemarkService.RollbackVolume:input_type -> tidemark.v1.RollbackVolumeRequest
+	28, // 63: tidemark.v1.TidemarkService.DeleteSnapshot:input_type -> tidemark.v1.DeleteSnapshotRequest
+	30, // 64: tidemark.v1.TidemarkService.PreviewDelete:input_type -> tidemark.v1.PreviewDeleteRequest
+	35, // 65: tidemark.v1.TidemarkService.DiffSnapshots:input_type -> tidemark.v1.DiffSnapshotsRequest
+	32, // 66: tidemark.v1.TidemarkService.AwaitReclaim:input_type -> tidemark.v1.AwaitReclaimRequest
+	47, // 67: tidemark.v1.TidemarkService.VerifySnapshot:input_type -> tidemark.v1.VerifySnapshotRequest
+	53, // 68: tidemark.v1.TidemarkService.BeginProcess:input_type -> tidemark.v1.BeginProcessRequest
+	55, // 69: tidemark.v1.TidemarkService.EndProcess:input_type -> tidemark.v1.EndProcessRequest
+	57, // 70: tidemark.v1.TidemarkService.ListProcesses:input_type -> tidemark.v1.ListProcessesRequest
+	59, // 71: tidemark.v1.TidemarkService.HoldProcess:input_type -> tidemark.v1.HoldProcessRequest
+	61, // 72: tidemark.v1.TidemarkService.Import:input_type -> tidemark.v1.ImportRequest
+	63, // 73: tidemark.v1.TidemarkService.Export:input_type -> tidemark.v1.ExportRequest
+	9,  // 74: tidemark.v1.TidemarkService.GetServerInfo:output_type -> tidemark.v1.GetServerInfoResponse
+	15, // 75: tidemark.v1.TidemarkService.CreateVolume:output_type -> tidemark.v1.CreateVolumeResponse
+	17, // 76: tidemark.v1.TidemarkService.ListVolumes:output_type -> tidemark.v1.ListVolumesResponse
+	19, // 77: tidemark.v1.TidemarkService.GetVolume:output_type -> tidemark.v1.GetVolumeResponse
+	21, // 78: tidemark.v1.TidemarkService.ResizeVolume:output_type -> tidemark.v1.ResizeVolumeResponse
+	23, // 79: tidemark.v1.TidemarkService.DeleteVolume:output_type -> tidemark.v1.DeleteVolumeResponse
+	41, // 80: tidemark.v1.TidemarkService.Preserve:output_type -> tidemark.v1.PreserveResponse
+	44, // 81: tidemark.v1.TidemarkService.ListSnapshots:output_type -> tidemark.v1.ListSnapshotsResponse
+	46, // 82: tidemark.v1.TidemarkService.GetSnapshot:output_type -> tidemark.v1.GetSnapshotResponse
+	25, // 83: tidemark.v1.TidemarkService.CloneVolume:output_type -> tidemark.v1.CloneVolumeResponse
+	27, // 84: tidemark.v1.TidemarkService.RollbackVolume:output_type -> tidemark.v1.RollbackVolumeResponse
+	29, // 85: tidemark.v1.TidemarkService.DeleteSnapshot:output_type -> tidemark.v1.DeleteSnapshotResponse
+	31, // 86: tidemark.v1.TidemarkService.PreviewDelete:output_type -> tidemark.v1.PreviewDeleteResponse
+	36, // 87: tidemark.v1.TidemarkService.DiffSnapshots:output_type -> tidemark.v1.DiffSnapshotsResponse
+	33, // 88: tidemark.v1.TidemarkService.AwaitReclaim:output_type -> tidemark.v1.AwaitReclaimResponse
+	48, // 89: tidemark.v1.TidemarkService.VerifySnapshot:output_type -> tidemark.v1.VerifySnapshotResponse
+	54, // 90: tidemark.v1.TidemarkService.BeginProcess:output_type -> tidemark.v1.BeginProcessResponse
+	56, // 91: tidemark.v1.TidemarkService.EndProcess:output_type -> tidemark.v1.EndProcessResponse
+	58, // 92: tidemark.v1.TidemarkService.ListProcesses:output_type -> tidemark.v1.ListProcessesResponse
+	60, // 93: tidemark.v1.TidemarkService.HoldProcess:output_type -> tidemark.v1.HoldProcessResponse
+	62, // 94: tidemark.v1.TidemarkService.Import:output_type -> tidemark.v1.ImportResponse
+	64, // 95: tidemark.v1.TidemarkService.Export:output_type -> tidemark.v1.ExportResponse
+	74, // [74:96] is the sub-list for method output_type
+	52, // [52:74] is the sub-list for method input_type
+	52, // [52:52] is the sub-list for extension type_name
+	52, // [52:52] is the sub-list for extension extendee
+	0,  // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_tidemark_v1_tidemark_proto_init() }
@@ -4370,15 +4583,15 @@ func file_tidemark_v1_tidemark_proto_init() {
 	if File_tidemark_v1_tidemark_proto != nil {
 		return
 	}
-	file_tidemark_v1_tidemark_proto_msgTypes[38].OneofWrappers = []any{
+	file_tidemark_v1_tidemark_proto_msgTypes[41].OneofWrappers = []any{
 		(*VerifySnapshotResponse_Progress)(nil),
 		(*VerifySnapshotResponse_Report)(nil),
 	}
-	file_tidemark_v1_tidemark_proto_msgTypes[51].OneofWrappers = []any{
+	file_tidemark_v1_tidemark_proto_msgTypes[54].OneofWrappers = []any{
 		(*ImportRequest_Data)(nil),
 		(*ImportRequest_HoleBytes)(nil),
 	}
-	file_tidemark_v1_tidemark_proto_msgTypes[54].OneofWrappers = []any{
+	file_tidemark_v1_tidemark_proto_msgTypes[57].OneofWrappers = []any{
 		(*ExportResponse_Data)(nil),
 		(*ExportResponse_HoleBytes)(nil),
 	}
@@ -4388,7 +4601,7 @@ func file_tidemark_v1_tidemark_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_tidemark_v1_tidemark_proto_rawDesc), len(file_tidemark_v1_tidemark_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   55,
+			NumMessages:   58,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -232,7 +232,7 @@ func TestWhatIsDroppedIsNotInTheCacheAndTheRestIs(t *testing.T) {
 	c.drop(1, 1)
 	c.drop(1, 4)
 	for i := range c.sets[0].pages {
-		if p := c.sets[0].pages[i].Load(); p != nil && p.id == 1 && p.number == 1 {
+		if p := c.sets[0].pages[i].Load(); p != nil && p.opened == 1 && p.number == 1 {
 			t.Error("a page that was dropped is still held")
 		}
 	}

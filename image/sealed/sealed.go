@@ -4,9 +4,11 @@ package sealed
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 
 	"github.com/tidemark/tidemark/image"
+	"github.com/tidemark/tidemark/internal/vfs"
 	"github.com/tidemark/tidemark/lookup"
 )
 
@@ -148,7 +150,7 @@ func (im *Image) find(b lookup.BlockNum, wait bool) (packed, error) {
 
 // page returns a page of sums, verified.
 func (im *Image) page(number int, wait bool) (*sumPage, error) {
-	if p := im.cache.find(im.id, number); p != nil {
+	if p := im.cache.find(im.sums.opened, number); p != nil {
 		return p, nil
 	}
 	if !wait {
@@ -158,7 +160,7 @@ func (im *Image) page(number int, wait bool) (*sumPage, error) {
 	if err := im.sums.load(p, number); err != nil {
 		return nil, err
 	}
-	im.cache.add(im.id, number, p)
+	im.cache.add(im.sums.opened, number, p)
 	return p, nil
 }
 
@@ -213,8 +215,29 @@ func (im *Image) Close() error {
 	if im.sums == nil {
 		return err
 	}
-	for number := range im.sums.directory {
-		im.cache.drop(im.id, number)
-	}
+	im.forget()
 	return errors.Join(err, im.sums.Close())
+}
+
+func (im *Image) forget() {
+	for number := range im.sums.directory {
+		im.cache.drop(im.sums.opened, number)
+	}
+}
+
+// Renewed is the image with the checksum file s in the place of its own, which was
+// replaced. Requests that run may go on with the old one; the file that they read
+// is closed when the last of them has let it go.
+func (im *Image) Renewed(s *Sums) *Image {
+	im.forget()
+	runtime.AddCleanup(im.sums, func(f vfs.File) { _ = f.Close() }, im.sums.file) // only read
+	return New(im.Image, s, im.cache, im.corrupt)
+}
+
+// DataBlocks is how many blocks have a sum; 0 if the sums are lost.
+func (im *Image) DataBlocks() uint64 {
+	if im.sums == nil {
+		return 0
+	}
+	return im.sums.DataBlocks()
 }

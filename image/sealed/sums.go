@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"sync/atomic"
 	"syscall"
 	"unsafe"
 
@@ -142,7 +143,10 @@ type Sums struct {
 	header
 	directory directory
 	file      vfs.File
+	opened    uint64 // the number of this opening: the file may be replaced
 }
+
+var openings atomic.Uint64
 
 // OpenSums opens the checksum file of an image; with direct to read past the
 // page cache, which fails with syscall.EINVAL where the file system can't. An
@@ -159,7 +163,7 @@ func OpenSums(fsys vfs.FS, dir string, id image.ID, direct bool) (*Sums, error) 
 	if err != nil {
 		return nil, fmt.Errorf("open the sums of image %d: %w", id, err)
 	}
-	s := &Sums{file: f}
+	s := &Sums{file: f, opened: openings.Add(1)}
 	if err := s.readHeader(id); err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", sumsPath(dir, id), err), f.Close())
 	}

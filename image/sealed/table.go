@@ -51,7 +51,7 @@ func ReadTable(fsys vfs.FS, dir string, id image.ID, atLeast uint64) (t *lookup.
 	defer func() { _ = f.Close() }() // only read
 	sizeBytes, err := f.Size()
 	if err == nil {
-		t, mark, err = lookup.DecodeFile(f, sizeBytes, 0, uint64(id))
+		t, mark, err = lookup.DecodeFile(f, sizeBytes, 0, uint64(id), lookup.DecodePacked)
 	}
 	switch {
 	case errors.Is(err, lookup.ErrCorrupt):
@@ -84,7 +84,7 @@ func List(fsys vfs.FS, dir string) (ids []image.ID, halves []string, err error) 
 	}
 	for _, name := range names {
 		stem, suffix := name[:len(name)-len(path.Ext(name))], path.Ext(name)
-		if suffix == vfs.TempSuffix && strings.HasSuffix(stem, tableSuffix) {
+		if suffix == vfs.TempSuffix && (strings.HasSuffix(stem, tableSuffix) || strings.HasSuffix(stem, sumsSuffix)) {
 			halves = append(halves, path.Join(dir, name))
 			continue
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 
 	"github.com/tidemark/tidemark/image"
@@ -44,7 +45,16 @@ func Write(ctx context.Context, s Sealing) (h Hash, err error) {
 	w := &writer{image: s.Image, id: s.ID, file: f, blocks: Buffer(stepBlocks * lookup.BlockSize)}
 	h, err = s.chain(w).Hash(ctx, s.Below)
 	if err == nil {
-		err = w.finish(header{id: s.ID, sizeBytes: s.SizeBytes, hash: h})
+		err = w.finish()
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err == nil {
+		err = w.writeHeader(header{id: s.ID, sizeBytes: s.SizeBytes, hash: h, dataBlocks: w.dataBlocks, pages: uint64(len(w.directory))})
+	}
+	if err == nil {
+		err = f.Sync()
 	}
 	if err != nil {
 		err = errors.Join(err, f.Truncate(0))
@@ -73,7 +83,7 @@ func (s Sealing) chain(w *writer) Chain {
 type writer struct {
 	image      image.Image
 	id         image.ID
-	file       vfs.File // nil: pages are not written
+	file       io.WriterAt // nil: pages are not written
 	dataBlocks uint64
 	packing    packing
 	directory  directory
@@ -127,7 +137,8 @@ func (w *writer) write(number int) error {
 	return err
 }
 
-func (w *writer) finish(h header) error {
+// finish writes what is behind the header.
+func (w *writer) finish() error {
 	if err := w.flush(); err != nil {
 		return err
 	}
@@ -137,13 +148,10 @@ func (w *writer) finish(h header) error {
 			return err
 		}
 	}
-	if err := w.file.Sync(); err != nil {
-		return err
-	}
-	h.dataBlocks, h.pages = w.dataBlocks, uint64(len(w.directory))
+	return nil
+}
+
+func (w *writer) writeHeader(h header) error {
 	h.encode(&w.room)
-	if err := w.write(-1); err != nil {
-		return err
-	}
-	return w.file.Sync()
+	return w.write(-1)
 }

@@ -97,6 +97,9 @@ const (
 	// TidemarkServiceDiffSnapshotsProcedure is the fully-qualified name of the TidemarkService's
 	// DiffSnapshots RPC.
 	TidemarkServiceDiffSnapshotsProcedure = "/tidemark.v1.TidemarkService/DiffSnapshots"
+	// TidemarkServiceAwaitReclaimProcedure is the fully-qualified name of the TidemarkService's
+	// AwaitReclaim RPC.
+	TidemarkServiceAwaitReclaimProcedure = "/tidemark.v1.TidemarkService/AwaitReclaim"
 	// TidemarkServiceVerifySnapshotProcedure is the fully-qualified name of the TidemarkService's
 	// VerifySnapshot RPC.
 	TidemarkServiceVerifySnapshotProcedure = "/tidemark.v1.TidemarkService/VerifySnapshot"
@@ -188,6 +191,11 @@ type TidemarkServiceClient interface {
 	// Errors: REASON_NOT_FOUND, REASON_INVALID.
 	// Needs: read on both.
 	DiffSnapshots(context.Context, *tidemarkv1.DiffSnapshotsRequest) (*connect.ServerStreamForClient[tidemarkv1.DiffSnapshotsResponse], error)
+	// AwaitReclaim waits until nothing of what was deleted is left to give back, and
+	// sends from time to time how far that is. The last message is the end.
+	// Errors: REASON_CLOSED.
+	// Needs: to be on the access list.
+	AwaitReclaim(context.Context, *tidemarkv1.AwaitReclaimRequest) (*connect.ServerStreamForClient[tidemarkv1.AwaitReclaimResponse], error)
 	// VerifySnapshot reads every block of a sealed snapshot from the disk and
 	// compares it with its checksum. It sends its progress from time to time and
 	// the result at the end; bad blocks are a result, not an error.
@@ -329,6 +337,12 @@ func NewTidemarkServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithSchema(tidemarkServiceMethods.ByName("DiffSnapshots")),
 			connect.WithClientOptions(opts...),
 		),
+		awaitReclaim: connect.NewClient[tidemarkv1.AwaitReclaimRequest, tidemarkv1.AwaitReclaimResponse](
+			httpClient,
+			baseURL+TidemarkServiceAwaitReclaimProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("AwaitReclaim")),
+			connect.WithClientOptions(opts...),
+		),
 		verifySnapshot: connect.NewClient[tidemarkv1.VerifySnapshotRequest, tidemarkv1.VerifySnapshotResponse](
 			httpClient,
 			baseURL+TidemarkServiceVerifySnapshotProcedure,
@@ -391,6 +405,7 @@ type tidemarkServiceClient struct {
 	deleteSnapshot *connect.Client[tidemarkv1.DeleteSnapshotRequest, tidemarkv1.DeleteSnapshotResponse]
 	previewDelete  *connect.Client[tidemarkv1.PreviewDeleteRequest, tidemarkv1.PreviewDeleteResponse]
 	diffSnapshots  *connect.Client[tidemarkv1.DiffSnapshotsRequest, tidemarkv1.DiffSnapshotsResponse]
+	awaitReclaim   *connect.Client[tidemarkv1.AwaitReclaimRequest, tidemarkv1.AwaitReclaimResponse]
 	verifySnapshot *connect.Client[tidemarkv1.VerifySnapshotRequest, tidemarkv1.VerifySnapshotResponse]
 	beginProcess   *connect.Client[tidemarkv1.BeginProcessRequest, tidemarkv1.BeginProcessResponse]
 	endProcess     *connect.Client[tidemarkv1.EndProcessRequest, tidemarkv1.EndProcessResponse]
@@ -522,6 +537,11 @@ func (c *tidemarkServiceClient) DiffSnapshots(ctx context.Context, req *tidemark
 	return c.diffSnapshots.CallServerStream(ctx, connect.NewRequest(req))
 }
 
+// AwaitReclaim calls tidemark.v1.TidemarkService.AwaitReclaim.
+func (c *tidemarkServiceClient) AwaitReclaim(ctx context.Context, req *tidemarkv1.AwaitReclaimRequest) (*connect.ServerStreamForClient[tidemarkv1.AwaitReclaimResponse], error) {
+	return c.awaitReclaim.CallServerStream(ctx, connect.NewRequest(req))
+}
+
 // VerifySnapshot calls tidemark.v1.TidemarkService.VerifySnapshot.
 func (c *tidemarkServiceClient) VerifySnapshot(ctx context.Context, req *tidemarkv1.VerifySnapshotRequest) (*connect.ServerStreamForClient[tidemarkv1.VerifySnapshotResponse], error) {
 	return c.verifySnapshot.CallServerStream(ctx, connect.NewRequest(req))
@@ -639,6 +659,11 @@ type TidemarkServiceHandler interface {
 	// Errors: REASON_NOT_FOUND, REASON_INVALID.
 	// Needs: read on both.
 	DiffSnapshots(context.Context, *tidemarkv1.DiffSnapshotsRequest, *connect.ServerStream[tidemarkv1.DiffSnapshotsResponse]) error
+	// AwaitReclaim waits until nothing of what was deleted is left to give back, and
+	// sends from time to time how far that is. The last message is the end.
+	// Errors: REASON_CLOSED.
+	// Needs: to be on the access list.
+	AwaitReclaim(context.Context, *tidemarkv1.AwaitReclaimRequest, *connect.ServerStream[tidemarkv1.AwaitReclaimResponse]) error
 	// VerifySnapshot reads every block of a sealed snapshot from the disk and
 	// compares it with its checksum. It sends its progress from time to time and
 	// the result at the end; bad blocks are a result, not an error.
@@ -776,6 +801,12 @@ func NewTidemarkServiceHandler(svc TidemarkServiceHandler, opts ...connect.Handl
 		connect.WithSchema(tidemarkServiceMethods.ByName("DiffSnapshots")),
 		connect.WithHandlerOptions(opts...),
 	)
+	tidemarkServiceAwaitReclaimHandler := connect.NewServerStreamHandlerSimple(
+		TidemarkServiceAwaitReclaimProcedure,
+		svc.AwaitReclaim,
+		connect.WithSchema(tidemarkServiceMethods.ByName("AwaitReclaim")),
+		connect.WithHandlerOptions(opts...),
+	)
 	tidemarkServiceVerifySnapshotHandler := connect.NewServerStreamHandlerSimple(
 		TidemarkServiceVerifySnapshotProcedure,
 		svc.VerifySnapshot,
@@ -849,6 +880,8 @@ func NewTidemarkServiceHandler(svc TidemarkServiceHandler, opts ...connect.Handl
 			tidemarkServicePreviewDeleteHandler.ServeHTTP(w, r)
 		case TidemarkServiceDiffSnapshotsProcedure:
 			tidemarkServiceDiffSnapshotsHandler.ServeHTTP(w, r)
+		case TidemarkServiceAwaitReclaimProcedure:
+			tidemarkServiceAwaitReclaimHandler.ServeHTTP(w, r)
 		case TidemarkServiceVerifySnapshotProcedure:
 			tidemarkServiceVerifySnapshotHandler.ServeHTTP(w, r)
 		case TidemarkServiceBeginProcessProcedure:
@@ -926,6 +959,10 @@ func (UnimplementedTidemarkServiceHandler) PreviewDelete(context.Context, *tidem
 
 func (UnimplementedTidemarkServiceHandler) DiffSnapshots(context.Context, *tidemarkv1.DiffSnapshotsRequest, *connect.ServerStream[tidemarkv1.DiffSnapshotsResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.DiffSnapshots is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) AwaitReclaim(context.Context, *tidemarkv1.AwaitReclaimRequest, *connect.ServerStream[tidemarkv1.AwaitReclaimResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.AwaitReclaim is not implemented"))
 }
 
 func (UnimplementedTidemarkServiceHandler) VerifySnapshot(context.Context, *tidemarkv1.VerifySnapshotRequest, *connect.ServerStream[tidemarkv1.VerifySnapshotResponse]) error {

@@ -1,0 +1,353 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/tidemark/tidemark/image"
+	"github.com/tidemark/tidemark/image/sealed"
+	"github.com/tidemark/tidemark/lookup"
+	"github.com/tidemark/tidemark/volume"
+)
+
+// DefaultFoldAbove is how many images without a name a volume keeps of a server
+// that was told nothing else.
+const DefaultFoldAbove = 64
+
+// DefaultReclaimBytesPerSecond limits what folding copies.
+const DefaultReclaimBytesPerSecond = 64 << 20
+
+// fold bounds the number of images without a name: it copies what is left of one
+// into the next image above it, so that nobody sees a block of it any more, and a
+// punch drops it. No view changes, hence no hash does.
+//
+// lower is the image without a name, upper the next, both sealed; taken are the
+// blocks that lower has and upper has not.
+//
+//  1. Upper is the next above lower in every chain that lower stands in, so no view
+//     that counts shows lower without upper.
+//  2. The record of upper says Due before a block is written to its file: what it
+//     has beyond its table is rubbish, also after a crash, and is punched.
+//  3. The data is synced before a sum of it counts, the sums before the table says
+//     so on the disk, that before memory does. Sums that the table has no blocks for
+//     harm nobody, and Due lets them be; the end of Due makes the sums exact.
+//  4. The table of upper has the blocks before a reader is sent there; lower keeps
+//     its own until the index of every volume has followed and every request that
+//     began before has ended (Volume.Moved).
+//  5. A branch made meanwhile finds the tables as they were before or after, whole:
+//     that memory changes is one step under Store.chains.
+//  6. A verification counts each block of a view once: none runs while tables change.
+//
+// It copies at a limited rate, pauses at least as long as it works, and lets seals
+// go first. What a crash or an error cuts short is begun again.
+//
+// Rejected: folding upper into lower (a name, a hash and the place in the chain
+// would have to move to another file); copy_file_range (it would copy rot without a
+// look at the sums); folding into a third image (all of both is copied).
+type fold struct {
+	store        *Store
+	lower, upper *volume.VLUN // in one of the chains
+	rec          *seal        // of upper
+	taken        *lookup.Table
+}
+
+// nextFold returns what is folded next: of the volume with the most images without
+// a name above the limit, the one with the least data; nil if there is none.
+func (s *Store) nextFold() (next *fold) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	most := s.foldAbove
+	for _, d := range s.byVolume {
+		var found *fold
+		chain, nameless := d.chainLocked(), 0
+		for i, k := range chain[:len(chain)-1] {
+			if d.sealed[k] == nil || k.State() != volume.Sealed || s.countsAnywhereLocked(d, k) {
+				continue
+			}
+			nameless++
+			f := &fold{store: s, lower: k, upper: chain[i+1], rec: d.sealed[chain[i+1]]}
+			if (found == nil || dataBytes(k) < dataBytes(found.lower)) && f.possibleLocked() == nil {
+				found = f
+			}
+		}
+		if found != nil && nameless > most {
+			next, most = found, nameless
+		}
+	}
+	return next
+}
+
+// possibleLocked returns why it can't be done, nil if it can; Store.mu is held.
+func (f *fold) possibleLocked() error {
+	s, chainOf := f.store, map[*disk]bool{}
+	holders := s.holdersLocked(f.lower.ImageID())
+	if len(holders) == 0 {
+		return errFolded
+	}
+	for _, h := range holders {
+		chain := h.disk.chainLocked()
+		i := slices.Index(chain, h.vlun)
+		if i+1 == len(chain) || chain[i+1].ImageID() != f.upper.ImageID() || h.disk.countsLocked(h.vlun) {
+			return errFolded
+		}
+		chainOf[h.disk] = true
+	}
+	for _, h := range s.holdersLocked(f.upper.ImageID()) {
+		if !chainOf[h.disk] {
+			return errFolded
+		}
+	}
+	for _, k := range []*volume.VLUN{f.lower, f.upper} {
+		d := s.byVolume[k.Volume()]
+		if d == nil || d.sealed[k] == nil || k.State() != volume.Sealed || lost(k) || len(d.sealed[k].bad) > 0 || s.stuck[k.ImageID()] {
+			return errFolded
+		}
+	}
+	return nil
+}
+
+// errFolded: what was to be folded is not there any more as it was.
+var errFolded = errors.New("the images have changed")
+
+// run folds. idle is called between two steps.
+func (f *fold) run(ctx context.Context, idle func()) error {
+	s := f.store
+	if err := s.reserve.spare(); err != nil {
+		return err
+	}
+	if !s.looking.TryLock() {
+		return errLooking // it may take long, and the copy would be for nothing
+	}
+	s.looking.Unlock()
+	f.taken = missing(f.lower.Table(), f.upper.Table())
+	data, _ := f.taken.Counts()
+	s.reclaiming.begin(f.lower.ImageID(), true, int64(data)*lookup.BlockSize)
+	defer s.reclaiming.end()
+	due, err := f.begin()
+	if err != nil {
+		return err
+	}
+	if err := f.copy(ctx, idle); err != nil {
+		s.sealer.punch(f.upper.ImageID())
+		return fmt.Errorf("fold image %d into %d: %w", f.lower.ImageID(), f.upper.ImageID(), err)
+	}
+	if err := f.end(ctx, due); err != nil {
+		if !errors.Is(err, errLooking) && !errors.Is(err, errFolded) {
+			f.giveUp()
+		} else {
+			s.sealer.punch(f.upper.ImageID())
+		}
+		return fmt.Errorf("fold image %d into %d: %w", f.lower.ImageID(), f.upper.ImageID(), err)
+	}
+	return s.punch(ctx, f.lower.ImageID())
+}
+
+// missing are the blocks that lower has and upper has not.
+func missing(lower, upper *lookup.Table) *lookup.Table {
+	t := lookup.NewTable()
+	for x := range lower.Extents(0, lookup.MaxBlocks) {
+		for x.Count > 0 {
+			s, n := upper.Run(x.Block, x.Count)
+			if s == lookup.Absent {
+				t.Set(x.Block, n, x.State)
+			}
+			x.Block, x.Count = x.Block+lookup.BlockNum(n), x.Count-n
+		}
+	}
+	t.Pack()
+	return t
+}
+
+// begin records that the file of upper is about to get blocks that its table has
+// not (2), and returns whether it may have had some before.
+func (f *fold) begin() (due bool, err error) {
+	s := f.store
+	s.mu.Lock()
+	d := s.byVolume[f.upper.Volume()]
+	if err := f.possibleLocked(); err != nil {
+		s.mu.Unlock()
+		return false, err
+	}
+	due, f.rec.due = f.rec.due, true
+	s.mu.Unlock()
+	if due {
+		return due, nil
+	}
+	return due, s.putLinks(d, volume.Sealed, f.upper)
+}
+
+// foldStep is how much is copied at once.
+const foldStepBlocks = 256
+
+// copy writes the data of the blocks taken to the file of upper, and syncs it. Who
+// rots in lower is found by the read.
+func (f *fold) copy(ctx context.Context, idle func()) error {
+	from, to := f.lower.Image(), f.upper.Image().(*sealed.Image).Image
+	room := make([]byte, foldStepBlocks*lookup.BlockSize)
+	for x := range f.taken.Extents(0, lookup.MaxBlocks) {
+		if x.State != lookup.Data {
+			continue
+		}
+		for x.Count > 0 {
+			begun := time.Now()
+			n := min(x.Count, foldStepBlocks)
+			data, off := room[:n*lookup.BlockSize], int64(x.Block)*lookup.BlockSize
+			if _, err := from.ReadAt(data, off); err != nil {
+				return err
+			}
+			if _, err := to.WriteAt(data, off); err != nil {
+				return err
+			}
+			if err := to.WriteBack(off, int64(len(data))); err != nil {
+				return err
+			}
+			x.Block, x.Count = x.Block+lookup.BlockNum(n), x.Count-n
+			f.store.reclaiming.done(int64(len(data)))
+			if err := f.pause(ctx, int64(len(data)), time.Since(begun)); err != nil {
+				return err
+			}
+			idle()
+		}
+	}
+	return to.Sync()
+}
+
+// pause keeps to the rate, and where the disk is busy to half of its time.
+func (f *fold) pause(ctx context.Context, sizeBytes int64, worked time.Duration) error {
+	atRate := time.Duration(float64(sizeBytes) / float64(f.store.reclaimRate) * float64(time.Second))
+	select {
+	case <-ctx.Done():
+	case <-time.After(max(worked, atRate-worked)):
+	}
+	return ctx.Err()
+}
+
+// errLooking: a verification runs.
+var errLooking = errors.New("a snapshot is being verified; it is tried again")
+
+// end lets upper have the blocks, for good.
+func (f *fold) end(ctx context.Context, due bool) error {
+	s := f.store
+	if !s.looking.TryLock() { // 6
+		return errLooking
+	}
+	defer s.looking.Unlock()
+	s.mu.Lock()
+	d := s.byVolume[f.upper.Volume()]
+	err := f.possibleLocked()
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	d.files.Lock() // a delete of the volume waits for the end of this
+	defer d.files.Unlock()
+	if d.deleted {
+		return errFolded
+	}
+	both := f.upper.Table().Clone()
+	for x := range f.taken.Extents(0, lookup.MaxBlocks) {
+		both.Set(x.Block, x.Count, x.State)
+	}
+	if err := s.renewSums(ctx, f.upper, f.rec, both, sealed.Chain{
+		{Table: f.taken, Sums: f.lower.Image().(*sealed.Image)},
+		{Table: f.upper.Table(), Sums: f.upper.Image().(*sealed.Image)},
+	}); err != nil {
+		return err
+	}
+	mark := f.rec.table + 1
+	if err := sealed.WriteTable(s.records, imagesDir(s.dir), f.upper.ImageID(), both, mark); err != nil {
+		return err
+	}
+	moves := f.show(both, mark)
+	for _, m := range moves {
+		if err := m.vlun.Volume().Moved(ctx, m.from, m.vlun, f.taken); err != nil {
+			return err
+		}
+	}
+	s.mu.Lock()
+	f.rec.due = due
+	s.mu.Unlock()
+	return s.putLinks(d, volume.Sealed, f.upper)
+}
+
+// move is a volume that has both images: where readers are sent from and to.
+type move struct {
+	holder
+	from *volume.VLUN
+}
+
+// show lets the table of upper in memory have the blocks (4, 5), and returns whose
+// readers are to follow.
+func (f *fold) show(both *lookup.Table, mark uint64) (moves []move) {
+	s := f.store
+	s.chains.Lock()
+	defer s.chains.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f.rec.table = mark
+	f.upper.Table().Replace(both)
+	for _, h := range s.holdersLocked(f.upper.ImageID()) {
+		moves = append(moves, move{h, h.disk.vlunLocked(f.lower.ImageID())})
+	}
+	return moves
+}
+
+// giveUp leaves the images alone until the directory is opened again: nobody knows
+// what the files of upper hold beside what counts.
+func (f *fold) giveUp() {
+	f.store.mu.Lock()
+	defer f.store.mu.Unlock()
+	f.store.stuck[f.upper.ImageID()] = true
+}
+
+// renewSums replaces the checksum file of a sealed image, and shows the image with
+// it. Its volume's files are held.
+func (s *Store) renewSums(ctx context.Context, k *volume.VLUN, rec *seal, t *lookup.Table, from sealed.Chain) error {
+	id := k.ImageID()
+	if err := sealed.Rewrite(ctx, sealed.Rewriting{
+		FS: s.fs, Dir: imagesDir(s.dir), ID: id, SizeBytes: k.SizeBytes(), Hash: rec.hash, Table: t, From: from,
+	}); err != nil {
+		return err
+	}
+	sums, err := sealed.OpenSums(s.fs, imagesDir(s.dir), id, false)
+	if err != nil {
+		return err
+	}
+	if err := sums.Matches(t, rec.hash, k.SizeBytes(), false); err != nil {
+		return errors.Join(err, sums.Close())
+	}
+	img := k.Image().(*sealed.Image).Renewed(sums)
+	s.chains.RLock() // no branch is made with the old one
+	defer s.chains.RUnlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, h := range s.holdersLocked(id) {
+		h.disk.images[id] = img
+		h.vlun.SetSealed(img)
+	}
+	return nil
+}
+
+// exactSums takes the sums out of a checksum file that a fold which was cut short
+// has left in it: its table has none of their blocks.
+func (s *Store) exactSums(ctx context.Context, k *volume.VLUN, rec *seal) error {
+	sums, err := sealed.OpenSums(s.fs, imagesDir(s.dir), k.ImageID(), false)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = sums.Close() }() // only read
+	if data, _ := k.Table().Counts(); sums.DataBlocks() == data {
+		return nil
+	}
+	return s.renewSums(ctx, k, rec, k.Table(), sealed.Chain{{Table: k.Table(), Sums: sums}})
+}
+
+// isStuck tells whether the files of an image are left alone.
+func (s *Store) isStuck(id image.ID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stuck[id]
+}

@@ -1,0 +1,116 @@
+package store_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"testing"
+)
+
+// layers makes n snapshots of v, each with a block of its own and one that all
+// write, and deletes all but the last.
+func (l *lives) layers(n int) {
+	l.t.Helper()
+	for i := range n {
+		w, err := l.store.OpenView("v")
+		l.must(err)
+		for _, b := range []int{i, 63} {
+			data := bytes.Repeat([]byte{byte('a' + i)}, 4096)
+			_, err := w.WriteAt(data, int64(b)*4096)
+			l.must(err)
+			copy(l.holds["v"][b*4096:], data)
+		}
+		l.must(w.Close())
+		l.must(l.store.WaitSealed(l.t.Context(), l.preserve("v")))
+	}
+	for i := range n - 1 {
+		name := fmt.Sprintf("v@s%d", i+1)
+		l.must(l.store.DeleteSnapshot(name))
+		delete(l.holds, name)
+	}
+	l.store.AwaitPunches()
+}
+
+func TestImagesWithoutANameAreFoldedUntilThereAreFewEnough(t *testing.T) {
+	for _, c := range []struct{ above, want int }{{1, 1}, {4, 4}, {-1, 9}} {
+		t.Run(fmt.Sprint(c.above), func(t *testing.T) {
+			l := newLife(t, 0)
+			l.must(l.store.Close(t.Context()))
+			l.fold = c.above
+			l.store = l.open(l.fs)
+			l.layers(10)
+			info, err := l.store.Volume("v")
+			if err != nil || info.Images != c.want+2 { // the snapshot's and the live one
+				t.Errorf("%d images, %v; want %d without a name", info.Images, err, c.want)
+			}
+			if l.blocks() != 11 {
+				t.Errorf("%d blocks, want 11", l.blocks())
+			}
+			l.check()
+			l.reopen()
+			l.check()
+		})
+	}
+}
+
+// A clone shares what lies below its snapshot: an image is folded in both chains or
+// in none.
+func TestAnImageIsNotFoldedOverTheHeadOfAClone(t *testing.T) {
+	l := newLife(t, 0)
+	l.layers(3) // s3 is left, upon one image without a name
+	l.clone("v@s3")
+	l.must(l.store.DeleteSnapshot("v@s3"))
+	delete(l.holds, "v@s3")
+	l.store.AwaitPunches()
+	l.check()
+	for range 4 {
+		l.write("v")
+		full := l.preserve("v")
+		l.must(l.store.WaitSealed(t.Context(), full))
+		l.must(l.store.DeleteSnapshot(full))
+		delete(l.holds, full)
+	}
+	l.store.AwaitPunches()
+	l.check()
+	l.reopen()
+	l.check()
+}
+
+// A reader goes on over a fold, in the live volume and in a snapshot.
+func TestReadersBesideAFoldSeeWhatTheyMust(t *testing.T) {
+	l := newLife(t, 0)
+	l.layers(3)
+	for range 6 {
+		l.write("v")
+		l.must(l.store.WaitSealed(t.Context(), l.preserve("v")))
+	}
+	stop, done := make(chan struct{}), make(chan error, 2)
+	for _, name := range []string{"v", l.names(true)[len(l.names(true))-1]} {
+		want := bytes.Clone(l.holds[name])
+		go func() {
+			w, err := l.store.OpenView(name)
+			for got := make([]byte, len(want)); err == nil; {
+				if _, err = w.ReadAt(got, 0); err == nil && !bytes.Equal(got, want) {
+					err = fmt.Errorf("%s reads other bytes", name)
+				}
+				select {
+				case <-stop:
+					done <- errors.Join(err, w.Close())
+					return
+				default:
+				}
+			}
+			done <- err
+		}()
+	}
+	names := l.names(true)
+	for _, full := range names[:len(names)-1] {
+		l.must(l.store.DeleteSnapshot(full))
+		delete(l.holds, full)
+		l.store.AwaitPunches()
+	}
+	close(stop)
+	l.must(<-done)
+	l.must(<-done)
+	l.check()
+}

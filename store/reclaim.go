@@ -1,0 +1,143 @@
+package store
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/tidemark/tidemark/image"
+	"github.com/tidemark/tidemark/lookup"
+)
+
+// ReclaimInfo says how far it is to give back the room of what was deleted.
+type ReclaimInfo struct {
+	// ImagesLeft counts the images that are still to be looked at, with the one that
+	// is worked on. 0: nothing is left to do.
+	ImagesLeft int
+	// Image is worked on; 0: none.
+	Image image.ID
+	// Folding: what others see of it is moved into its neighbour; else what nobody
+	// sees is punched.
+	Folding bool
+	// DoneBytes of TotalBytes are done of it.
+	DoneBytes, TotalBytes int64
+	// BytesPerSecond is how fast that went.
+	BytesPerSecond int64
+	// Left is how long the rest of it takes at this rate; 0 if nobody can tell.
+	Left time.Duration
+	// GivenBackBytes counts the data that was given back since the directory was
+	// opened.
+	GivenBackBytes int64
+}
+
+// reclaiming is how far the sealer is with an image.
+type reclaiming struct {
+	mu    sync.Mutex
+	info  ReclaimInfo // but for ImagesLeft, BytesPerSecond and Left
+	begun time.Time
+}
+
+func (r *reclaiming) begin(id image.ID, folding bool, totalBytes int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.info = ReclaimInfo{Image: id, Folding: folding, TotalBytes: totalBytes, GivenBackBytes: r.info.GivenBackBytes}
+	r.begun = time.Now()
+}
+
+func (r *reclaiming) done(sizeBytes int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.info.DoneBytes += sizeBytes
+	if !r.info.Folding {
+		r.info.GivenBackBytes += sizeBytes
+	}
+}
+
+// gave counts data of images that were removed whole.
+func (r *reclaiming) gave(sizeBytes int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.info.GivenBackBytes += sizeBytes
+}
+
+func (r *reclaiming) end() { r.begin(0, false, 0) }
+
+func (r *reclaiming) now() ReclaimInfo {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	info := r.info
+	if took := time.Since(r.begun); info.Image != 0 && info.DoneBytes > 0 && took > 0 {
+		rate := float64(info.DoneBytes) / took.Seconds()
+		info.BytesPerSecond = int64(rate)
+		info.Left = time.Duration(float64(info.TotalBytes-info.DoneBytes) / rate * float64(time.Second))
+	}
+	return info
+}
+
+// Reclaiming says how far the background is with what was deleted.
+func (s *Store) Reclaiming() ReclaimInfo {
+	q := &s.sealer
+	q.mu.Lock()
+	left := len(q.punches)
+	q.mu.Unlock()
+	info := s.reclaiming.now()
+	if info.ImagesLeft = left; info.Image != 0 {
+		info.ImagesLeft++
+	}
+	return info
+}
+
+// AwaitReclaimed waits until nothing is left to give back, and tells progress now
+// and then how far it is. Errors: ErrClosed, ctx's.
+func (s *Store) AwaitReclaimed(ctx context.Context, progress func(ReclaimInfo)) error {
+	for {
+		s.mu.Lock()
+		closed := s.closed
+		s.mu.Unlock()
+		if closed {
+			return ErrClosed
+		}
+		info := s.Reclaiming()
+		progress(info)
+		if info.ImagesLeft == 0 && !s.sealer.reclaims() {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(reclaimLook):
+		}
+	}
+}
+
+// reclaimLook is between two looks of AwaitReclaimed.
+const reclaimLook = 100 * time.Millisecond
+
+// reclaims tells whether something is left to punch or to fold.
+func (q *sealer) reclaims() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.punches) > 0 || q.folds || q.working && len(q.queue) == 0
+}
+
+// deadBytes counts the data among blocks that nobody sees.
+func deadBytes(dead []lookup.Extent) (sizeBytes int64) {
+	for _, x := range dead {
+		if x.State == lookup.Data {
+			sizeBytes += int64(x.Count) * lookup.BlockSize
+		}
+	}
+	return sizeBytes
+}
+
+// upTo cuts off what of dead blocks, which ascend, begins before block b.
+func upTo(dead []lookup.Extent, b lookup.BlockNum) (before, rest []lookup.Extent) {
+	i, _ := slices.BinarySearchFunc(dead, b, func(x lookup.Extent, b lookup.BlockNum) int {
+		if x.Block < b {
+			return -1
+		}
+		return 1
+	})
+	return dead[:i], dead[i:]
+}

@@ -40,8 +40,8 @@ running, or - for none yet. HASH is the beginning of its content hash.
 WAITS-FOR names the processes and older snapshots that keep it draining.
 
 DATA is what was written between the snapshot before and this one. --sizes
-measures the snapshots too, in one pass over the volume's tables: some 0.3 s for
-a thousand with 4 GiB of scattered writes.
+measures the snapshots too, in one pass over the volume's tables: some 0.15 s
+for a thousand with 4 GiB of scattered writes.
 
 ` + sizesHelp + `
 What several would give back together is what 'snapshot delete --dry-run' says.

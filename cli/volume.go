@@ -124,8 +124,8 @@ DATA is what the volume and its snapshots hold, DISK what they take up on the
 disk. CLIENTS counts open connections. STATE is ok, or failed when the volume
 takes no writes any more; 'tidemark volume show' says why.
 
---sizes measures each volume too, in one pass over its tables: some 0.3 s for a
-thousand snapshots with 4 GiB of scattered writes.
+--sizes measures each volume too, in one pass over its tables: some 0.15 s for
+a thousand snapshots with 4 GiB of scattered writes.
 
 ` + sizesHelp + `
 ALL and ALL-UNIQUE are those of the volume and its snapshots together: each

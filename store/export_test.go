@@ -129,9 +129,9 @@ func MeasureLayers(layers []Layer) (stored, unique []int64, together Sizes, unse
 		below.above = append(below.above, nodes[i])
 	}
 	t.number(t.root, 0)
-	together, unseenBytes = t.measure()
+	t.measure()
 	for _, n := range nodes {
 		stored, unique = append(stored, n.stored), append(unique, n.unique)
 	}
-	return stored, unique, together, unseenBytes
+	return stored, unique, t.together, t.unseenBytes
 }

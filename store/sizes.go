@@ -57,29 +57,20 @@ type VolumeSizes struct {
 // Sizes measures a volume and its snapshots in one pass over their tables,
 // however many there are. Errors: ErrNotFound.
 func (s *Store) Sizes(volumeName string) (sizes VolumeSizes, err error) {
-	s.mu.Lock()
-	live, err := s.diskLocked(volumeName)
+	var live *disk
+	var views map[*volume.VLUN]string
+	t, err := s.measure(func() (t *tree, err error) {
+		if live, err = s.diskLocked(volumeName); err != nil {
+			return nil, err
+		}
+		branches := s.branchesLocked(volumeName)
+		views = namedViewsLocked(branches)
+		return s.treeLocked(branches, func(k *volume.VLUN) bool { _, in := views[k]; return in }), nil
+	})
 	if err != nil {
-		s.mu.Unlock()
 		return sizes, err
 	}
-	branches := s.branchesLocked(volumeName)
-	views := map[*volume.VLUN]string{}
-	for _, d := range branches {
-		for _, k := range d.chainLocked() {
-			if !d.countsLocked(k) {
-				continue
-			}
-			views[k] = "" // live, draining or open
-			if snap := d.snapshots[k]; snap != nil {
-				views[k] = snap.name
-			}
-		}
-	}
-	t := s.treeLocked(branches, func(k *volume.VLUN) bool { _, in := views[k]; return in })
-	s.mu.Unlock()
-
-	sizes.All, sizes.UnseenBytes = t.measure()
+	sizes.All, sizes.UnseenBytes = t.together, t.unseenBytes
 	sizes.All.LogicalBytes = live.volume.SizeBytes()
 	sizes.Live = t.sizes(tip(live.volume))
 	sizes.Snapshots = map[string]Sizes{}
@@ -91,32 +82,74 @@ func (s *Store) Sizes(volumeName string) (sizes VolumeSizes, err error) {
 	return sizes, nil
 }
 
+// namedViewsLocked lists the views of some volumes with their names; live ones, and
+// those that just drain or are open, have none. Store.mu is held.
+func namedViewsLocked(disks []*disk) map[*volume.VLUN]string {
+	views := map[*volume.VLUN]string{}
+	for _, d := range disks {
+		for _, k := range d.chainLocked() {
+			if !d.countsLocked(k) {
+				continue
+			}
+			views[k] = ""
+			if snap := d.snapshots[k]; snap != nil {
+				views[k] = snap.name
+			}
+		}
+	}
+	return views
+}
+
 // SizesTogether measures snapshots, each VOLUME@SNAPSHOT, as one: what is unique to
 // them is what is given back if all of them are deleted. Errors: ErrInvalid,
 // ErrNotFound.
 func (s *Store) SizesTogether(fulls ...string) (sizes Sizes, err error) {
-	s.mu.Lock()
-	var disks []*disk
-	views := map[*volume.VLUN]bool{}
-	for _, full := range fulls {
-		d, k, _, err := s.snapshotLocked(full)
-		if err != nil {
-			s.mu.Unlock()
-			return sizes, err
+	var views map[*volume.VLUN]bool
+	t, err := s.measure(func() (*tree, error) {
+		var disks []*disk
+		views = map[*volume.VLUN]bool{}
+		for _, full := range fulls {
+			d, k, _, err := s.snapshotLocked(full)
+			if err != nil {
+				return nil, err
+			}
+			if !slices.Contains(disks, d) {
+				disks = append(disks, d)
+			}
+			views[k] = true
 		}
-		if !slices.Contains(disks, d) {
-			disks = append(disks, d)
-		}
-		views[k] = true
+		return s.treeLocked(disks, func(k *volume.VLUN) bool { return views[k] }), nil
+	})
+	if err != nil {
+		return sizes, err
 	}
-	t := s.treeLocked(disks, func(k *volume.VLUN) bool { return views[k] })
-	s.mu.Unlock()
-
-	sizes, _ = t.measure()
+	sizes = t.together
 	for k := range views {
 		sizes.LogicalBytes += k.SizeBytes()
 	}
 	return sizes, nil
+}
+
+// measure grows a tree under Store.mu and measures it. If a fold moves blocks from
+// an image to another meanwhile, they may have been seen in neither: then it does so
+// again, and holds folds up.
+func (s *Store) measure(growLocked func() (*tree, error)) (*tree, error) {
+	measure := func() (*tree, error) {
+		s.mu.Lock()
+		t, err := growLocked()
+		s.mu.Unlock()
+		if err == nil {
+			t.measure()
+		}
+		return t, err
+	}
+	t, err := measure()
+	if err != nil || s.unchanged(t) {
+		return t, err
+	}
+	s.chains.RLock()
+	defer s.chains.RUnlock()
+	return measure()
 }
 
 // tree is the chains of some volumes, put together where they share images, and
@@ -126,12 +159,20 @@ type tree struct {
 	root    *node // holds nothing
 	byImage map[image.ID]*node
 	nodes   []*node // each before those above it
+
+	// Set by measure: of the views that are measured, and what is in images of their
+	// volumes and no view sees.
+	together    Sizes
+	unseenBytes int64
 }
 
 // node is an image in a tree.
 type node struct {
 	cursor
 	image image.ID
+	disk  *disk // one of those that have it, and its VLUN there
+	vlun  *volume.VLUN
+	mark  uint64 // how often its table file was written
 
 	above   []*node
 	own     bool // of the volumes that are measured
@@ -155,7 +196,7 @@ func (s *Store) treeLocked(disks []*disk, measured func(*volume.VLUN) bool) *tre
 	for _, d := range disks {
 		below := t.root
 		for _, k := range d.chainLocked() {
-			n := t.add(below, k)
+			n := t.add(below, d, k)
 			n.own, n.view, n.counted = true, n.view || d.countsLocked(k), n.counted || measured(k)
 			below = n
 		}
@@ -177,7 +218,7 @@ func (t *tree) addOther(d *disk) {
 		if t.byImage[k.ImageID()] == nil && below == t.root {
 			return
 		}
-		below = t.add(below, k)
+		below = t.add(below, d, k)
 		below.view = below.view || d.countsLocked(k)
 		if below.view && !below.own {
 			return
@@ -185,14 +226,32 @@ func (t *tree) addOther(d *disk) {
 	}
 }
 
-func (t *tree) add(below *node, k *volume.VLUN) *node {
+// add returns the node of an image of a volume, and makes it if it is missing.
+func (t *tree) add(below *node, d *disk, k *volume.VLUN) *node {
 	n := t.byImage[k.ImageID()]
 	if n == nil {
-		n = &node{cursor: cursor{table: k.Table()}, image: k.ImageID()}
+		n = &node{cursor: cursor{table: k.Table()}, image: k.ImageID(), disk: d, vlun: k, mark: d.tableMarkLocked(k)}
 		t.byImage[k.ImageID()] = n
 		below.above = append(below.above, n)
 	}
 	return n
+}
+
+// tableMarkLocked is how often the table file of a VLUN's image was written;
+// Store.mu is held.
+func (d *disk) tableMarkLocked(k *volume.VLUN) uint64 {
+	if rec := d.sealed[k]; rec != nil {
+		return rec.table
+	}
+	return 0
+}
+
+// unchanged tells whether no table of a sealed image was replaced since the tree
+// was made.
+func (s *Store) unchanged(t *tree) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !slices.ContainsFunc(t.nodes[1:], func(n *node) bool { return n.disk.tableMarkLocked(n.vlun) != n.mark })
 }
 
 // number puts the nodes in order, and adds up what is above each.
@@ -212,15 +271,15 @@ func (t *tree) number(n *node, below int) {
 	n.end = len(t.nodes)
 }
 
-// measure counts the blocks of every node, and of the views that are measured
-// together. Unseen is what is in images of the measured volumes and not seen.
-func (t *tree) measure() (together Sizes, unseenBytes int64) {
+// measure counts the blocks of every node, and of all views that are measured.
+func (t *tree) measure() {
 	w := sweep{tree: t}
 	w.within(0, lookup.MaxBlocks, t.nodes[1:])
 	for _, n := range t.nodes[1:] {
 		n.stored = t.nodes[n.below].stored + n.grows
 	}
-	return Sizes{StoredBytes: w.stored * lookup.BlockSize, UniqueBytes: w.unique * lookup.BlockSize}, w.unseen * lookup.BlockSize
+	t.together = Sizes{StoredBytes: w.stored * lookup.BlockSize, UniqueBytes: w.unique * lookup.BlockSize}
+	t.unseenBytes = w.unseen * lookup.BlockSize
 }
 
 // sizes are those of one view, after measure.

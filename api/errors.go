@@ -35,6 +35,7 @@ var conditions = []struct {
 	{store.ErrDraining, tidemarkv1.Reason_REASON_DRAINING, connect.CodeFailedPrecondition},
 	{store.ErrAborted, tidemarkv1.Reason_REASON_ABORTED, connect.CodeAborted},
 	{store.ErrLimit, tidemarkv1.Reason_REASON_LIMIT, connect.CodeResourceExhausted},
+	{store.ErrHighWater, tidemarkv1.Reason_REASON_LIMIT, connect.CodeResourceExhausted},
 	{unix.ENOSPC, tidemarkv1.Reason_REASON_NO_SPACE, connect.CodeResourceExhausted},
 	{store.ErrClosed, tidemarkv1.Reason_REASON_CLOSED, connect.CodeUnavailable},
 	{access.ErrDenied, tidemarkv1.Reason_REASON_DENIED, connect.CodePermissionDenied},

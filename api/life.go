@@ -49,8 +49,8 @@ func (s *service) PreviewDelete(ctx context.Context, r *tidemarkv1.PreviewDelete
 	if err := s.may(ctx, rpc.TidemarkServicePreviewDeleteProcedure, r.GetNames()...); err != nil {
 		return nil, wireError(err, nil)
 	}
-	n, err := s.store.Freed(r.GetNames()...)
-	return &tidemarkv1.PreviewDeleteResponse{FreedBytes: n}, wireError(err, nil)
+	sizes, err := s.store.SizesTogether(r.GetNames()...)
+	return &tidemarkv1.PreviewDeleteResponse{FreedBytes: sizes.UniqueBytes, Sizes: toSizes(sizes)}, wireError(err, nil)
 }
 
 func (s *service) AwaitReclaim(ctx context.Context, _ *tidemarkv1.AwaitReclaimRequest, stream *connect.ServerStream[tidemarkv1.AwaitReclaimResponse]) error {

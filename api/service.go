@@ -49,6 +49,9 @@ func (s *service) GetServerInfo(ctx context.Context, _ *tidemarkv1.GetServerInfo
 	heap := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
 	metrics.Read(heap)
 	info.HeapBytes, info.Goroutines = int64(heap[0].Value.Uint64()), int64(runtime.NumGoroutine())
+	if space, err := s.store.Space(); err == nil { // what can't be asked is left out
+		info.Space = toSpace(space)
+	}
 	return info, nil
 }
 
@@ -64,20 +67,30 @@ func (s *service) CreateVolume(ctx context.Context, r *tidemarkv1.CreateVolumeRe
 	return &tidemarkv1.CreateVolumeResponse{Volume: toVolume(v)}, wireError(err, nil)
 }
 
-func (s *service) ListVolumes(ctx context.Context, _ *tidemarkv1.ListVolumesRequest) (*tidemarkv1.ListVolumesResponse, error) {
+func (s *service) ListVolumes(ctx context.Context, r *tidemarkv1.ListVolumesRequest) (*tidemarkv1.ListVolumesResponse, error) {
 	if err := s.may(ctx, rpc.TidemarkServiceListVolumesProcedure); err != nil {
 		return nil, wireError(err, nil)
 	}
 	list := visible(ctx, s, rpc.TidemarkServiceListVolumesProcedure, s.store.Volumes(), func(v store.VolumeInfo) []string { return []string{v.Name} })
-	return &tidemarkv1.ListVolumesResponse{Volumes: each(list, toVolume)}, nil
+	volumes := each(list, toVolume)
+	if r.GetSizes() {
+		if err := s.measureVolumes(volumes...); err != nil {
+			return nil, wireError(err, nil)
+		}
+	}
+	return &tidemarkv1.ListVolumesResponse{Volumes: volumes}, nil
 }
 
 func (s *service) GetVolume(ctx context.Context, r *tidemarkv1.GetVolumeRequest) (*tidemarkv1.GetVolumeResponse, error) {
 	if err := s.may(ctx, rpc.TidemarkServiceGetVolumeProcedure, r.GetName()); err != nil {
 		return nil, wireError(err, nil)
 	}
-	v, err := s.store.Volume(r.GetName())
-	return &tidemarkv1.GetVolumeResponse{Volume: toVolume(v)}, wireError(err, nil)
+	info, err := s.store.Volume(r.GetName())
+	v := toVolume(info)
+	if err == nil {
+		err = s.measureVolumes(v)
+	}
+	return &tidemarkv1.GetVolumeResponse{Volume: v}, wireError(err, nil)
 }
 
 func (s *service) ResizeVolume(ctx context.Context, r *tidemarkv1.ResizeVolumeRequest) (*tidemarkv1.ResizeVolumeResponse, error) {
@@ -149,13 +162,23 @@ func (s *service) ListSnapshots(ctx context.Context, r *tidemarkv1.ListSnapshots
 	} // who may not read the volume does not learn that there is none
 	list = visible(ctx, s, rpc.TidemarkServiceListSnapshotsProcedure, list, func(v store.SnapshotInfo) []string { return []string{v.Volume + "@" + v.Name} })
 	list = slices.DeleteFunc(list, func(v store.SnapshotInfo) bool { return !v.Labelled(r.GetLabels()) })
-	return &tidemarkv1.ListSnapshotsResponse{Snapshots: each(list, toSnapshot), Reclaim: toReclaim(s.store.Reclaiming())}, nil
+	snapshots := each(list, toSnapshot)
+	if r.GetSizes() {
+		if err := s.measureSnapshots(snapshots...); err != nil {
+			return nil, wireError(err, nil)
+		}
+	}
+	return &tidemarkv1.ListSnapshotsResponse{Snapshots: snapshots, Reclaim: toReclaim(s.store.Reclaiming())}, nil
 }
 
 func (s *service) GetSnapshot(ctx context.Context, r *tidemarkv1.GetSnapshotRequest) (*tidemarkv1.GetSnapshotResponse, error) {
 	if err := s.may(ctx, rpc.TidemarkServiceGetSnapshotProcedure, r.GetName()); err != nil {
 		return nil, wireError(err, nil)
 	}
-	snapshot, err := s.store.Snapshot(r.GetName())
-	return &tidemarkv1.GetSnapshotResponse{Snapshot: toSnapshot(snapshot)}, wireError(err, nil)
+	info, err := s.store.Snapshot(r.GetName())
+	snapshot := toSnapshot(info)
+	if err == nil {
+		err = s.measureSnapshots(snapshot)
+	}
+	return &tidemarkv1.GetSnapshotResponse{Snapshot: snapshot}, wireError(err, nil)
 }

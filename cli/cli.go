@@ -117,7 +117,7 @@ or a token (--api-token-file; --api-ca too unless the server is on loopback).`,
 			root.AddCommand(c)
 		}
 	}
-	add("server", a.serveCommand(), a.checkCommand())
+	add("server", a.serveCommand(), a.infoCommand(), a.checkCommand())
 	add("volumes", a.volumeCommand(), a.groupCommand(), a.preserveCommand(), a.snapshotCommand(), a.scheduleCommand(), a.cloneCommand(), a.rollbackCommand(), a.drillCommand())
 	add("processes", a.processCommand(), a.runCommand())
 	add("data", a.importCommand(), a.exportCommand())

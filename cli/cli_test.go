@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/tidemark/tidemark/api/tidemarkv1"
+	"github.com/tidemark/tidemark/store"
 )
 
 func TestEveryHelpHasExampleAndExitCodes(t *testing.T) {
@@ -135,5 +136,29 @@ func TestUnknownErrorsAreOneLineAndFail(t *testing.T) {
 	line, code := explain(errors.Join(errors.New("one"), errors.New("two")))
 	if line != "one two" || code != exitFailed {
 		t.Errorf("%q, %d", line, code)
+	}
+}
+
+func TestMarks(t *testing.T) {
+	for _, test := range []struct {
+		text, reads string
+		want        store.Mark
+	}{
+		{"off", "off", store.Mark{}},
+		{"1%", "1%", store.Mark{UsedPercent: 1}},
+		{"95%", "95%", store.Mark{UsedPercent: 95}},
+		{"100%", "100%", store.Mark{UsedPercent: 100}},
+		{"10GiB", "10GiB", store.Mark{FreeBytes: 10 << 30}},
+		{"4096", "4KiB", store.Mark{FreeBytes: 4096}},
+	} {
+		var m markFlag
+		if err := m.Set(test.text); err != nil || store.Mark(m) != test.want || m.String() != test.reads {
+			t.Errorf("%q is %+v, %v, and reads %s", test.text, m, err, m.String())
+		}
+	}
+	for _, text := range []string{"", "%", "0%", "101%", "-1%", "1.5%", "0", "10GB", "on"} {
+		if err := new(markFlag).Set(text); err == nil {
+			t.Errorf("%q is taken", text)
+		}
 	}
 }

@@ -152,7 +152,7 @@ func (a *app) deleteSnapshots(c *cobra.Command, names []string, dryRun, wait boo
 	if err != nil {
 		return err
 	}
-	freedBytes, before := int64(0), int64(0)
+	freedBytes, before, sizes := int64(0), int64(0), (*tidemarkv1.Sizes)(nil)
 	if wait {
 		volume, _, _ := strings.Cut(names[0], "@")
 		r, err := server.ListSnapshots(c.Context(), &tidemarkv1.ListSnapshotsRequest{Volume: volume})
@@ -166,10 +166,10 @@ func (a *app) deleteSnapshots(c *cobra.Command, names []string, dryRun, wait boo
 		if err != nil {
 			return hint(err, tidemarkv1.Reason_REASON_NOT_FOUND, "see tidemark snapshot list")
 		}
-		freedBytes = r.GetFreedBytes()
+		freedBytes, sizes = r.GetFreedBytes(), r.GetSizes()
 	}
 	if dryRun && a.json {
-		return a.printJSON(map[string]any{"freedBytes": freedBytes})
+		return a.printJSON(map[string]any{"freedBytes": freedBytes, "sizes": asSizes(sizes)})
 	}
 	if dryRun {
 		return a.printf("%s would be given back\n", formatSize(freedBytes))

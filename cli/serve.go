@@ -40,6 +40,8 @@ type serveOptions struct {
 	totalBuffer     limitFlag
 	stallTimeout    time.Duration
 	reserve         limitFlag
+	warnAt          markFlag
+	refuseAt        markFlag
 	scrubEvery      time.Duration
 	reclaimEvery    time.Duration
 	foldAbove       int
@@ -57,6 +59,7 @@ func (a *app) serveCommand() *cobra.Command {
 		clientBuffer:  64 << 20,
 		totalBuffer:   1 << 30,
 		reserve:       store.DefaultReserveBytes,
+		warnAt:        markFlag{UsedPercent: 90},
 		checksumCache: store.DefaultSumCacheBytes,
 		scrubRate:     store.DefaultScrubBytesPerSecond,
 		reclaimRate:   store.DefaultReclaimBytesPerSecond,
@@ -96,6 +99,11 @@ delete). A pattern of volumes covers their snapshots; one with an @ snapshots
 alone. Whoever may only read gets a read-only export. The API's unix socket may
 do everything.
 
+A MARK says how full the file system of the data directory may be: 95% (used, as
+df counts), or 10GiB (that is to stay free), or off. --warn-at has the log say
+that it is reached, and that it is not any more. From --refuse-preserves-at on
+no preserve, clone or rollback is made; writes are never refused by it.
+
 SIGHUP reads certificates, tokens and the access list again; open connections
 keep what they have. A line on stderr says when the server is ready; a service
 manager is told by NOTIFY_SOCKET. SIGTERM or SIGINT stops accepting, finishes
@@ -125,6 +133,8 @@ nothing that was flushed.`,
 	f.Var(&o.totalBuffer, "total-buffer", "`SIZE` of those of all NBD connections together")
 	f.DurationVar(&o.stallTimeout, "stall-timeout", 30*time.Second, "`DURATION` after which an NBD client that makes no progress is cut off while others wait for its memory")
 	f.Var(&o.reserve, "reserve", "`SIZE` of the room that is kept for the server's own records on a full disk; 0 keeps none")
+	f.Var(&o.warnAt, "warn-at", "`MARK` from which on the log warns that the file system of the data directory fills up")
+	f.Var(&o.refuseAt, "refuse-preserves-at", "`MARK` from which on no preserve, clone or rollback is made")
 	f.Var(&o.checksumCache, "checksum-cache", "`SIZE` of the memory for checksums of snapshots")
 	f.DurationVar(&o.reclaimEvery, "reclaim-every", time.Minute, "`DURATION` in which what deleted snapshots have left is looked at for blocks that nobody shows any more; 0 is only at the next delete")
 	f.IntVar(&o.foldAbove, "fold-above", store.DefaultFoldAbove, "`NUMBER` of images without a name, which deleted snapshots leave, from which on a volume's are folded into their neighbours; 0 is never")
@@ -162,6 +172,7 @@ func (a *app) serve(ctx context.Context, o serveOptions) error {
 	log := newServerLog(a.stderr, o)
 	s, err := store.Open(o.data, store.Options{
 		Logger: log.logger, MaxDraining: o.maxDraining, ReserveBytes: int64(o.reserve),
+		WarnAt: store.Mark(o.warnAt), RefusePreservesAt: store.Mark(o.refuseAt),
 		SumCacheBytes: int64(o.checksumCache), ReclaimEvery: o.reclaimEvery,
 		FoldAbove: cmp.Or(o.foldAbove, -1), ReclaimBytesPerSecond: int64(o.reclaimRate), ScrubEvery: o.scrubEvery, ScrubBytesPerSecond: int64(o.scrubRate),
 	})

@@ -21,7 +21,7 @@ func (a *app) snapshotCommand() *cobra.Command {
 }
 
 func (a *app) snapshotListCommand() *cobra.Command {
-	labels := labelsFlag{}
+	labels, sizes := labelsFlag{}, false
 	c := &cobra.Command{
 		Use:     "list [VOLUME]",
 		Aliases: []string{"ls"},
@@ -42,23 +42,33 @@ HELD is held, or the day until which it is held (see snapshot hold).
 
 WAITS-FOR names the processes and older snapshots that keep it draining.
 
+DATA is what was written between the snapshot before and this one. --sizes
+measures the snapshots too, in one pass over the volume's tables: some 0.15 s
+for a thousand with 4 GiB of scattered writes.
+
+` + sizesHelp + `
+What several would give back together is what 'snapshot delete --dry-run' says.
+
 While the room of deleted snapshots is given back, a line on stderr says how far
 that is.`,
-		Example:           "  tidemark snapshot list\n  tidemark snapshot ls db --label release=4.2\n  tidemark snapshot ls db --json | jq -r '.snapshots[].snapshot'",
+		Example:           "  tidemark snapshot list\n  tidemark snapshot ls db --label release=4.2\n  tidemark snapshot ls db --sizes\n  tidemark snapshot ls db --json | jq -r '.snapshots[].snapshot'",
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: a.completeVolumes(1),
-		RunE:              func(c *cobra.Command, args []string) error { return a.listSnapshots(c, strings.Join(args, ""), labels) },
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.listSnapshots(c, &tidemarkv1.ListSnapshotsRequest{Volume: strings.Join(args, ""), Labels: labels, Sizes: sizes})
+		},
 	}
+	c.Flags().BoolVar(&sizes, "sizes", false, "measure what is stored and what is unique")
 	c.Flags().Var(labels, "label", "only those with this label; may be given again")
 	return exits(c, exitNotFound, exitNoServer)
 }
 
-func (a *app) listSnapshots(c *cobra.Command, volume string, labels map[string]string) error {
+func (a *app) listSnapshots(c *cobra.Command, ask *tidemarkv1.ListSnapshotsRequest) error {
 	server, err := a.server()
 	if err != nil {
 		return err
 	}
-	r, err := server.ListSnapshots(c.Context(), &tidemarkv1.ListSnapshotsRequest{Volume: volume, Labels: labels})
+	r, err := server.ListSnapshots(c.Context(), ask)
 	if err != nil {
 		return seeVolumes(err)
 	}
@@ -66,14 +76,23 @@ func (a *app) listSnapshots(c *cobra.Command, volume string, labels map[string]s
 		return a.printJSON(map[string]any{"snapshots": each(r.GetSnapshots(), asSnapshot), "reclaim": asReclaim(r.GetReclaim())})
 	}
 	rows := each(r.GetSnapshots(), func(s *tidemarkv1.Snapshot) []string {
-		return []string{
+		row := []string{
 			fullName(s), formatTime(s.GetCutTime()), formatAge(s.GetCutTime(), time.Now()), snapshotState(s), word(s.GetConsistency()),
 			formatSize(s.GetSizeBytes()), formatSize(s.GetDataBytes()), strconv.FormatUint(s.GetConflicts(), 10),
 			verificationWord(s.GetVerification()), fmt.Sprintf("%.12s", orDash(s.GetHash())),
 			holdWord(s), orDash(labelText(s.GetLabels(), ",")), orDash(strings.Join(s.GetWaitsFor(), ",")),
 		}
+		if !ask.GetSizes() {
+			return row
+		}
+		z := s.GetSizes()
+		return append(row, sizeOrDash(z, (*tidemarkv1.Sizes).GetStoredBytes), sizeOrDash(z, (*tidemarkv1.Sizes).GetUniqueBytes), sizeOrDash(z, (*tidemarkv1.Sizes).GetSharedBytes))
 	})
-	err = a.printTable("SNAPSHOT CUT AGE STATE HOLDS SIZE DATA CONFLICTS VERIFIED HASH HELD LABELS WAITS-FOR", rows)
+	heading := "SNAPSHOT CUT AGE STATE HOLDS SIZE DATA CONFLICTS VERIFIED HASH HELD LABELS WAITS-FOR"
+	if ask.GetSizes() {
+		heading += " STORED UNIQUE SHARED"
+	}
+	err = a.printTable(heading, rows)
 	if text := reclaimText(r.GetReclaim()); err == nil && text != "" {
 		_, err = fmt.Fprintln(a.stderr, text)
 	}
@@ -93,6 +112,7 @@ func (a *app) snapshotShowCommand() *cobra.Command {
 	return exits(&cobra.Command{
 		Use:               "show VOLUME@SNAPSHOT",
 		Short:             "Show one snapshot",
+		Long:              "Show one snapshot, and what it takes.\n\n" + sizesHelp,
 		Example:           "  tidemark snapshot show db@before-upgrade\n  tidemark snapshot show db@before-upgrade --json",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeSnapshots(),
@@ -126,6 +146,7 @@ func (a *app) showSnapshot(c *cobra.Command, name string) error {
 		[2]string{"cut", formatTime(s.GetCutTime())},
 		[2]string{"drain", drain},
 		[2]string{"conflicts", strconv.FormatUint(s.GetConflicts(), 10)},
+		[2]string{"stored", sizesText(s.GetSizes())},
 		[2]string{"data", formatSize(s.GetDataBytes())},
 		[2]string{"torn", strings.Join(s.GetTornProcesses(), ", ")},
 		[2]string{"waits for", strings.Join(s.GetWaitsFor(), ", ")},
@@ -172,6 +193,7 @@ type snapshotJSON struct {
 	Held      bool              `json:"held"`
 	HeldUntil *time.Time        `json:"heldUntil"`
 	Drill     *drillJSON        `json:"drill,omitempty"`
+	*sizesJSON
 }
 
 func asSnapshot(s *tidemarkv1.Snapshot) snapshotJSON {
@@ -179,7 +201,7 @@ func asSnapshot(s *tidemarkv1.Snapshot) snapshotJSON {
 		s.GetVolume(), s.GetName(), s.GetSizeBytes(), word(s.GetState()), word(s.GetConsistency()), jsonTime(s.GetCutTime()),
 		s.GetDrainDuration().AsDuration().Seconds(), s.GetConflicts(), listed(s.GetTornProcesses()), listed(s.GetWaitsFor()),
 		s.GetDataBytes(), s.GetFailed(), s.GetHash(), asVerification(s.GetVerification()),
-		s.GetSchedule(), labelled(s.GetLabels()), s.GetHeld(), jsonTime(s.GetHeldUntil()), asDrill(s.GetDrill()),
+		s.GetSchedule(), labelled(s.GetLabels()), s.GetHeld(), jsonTime(s.GetHeldUntil()), asDrill(s.GetDrill()), asSizes(s.GetSizes()),
 	}
 }
 

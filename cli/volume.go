@@ -113,7 +113,8 @@ func (a *app) createVolumeFrom(c *cobra.Command, request *tidemarkv1.CreateVolum
 }
 
 func (a *app) volumeListCommand() *cobra.Command {
-	return exits(&cobra.Command{
+	var sizes bool
+	c := &cobra.Command{
 		Use:     "list",
 		Aliases: []string{"ls"},
 		Short:   "List the volumes",
@@ -121,19 +122,28 @@ func (a *app) volumeListCommand() *cobra.Command {
 
 DATA is what the volume and its snapshots hold, DISK what they take up on the
 disk. CLIENTS counts open connections. STATE is ok, or failed when the volume
-takes no writes any more; 'tidemark volume show' says why.`,
-		Example: "  tidemark volume list\n  tidemark volume ls --json | jq -r '.volumes[].name'",
+takes no writes any more; 'tidemark volume show' says why.
+
+--sizes measures each volume too, in one pass over its tables: some 0.15 s for
+a thousand snapshots with 4 GiB of scattered writes.
+
+` + sizesHelp + `
+ALL and ALL-UNIQUE are those of the volume and its snapshots together: each
+block counts once, and what is unique to them goes with the volume.`,
+		Example: "  tidemark volume list\n  tidemark volume ls --sizes\n  tidemark volume ls --json | jq -r '.volumes[].name'",
 		Args:    cobra.NoArgs,
-		RunE:    func(c *cobra.Command, _ []string) error { return a.listVolumes(c) },
-	}, exitNoServer)
+		RunE:    func(c *cobra.Command, _ []string) error { return a.listVolumes(c, sizes) },
+	}
+	c.Flags().BoolVar(&sizes, "sizes", false, "measure what is stored and what is unique")
+	return exits(c, exitNoServer)
 }
 
-func (a *app) listVolumes(c *cobra.Command) error {
+func (a *app) listVolumes(c *cobra.Command, sizes bool) error {
 	server, err := a.server()
 	if err != nil {
 		return err
 	}
-	r, err := server.ListVolumes(c.Context(), &tidemarkv1.ListVolumesRequest{})
+	r, err := server.ListVolumes(c.Context(), &tidemarkv1.ListVolumesRequest{Sizes: sizes})
 	if err != nil {
 		return err
 	}
@@ -141,13 +151,23 @@ func (a *app) listVolumes(c *cobra.Command) error {
 		return a.printJSON(map[string]any{"volumes": each(r.GetVolumes(), asVolume)})
 	}
 	rows := each(r.GetVolumes(), func(v *tidemarkv1.Volume) []string {
-		return []string{
+		row := []string{
 			v.GetName(), formatSize(v.GetSizeBytes()), word(v.GetScope()), strconv.Itoa(int(v.GetSnapshots())),
 			formatSize(v.GetDataBytes()), formatSize(v.GetAllocatedBytes()), strconv.Itoa(int(v.GetConnections())),
 			formatAge(v.GetCreateTime(), time.Now()), volumeState(v),
 		}
+		if !sizes {
+			return row
+		}
+		now, all := v.GetSizes(), v.GetSizesWithSnapshots()
+		return append(row, sizeOrDash(now, (*tidemarkv1.Sizes).GetStoredBytes), sizeOrDash(now, (*tidemarkv1.Sizes).GetUniqueBytes), sizeOrDash(now, (*tidemarkv1.Sizes).GetSharedBytes),
+			sizeOrDash(all, (*tidemarkv1.Sizes).GetStoredBytes), sizeOrDash(all, (*tidemarkv1.Sizes).GetUniqueBytes))
 	})
-	return a.printTable("NAME SIZE SCOPE SNAPSHOTS DATA DISK CLIENTS AGE STATE", rows)
+	heading := "NAME SIZE SCOPE SNAPSHOTS DATA DISK CLIENTS AGE STATE"
+	if sizes {
+		heading += " STORED UNIQUE SHARED ALL ALL-UNIQUE"
+	}
+	return a.printTable(heading, rows)
 }
 
 func volumeState(v *tidemarkv1.Volume) string {
@@ -159,8 +179,13 @@ func volumeState(v *tidemarkv1.Volume) string {
 
 func (a *app) volumeShowCommand() *cobra.Command {
 	return exits(&cobra.Command{
-		Use:               "show NAME",
-		Short:             "Show one volume",
+		Use:   "show NAME",
+		Short: "Show one volume",
+		Long: `Show one volume, and what it takes.
+
+` + sizesHelp + `
+With its snapshots together each block counts once, and what is unique to them
+goes with the volume. Unseen is what is to be given back yet.`,
 		Example:           "  tidemark volume show db\n  tidemark volume show db --json",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeVolumes(1),
@@ -181,6 +206,10 @@ func (a *app) showVolume(c *cobra.Command, name string) error {
 	if a.json {
 		return a.printJSON(asVolume(v))
 	}
+	unseen := ""
+	if v.GetUnseenBytes() > 0 {
+		unseen = formatSize(v.GetUnseenBytes())
+	}
 	return a.printFields(
 		[2]string{"name", v.GetName()},
 		[2]string{"size", fmt.Sprintf("%s (%d bytes)", formatSize(v.GetSizeBytes()), v.GetSizeBytes())},
@@ -188,6 +217,9 @@ func (a *app) showVolume(c *cobra.Command, name string) error {
 		[2]string{"created", formatTime(v.GetCreateTime())},
 		[2]string{"snapshots", strconv.Itoa(int(v.GetSnapshots()))},
 		[2]string{"images", strconv.Itoa(int(v.GetImages()))},
+		[2]string{"stored", sizesText(v.GetSizes())},
+		[2]string{"with snapshots", sizesText(v.GetSizesWithSnapshots())},
+		[2]string{"unseen", unseen},
 		[2]string{"data", formatSize(v.GetDataBytes())},
 		[2]string{"disk", formatSize(v.GetAllocatedBytes())},
 		[2]string{"clients", strconv.Itoa(int(v.GetConnections()))},
@@ -294,12 +326,21 @@ type volumeJSON struct {
 	Connections    int32      `json:"connections"`
 	Processes      int32      `json:"processes"`
 	Failed         string     `json:"failed,omitempty"`
+
+	*sizesJSON
+	WithSnapshots *sizesJSON `json:"withSnapshots,omitempty"`
+	UnseenBytes   *int64     `json:"unseenBytes,omitempty"`
 }
 
 func asVolume(v *tidemarkv1.Volume) volumeJSON {
+	var unseenBytes *int64
+	if v.GetSizes() != nil {
+		unseenBytes = &v.UnseenBytes
+	}
 	return volumeJSON{
 		v.GetName(), v.GetSizeBytes(), word(v.GetScope()), jsonTime(v.GetCreateTime()), v.GetSnapshots(), v.GetImages(),
 		v.GetDataBytes(), v.GetAllocatedBytes(), v.GetConnections(), v.GetProcesses(), v.GetFailed(),
+		asSizes(v.GetSizes()), asSizes(v.GetSizesWithSnapshots()), unseenBytes,
 	}
 }
 

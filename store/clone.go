@@ -18,7 +18,7 @@ import (
 // Clone makes a volume that begins as a snapshot is, and shares its images: it
 // copies nothing, and what either needs stays when the other is deleted. It waits
 // until the snapshot is sealed. Errors: ErrInvalid, ErrNotFound, ErrExists,
-// ErrDraining, ErrNoSpace, ctx's.
+// ErrDraining, ErrHighWater, ErrNoSpace, ctx's.
 func (s *Store) Clone(ctx context.Context, full, name string) (VolumeInfo, error) {
 	if err := checkName("volume", name); err != nil {
 		return VolumeInfo{}, err
@@ -181,7 +181,7 @@ type scion struct {
 // their records last, in one commit: what has no record when the directory is opened
 // is removed. Store.admin is held.
 func (s *Store) branch(grafts []graft, group *catalog.Group) ([]*disk, error) {
-	if err := s.reserve.spare(); err != nil {
+	if err := errors.Join(s.reserve.spare(), s.belowMark()); err != nil {
 		return nil, err
 	}
 	scions, err := s.cut(grafts)

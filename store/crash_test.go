@@ -154,7 +154,7 @@ func begin(t *testing.T) *life {
 
 // memoryDir returns a directory for the files of bbolt, in memory where there is
 // such a thing: it syncs each commit.
-func memoryDir(t *testing.T) string {
+func memoryDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("/dev/shm", "tidemark-crash-")
 	if err != nil {

@@ -1,6 +1,12 @@
 package store
 
-import "github.com/tidemark/tidemark/volume"
+import (
+	"slices"
+
+	"github.com/tidemark/tidemark/image"
+	"github.com/tidemark/tidemark/lookup"
+	"github.com/tidemark/tidemark/volume"
+)
 
 // Checkpoint folds the journal of a volume, as its growth would have it folded.
 func (s *Store) Checkpoint(name string) error {
@@ -56,4 +62,76 @@ func (s *Store) RecordWhileNameless(full string) (restore func()) {
 		}
 	}
 	return func() { nameDropped = nil }
+}
+
+// Place is where a block of data lies.
+type Place struct {
+	Image image.ID
+	Block lookup.BlockNum
+}
+
+// Shown lists what every view shows of the first so many blocks, by its name, and
+// Held what the tables of all images hold: one block after the other.
+func (s *Store) Shown(blocks lookup.BlockNum) (shown map[string]map[Place]bool, held map[Place]bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	shown, held = map[string]map[Place]bool{}, map[Place]bool{}
+	for _, d := range s.byVolume {
+		chain := d.chainLocked()
+		for i, k := range chain {
+			name := d.record.Name
+			if snap := d.snapshots[k]; snap != nil {
+				name += "@" + snap.name
+			} else if !k.Live() || d.record.Past {
+				name = ""
+			}
+			for b := range blocks {
+				if k.Table().Get(b) == lookup.Data {
+					held[Place{k.ImageID(), b}] = true
+				}
+				for _, j := range slices.Backward(chain[:i+1]) {
+					state := j.Table().Get(b)
+					if state == lookup.Absent {
+						continue
+					}
+					if state == lookup.Data && name != "" {
+						if shown[name] == nil {
+							shown[name] = map[Place]bool{}
+						}
+						shown[name][Place{j.ImageID(), b}] = true
+					}
+					break
+				}
+			}
+		}
+	}
+	return shown, held
+}
+
+// Layer is an image in a tree that MeasureLayers measures.
+type Layer struct {
+	Table *lookup.Table
+	Below int // position of the layer below, -1 for none
+	View  bool
+}
+
+// MeasureLayers counts the blocks that each layer's view stores and has for itself,
+// and those of all together.
+func MeasureLayers(layers []Layer) (stored, unique []int64, together Sizes, unseenBytes int64) {
+	t := &tree{root: &node{}}
+	nodes := make([]*node, len(layers))
+	for i, l := range layers {
+		nodes[i] = &node{cursor: cursor{table: l.Table}, own: true, view: l.View, counted: l.View}
+		below := t.root
+		if l.Below >= 0 {
+			below = nodes[l.Below]
+		}
+		below.above = append(below.above, nodes[i])
+	}
+	t.number(t.root, 0)
+	t.measure()
+	for _, n := range nodes {
+		stored, unique = append(stored, n.stored), append(unique, n.unique)
+	}
+	return stored, unique, t.together, t.unseenBytes
 }

@@ -19,7 +19,7 @@ import (
 // Preserve keeps volumes as they are, at one instant, and returns when the
 // snapshots are exact; see volume.Engine.Preserve. It goes on, with its
 // deadline, when ctx ends before it returns. Errors: ErrInvalid, ErrNotFound,
-// ErrExists (a name taken on one volume changes none), ErrLimit, ErrNoSpace;
+// ErrExists (a name taken on one volume changes none), ErrLimit, ErrHighWater, ErrNoSpace;
 // ErrAborted and ErrDraining come with a report.
 func (s *Store) Preserve(ctx context.Context, r PreserveRequest) (PreserveReport, error) {
 	disks, name, cutTime, err := s.takeName(r)
@@ -242,7 +242,7 @@ var _ volume.Keeper = keeper{}
 // the cut, and nothing has to be after it.
 func (s keeper) Prepare(p volume.Plan) ([]volume.Next, error) {
 	if p.Replaces == nil { // else the room is needed already
-		if err := s.reserve.spare(); err != nil {
+		if err := errors.Join(s.reserve.spare(), s.belowMark()); err != nil {
 			return nil, err
 		}
 	}

@@ -42,7 +42,7 @@ type GroupRollbackReport struct {
 // Rollback makes a volume what a snapshot of it holds, at once and at any size: it
 // copies nothing. The present state is preserved first, and every snapshot stays,
 // also those that are newer than the one that it goes back to. Errors: ErrInvalid,
-// ErrNotFound, ErrDraining; ErrInUse if a client is connected to the volume or a
+// ErrNotFound, ErrDraining, ErrHighWater; ErrInUse if a client is connected to the volume or a
 // process named it, and Disconnect is false: then nothing has changed.
 func (s *Store) Rollback(ctx context.Context, r RollbackRequest) (RollbackReport, error) {
 	all, err := s.rollback(ctx, r, only(r.Snapshot))

@@ -302,7 +302,7 @@ const scheduleWait = time.Minute
 // told once, until it works again.
 func (s *Store) runSchedule(ctx context.Context, x *schedule) {
 	err := s.preserveScheduled(ctx, x.record.Target)
-	if err == nil || errors.Is(err, ErrNoSpace) {
+	if err == nil || errors.Is(err, ErrNoSpace) || errors.Is(err, ErrHighWater) {
 		err = errors.Join(err, s.letGo(ctx, x))
 	}
 	s.mu.Lock()

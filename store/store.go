@@ -67,6 +67,10 @@ type Options struct {
 	// ReclaimEvery is the period in which images without a name are looked at for
 	// blocks that nobody sees any more; 0: only when a snapshot or volume is deleted.
 	ReclaimEvery time.Duration
+	// WarnAt is how full the file system of the directory may be before the log says
+	// so; RefusePreservesAt, before no preserve, clone or rollback is made any more,
+	// with ErrHighWater. Writes are never refused by it. Zero: never.
+	WarnAt, RefusePreservesAt Mark
 	// FoldAbove is from how many images without a name a volume on the cheapest are
 	// folded into their neighbours; 0: DefaultFoldAbove, negative: never.
 	FoldAbove int
@@ -93,6 +97,7 @@ type Store struct {
 	logger   *slog.Logger
 	lock     io.Closer
 	reserve  *reserve
+	water    waterMarks
 	records  vfs.FS // fs for what draws on the reserve
 	journals int64  // Options.JournalBytes
 	catalog  names
@@ -195,6 +200,9 @@ func Open(dir string, o Options) (_ *Store, err error) {
 		marked: map[string]marks{}, stuck: map[image.ID]bool{},
 		schedules: schedules{byTarget: map[string]*schedule{}, wake: make(chan struct{}, 1)},
 	}
+	if err := s.water.set(o.WarnAt, o.RefusePreservesAt); err != nil {
+		return nil, err
+	}
 	if err := s.takeDirectory(); err != nil {
 		return nil, err
 	}
@@ -247,6 +255,10 @@ func Open(dir string, o Options) (_ *Store, err error) {
 	if o.ScrubEvery > 0 {
 		s.scans.running.Add(1)
 		go s.scrubAlways(o.ScrubEvery, cmp.Or(o.ScrubBytesPerSecond, DefaultScrubBytesPerSecond))
+	}
+	if s.water.any() {
+		s.scans.running.Add(1)
+		go s.watchMarks()
 	}
 	if o.ReclaimEvery > 0 {
 		s.scans.running.Add(1)

@@ -37,6 +37,9 @@ var (
 	// ErrNoSpace: the disk is too full for what would need more room later. It is
 	// syscall.ENOSPC too.
 	ErrNoSpace = fmt.Errorf("too little room: %w", syscall.ENOSPC)
+	// ErrHighWater: the file system of the data directory is so full that no preserve
+	// or clone is made (Options.RefusePreservesAt).
+	ErrHighWater = errors.New("high-water mark reached")
 	// ErrFormat: the data directory was written by another format version, or
 	// is not one.
 	ErrFormat = errors.New("wrong format")

@@ -588,7 +588,9 @@ type GetServerInfoResponse struct {
 	// Goroutines that the server runs.
 	Goroutines int64 `protobuf:"varint,5,opt,name=goroutines,proto3" json:"goroutines,omitempty"`
 	// NBD clients must use TLS.
-	NbdTls        bool `protobuf:"varint,6,opt,name=nbd_tls,json=nbdTls,proto3" json:"nbd_tls,omitempty"`
+	NbdTls bool `protobuf:"varint,6,opt,name=nbd_tls,json=nbdTls,proto3" json:"nbd_tls,omitempty"`
+	// The file system of the data directory; not set if it can't be asked.
+	Space         *Space `protobuf:"bytes,10,opt,name=space,proto3" json:"space,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -665,6 +667,149 @@ func (x *GetServerInfoResponse) GetNbdTls() bool {
 	return false
 }
 
+func (x *GetServerInfoResponse) GetSpace() *Space {
+	if x != nil {
+		return x.Space
+	}
+	return nil
+}
+
+// Space is the room on a file system, for users without privileges.
+type Space struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	TotalBytes int64                  `protobuf:"varint,1,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	// Taken, by whomever.
+	UsedBytes int64 `protobuf:"varint,2,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"`
+	FreeBytes int64 `protobuf:"varint,3,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`
+	// How full it may be before the server's log says so; not set: however full.
+	WarnAt *Mark `protobuf:"bytes,4,opt,name=warn_at,json=warnAt,proto3" json:"warn_at,omitempty"`
+	// How full it may be before no preserve, clone or rollback is made; not set:
+	// however full.
+	RefusePreservesAt *Mark `protobuf:"bytes,5,opt,name=refuse_preserves_at,json=refusePreservesAt,proto3" json:"refuse_preserves_at,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *Space) Reset() {
+	*x = Space{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Space) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Space) ProtoMessage() {}
+
+func (x *Space) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Space.ProtoReflect.Descriptor instead.
+func (*Space) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Space) GetTotalBytes() int64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
+func (x *Space) GetUsedBytes() int64 {
+	if x != nil {
+		return x.UsedBytes
+	}
+	return 0
+}
+
+func (x *Space) GetFreeBytes() int64 {
+	if x != nil {
+		return x.FreeBytes
+	}
+	return 0
+}
+
+func (x *Space) GetWarnAt() *Mark {
+	if x != nil {
+		return x.WarnAt
+	}
+	return nil
+}
+
+func (x *Space) GetRefusePreservesAt() *Mark {
+	if x != nil {
+		return x.RefusePreservesAt
+	}
+	return nil
+}
+
+// Mark says how full a file system may be; one of the two is set.
+type Mark struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Reached when so much is used, 1 to 100.
+	UsedPercent int32 `protobuf:"varint,1,opt,name=used_percent,json=usedPercent,proto3" json:"used_percent,omitempty"`
+	// Reached when less is free.
+	FreeBytes     int64 `protobuf:"varint,2,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Mark) Reset() {
+	*x = Mark{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Mark) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Mark) ProtoMessage() {}
+
+func (x *Mark) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Mark.ProtoReflect.Descriptor instead.
+func (*Mark) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Mark) GetUsedPercent() int32 {
+	if x != nil {
+		return x.UsedPercent
+	}
+	return 0
+}
+
+func (x *Mark) GetFreeBytes() int64 {
+	if x != nil {
+		return x.FreeBytes
+	}
+	return 0
+}
+
 // Volume is a named virtual disk.
 type Volume struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -686,14 +831,23 @@ type Volume struct {
 	// Processes that named the volume.
 	Processes int32 `protobuf:"varint,10,opt,name=processes,proto3" json:"processes,omitempty"`
 	// Why the volume takes no writes any more; empty if it does.
-	Failed        string `protobuf:"bytes,11,opt,name=failed,proto3" json:"failed,omitempty"`
+	Failed string `protobuf:"bytes,11,opt,name=failed,proto3" json:"failed,omitempty"`
+	// Of the volume as it is now, without its snapshots. Set by GetVolume, and by
+	// ListVolumes if asked for.
+	Sizes *Sizes `protobuf:"bytes,20,opt,name=sizes,proto3" json:"sizes,omitempty"`
+	// Of the volume and its snapshots together: what is unique to them goes with the
+	// volume, and what is shared is in clones too. Set as sizes is.
+	SizesWithSnapshots *Sizes `protobuf:"bytes,21,opt,name=sizes_with_snapshots,json=sizesWithSnapshots,proto3" json:"sizes_with_snapshots,omitempty"`
+	// Bytes of data in its images that nothing shows any more: they are given back in
+	// the background. Set as sizes is.
+	UnseenBytes   int64 `protobuf:"varint,22,opt,name=unseen_bytes,json=unseenBytes,proto3" json:"unseen_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[3]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -705,7 +859,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[3]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -718,7 +872,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{3}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Volume) GetName() string {
@@ -798,6 +952,102 @@ func (x *Volume) GetFailed() string {
 	return ""
 }
 
+func (x *Volume) GetSizes() *Sizes {
+	if x != nil {
+		return x.Sizes
+	}
+	return nil
+}
+
+func (x *Volume) GetSizesWithSnapshots() *Sizes {
+	if x != nil {
+		return x.SizesWithSnapshots
+	}
+	return nil
+}
+
+func (x *Volume) GetUnseenBytes() int64 {
+	if x != nil {
+		return x.UnseenBytes
+	}
+	return 0
+}
+
+// Sizes of a view (a snapshot, or a live volume), or of several together: whole
+// blocks of 4 KiB, exact, from tables. While clients write, a block that is written
+// meanwhile counts as before or as after. stored = unique + shared.
+type Sizes struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Size of the disk.
+	LogicalBytes int64 `protobuf:"varint,1,opt,name=logical_bytes,json=logicalBytes,proto3" json:"logical_bytes,omitempty"`
+	// Data that it shows; of several views, each block once.
+	StoredBytes int64 `protobuf:"varint,2,opt,name=stored_bytes,json=storedBytes,proto3" json:"stored_bytes,omitempty"`
+	// Of that, what no other view shows: what a delete gives back.
+	UniqueBytes int64 `protobuf:"varint,3,opt,name=unique_bytes,json=uniqueBytes,proto3" json:"unique_bytes,omitempty"`
+	// Of that, what others show too.
+	SharedBytes   int64 `protobuf:"varint,4,opt,name=shared_bytes,json=sharedBytes,proto3" json:"shared_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Sizes) Reset() {
+	*x = Sizes{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Sizes) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Sizes) ProtoMessage() {}
+
+func (x *Sizes) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Sizes.ProtoReflect.Descriptor instead.
+func (*Sizes) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Sizes) GetLogicalBytes() int64 {
+	if x != nil {
+		return x.LogicalBytes
+	}
+	return 0
+}
+
+func (x *Sizes) GetStoredBytes() int64 {
+	if x != nil {
+		return x.StoredBytes
+	}
+	return 0
+}
+
+func (x *Sizes) GetUniqueBytes() int64 {
+	if x != nil {
+		return x.UniqueBytes
+	}
+	return 0
+}
+
+func (x *Sizes) GetSharedBytes() int64 {
+	if x != nil {
+		return x.SharedBytes
+	}
+	return 0
+}
+
 type CreateVolumeRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Name      string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -810,7 +1060,7 @@ type CreateVolumeRequest struct {
 
 func (x *CreateVolumeRequest) Reset() {
 	*x = CreateVolumeRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[4]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -822,7 +1072,7 @@ func (x *CreateVolumeRequest) String() string {
 func (*CreateVolumeRequest) ProtoMessage() {}
 
 func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[4]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -835,7 +1085,7 @@ func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CreateVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{4}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CreateVolumeRequest) GetName() string {
@@ -868,7 +1118,7 @@ type CreateVolumeResponse struct {
 
 func (x *CreateVolumeResponse) Reset() {
 	*x = CreateVolumeResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[5]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -880,7 +1130,7 @@ func (x *CreateVolumeResponse) String() string {
 func (*CreateVolumeResponse) ProtoMessage() {}
 
 func (x *CreateVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[5]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -893,7 +1143,7 @@ func (x *CreateVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeResponse.ProtoReflect.Descriptor instead.
 func (*CreateVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{5}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CreateVolumeResponse) GetVolume() *Volume {
@@ -904,14 +1154,16 @@ func (x *CreateVolumeResponse) GetVolume() *Volume {
 }
 
 type ListVolumesRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Measure each volume too: the time of it is that of its tables.
+	Sizes         bool `protobuf:"varint,10,opt,name=sizes,proto3" json:"sizes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListVolumesRequest) Reset() {
 	*x = ListVolumesRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[6]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -923,7 +1175,7 @@ func (x *ListVolumesRequest) String() string {
 func (*ListVolumesRequest) ProtoMessage() {}
 
 func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[6]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -936,7 +1188,14 @@ func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesRequest.ProtoReflect.Descriptor instead.
 func (*ListVolumesRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{6}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ListVolumesRequest) GetSizes() bool {
+	if x != nil {
+		return x.Sizes
+	}
+	return false
 }
 
 type ListVolumesResponse struct {
@@ -948,7 +1207,7 @@ type ListVolumesResponse struct {
 
 func (x *ListVolumesResponse) Reset() {
 	*x = ListVolumesResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[7]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -960,7 +1219,7 @@ func (x *ListVolumesResponse) String() string {
 func (*ListVolumesResponse) ProtoMessage() {}
 
 func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[7]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -973,7 +1232,7 @@ func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesResponse.ProtoReflect.Descriptor instead.
 func (*ListVolumesResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{7}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListVolumesResponse) GetVolumes() []*Volume {
@@ -992,7 +1251,7 @@ type GetVolumeRequest struct {
 
 func (x *GetVolumeRequest) Reset() {
 	*x = GetVolumeRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[8]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1004,7 +1263,7 @@ func (x *GetVolumeRequest) String() string {
 func (*GetVolumeRequest) ProtoMessage() {}
 
 func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[8]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1017,7 +1276,7 @@ func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVolumeRequest.ProtoReflect.Descriptor instead.
 func (*GetVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{8}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GetVolumeRequest) GetName() string {
@@ -1036,7 +1295,7 @@ type GetVolumeResponse struct {
 
 func (x *GetVolumeResponse) Reset() {
 	*x = GetVolumeResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[9]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1048,7 +1307,7 @@ func (x *GetVolumeResponse) String() string {
 func (*GetVolumeResponse) ProtoMessage() {}
 
 func (x *GetVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[9]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1061,7 +1320,7 @@ func (x *GetVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVolumeResponse.ProtoReflect.Descriptor instead.
 func (*GetVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{9}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetVolumeResponse) GetVolume() *Volume {
@@ -1082,7 +1341,7 @@ type ResizeVolumeRequest struct {
 
 func (x *ResizeVolumeRequest) Reset() {
 	*x = ResizeVolumeRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[10]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1094,7 +1353,7 @@ func (x *ResizeVolumeRequest) String() string {
 func (*ResizeVolumeRequest) ProtoMessage() {}
 
 func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[10]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1107,7 +1366,7 @@ func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{10}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ResizeVolumeRequest) GetName() string {
@@ -1133,7 +1392,7 @@ type ResizeVolumeResponse struct {
 
 func (x *ResizeVolumeResponse) Reset() {
 	*x = ResizeVolumeResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[11]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1145,7 +1404,7 @@ func (x *ResizeVolumeResponse) String() string {
 func (*ResizeVolumeResponse) ProtoMessage() {}
 
 func (x *ResizeVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[11]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1158,7 +1417,7 @@ func (x *ResizeVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeResponse.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{11}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ResizeVolumeResponse) GetVolume() *Volume {
@@ -1179,7 +1438,7 @@ type DeleteVolumeRequest struct {
 
 func (x *DeleteVolumeRequest) Reset() {
 	*x = DeleteVolumeRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[12]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1191,7 +1450,7 @@ func (x *DeleteVolumeRequest) String() string {
 func (*DeleteVolumeRequest) ProtoMessage() {}
 
 func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[12]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1204,7 +1463,7 @@ func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{12}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DeleteVolumeRequest) GetName() string {
@@ -1229,7 +1488,7 @@ type DeleteVolumeResponse struct {
 
 func (x *DeleteVolumeResponse) Reset() {
 	*x = DeleteVolumeResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[13]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1241,7 +1500,7 @@ func (x *DeleteVolumeResponse) String() string {
 func (*DeleteVolumeResponse) ProtoMessage() {}
 
 func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[13]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1254,7 +1513,7 @@ func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{13}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{16}
 }
 
 type CloneVolumeRequest struct {
@@ -1269,7 +1528,7 @@ type CloneVolumeRequest struct {
 
 func (x *CloneVolumeRequest) Reset() {
 	*x = CloneVolumeRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[14]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1281,7 +1540,7 @@ func (x *CloneVolumeRequest) String() string {
 func (*CloneVolumeRequest) ProtoMessage() {}
 
 func (x *CloneVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[14]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1294,7 +1553,7 @@ func (x *CloneVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CloneVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{14}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CloneVolumeRequest) GetSnapshot() string {
@@ -1320,7 +1579,7 @@ type CloneVolumeResponse struct {
 
 func (x *CloneVolumeResponse) Reset() {
 	*x = CloneVolumeResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[15]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1332,7 +1591,7 @@ func (x *CloneVolumeResponse) String() string {
 func (*CloneVolumeResponse) ProtoMessage() {}
 
 func (x *CloneVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[15]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1345,7 +1604,7 @@ func (x *CloneVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneVolumeResponse.ProtoReflect.Descriptor instead.
 func (*CloneVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{15}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CloneVolumeResponse) GetVolume() *Volume {
@@ -1373,7 +1632,7 @@ type RollbackVolumeRequest struct {
 
 func (x *RollbackVolumeRequest) Reset() {
 	*x = RollbackVolumeRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[16]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1385,7 +1644,7 @@ func (x *RollbackVolumeRequest) String() string {
 func (*RollbackVolumeRequest) ProtoMessage() {}
 
 func (x *RollbackVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[16]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1398,7 +1657,7 @@ func (x *RollbackVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackVolumeRequest.ProtoReflect.Descriptor instead.
 func (*RollbackVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{16}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RollbackVolumeRequest) GetSnapshot() string {
@@ -1440,7 +1699,7 @@ type RollbackVolumeResponse struct {
 
 func (x *RollbackVolumeResponse) Reset() {
 	*x = RollbackVolumeResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[17]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1452,7 +1711,7 @@ func (x *RollbackVolumeResponse) String() string {
 func (*RollbackVolumeResponse) ProtoMessage() {}
 
 func (x *RollbackVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[17]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1465,7 +1724,7 @@ func (x *RollbackVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackVolumeResponse.ProtoReflect.Descriptor instead.
 func (*RollbackVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{17}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RollbackVolumeResponse) GetVolume() *Volume {
@@ -1498,7 +1757,7 @@ type Group struct {
 
 func (x *Group) Reset() {
 	*x = Group{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[18]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1510,7 +1769,7 @@ func (x *Group) String() string {
 func (*Group) ProtoMessage() {}
 
 func (x *Group) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[18]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1523,7 +1782,7 @@ func (x *Group) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Group.ProtoReflect.Descriptor instead.
 func (*Group) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{18}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Group) GetName() string {
@@ -1567,7 +1826,7 @@ type CreateGroupRequest struct {
 
 func (x *CreateGroupRequest) Reset() {
 	*x = CreateGroupRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[19]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1579,7 +1838,7 @@ func (x *CreateGroupRequest) String() string {
 func (*CreateGroupRequest) ProtoMessage() {}
 
 func (x *CreateGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[19]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1592,7 +1851,7 @@ func (x *CreateGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGroupRequest.ProtoReflect.Descriptor instead.
 func (*CreateGroupRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{19}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CreateGroupRequest) GetName() string {
@@ -1625,7 +1884,7 @@ type CreateGroupResponse struct {
 
 func (x *CreateGroupResponse) Reset() {
 	*x = CreateGroupResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[20]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1637,7 +1896,7 @@ func (x *CreateGroupResponse) String() string {
 func (*CreateGroupResponse) ProtoMessage() {}
 
 func (x *CreateGroupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[20]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1650,7 +1909,7 @@ func (x *CreateGroupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGroupResponse.ProtoReflect.Descriptor instead.
 func (*CreateGroupResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{20}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CreateGroupResponse) GetGroup() *Group {
@@ -1673,7 +1932,7 @@ type ChangeGroupRequest struct {
 
 func (x *ChangeGroupRequest) Reset() {
 	*x = ChangeGroupRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[21]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1685,7 +1944,7 @@ func (x *ChangeGroupRequest) String() string {
 func (*ChangeGroupRequest) ProtoMessage() {}
 
 func (x *ChangeGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[21]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1698,7 +1957,7 @@ func (x *ChangeGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeGroupRequest.ProtoReflect.Descriptor instead.
 func (*ChangeGroupRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{21}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ChangeGroupRequest) GetName() string {
@@ -1731,7 +1990,7 @@ type ChangeGroupResponse struct {
 
 func (x *ChangeGroupResponse) Reset() {
 	*x = ChangeGroupResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[22]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1743,7 +2002,7 @@ func (x *ChangeGroupResponse) String() string {
 func (*ChangeGroupResponse) ProtoMessage() {}
 
 func (x *ChangeGroupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[22]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1756,7 +2015,7 @@ func (x *ChangeGroupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeGroupResponse.ProtoReflect.Descriptor instead.
 func (*ChangeGroupResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{22}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ChangeGroupResponse) GetGroup() *Group {
@@ -1775,7 +2034,7 @@ type DeleteGroupRequest struct {
 
 func (x *DeleteGroupRequest) Reset() {
 	*x = DeleteGroupRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[23]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1787,7 +2046,7 @@ func (x *DeleteGroupRequest) String() string {
 func (*DeleteGroupRequest) ProtoMessage() {}
 
 func (x *DeleteGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[23]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1800,7 +2059,7 @@ func (x *DeleteGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteGroupRequest.ProtoReflect.Descriptor instead.
 func (*DeleteGroupRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{23}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DeleteGroupRequest) GetName() string {
@@ -1818,7 +2077,7 @@ type DeleteGroupResponse struct {
 
 func (x *DeleteGroupResponse) Reset() {
 	*x = DeleteGroupResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[24]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1830,7 +2089,7 @@ func (x *DeleteGroupResponse) String() string {
 func (*DeleteGroupResponse) ProtoMessage() {}
 
 func (x *DeleteGroupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[24]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1843,7 +2102,7 @@ func (x *DeleteGroupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteGroupResponse.ProtoReflect.Descriptor instead.
 func (*DeleteGroupResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{24}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{27}
 }
 
 type GetGroupRequest struct {
@@ -1855,7 +2114,7 @@ type GetGroupRequest struct {
 
 func (x *GetGroupRequest) Reset() {
 	*x = GetGroupRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[25]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1867,7 +2126,7 @@ func (x *GetGroupRequest) String() string {
 func (*GetGroupRequest) ProtoMessage() {}
 
 func (x *GetGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[25]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1880,7 +2139,7 @@ func (x *GetGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetGroupRequest.ProtoReflect.Descriptor instead.
 func (*GetGroupRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{25}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *GetGroupRequest) GetName() string {
@@ -1899,7 +2158,7 @@ type GetGroupResponse struct {
 
 func (x *GetGroupResponse) Reset() {
 	*x = GetGroupResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[26]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1911,7 +2170,7 @@ func (x *GetGroupResponse) String() string {
 func (*GetGroupResponse) ProtoMessage() {}
 
 func (x *GetGroupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[26]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1924,7 +2183,7 @@ func (x *GetGroupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetGroupResponse.ProtoReflect.Descriptor instead.
 func (*GetGroupResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{26}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *GetGroupResponse) GetGroup() *Group {
@@ -1942,7 +2201,7 @@ type ListGroupsRequest struct {
 
 func (x *ListGroupsRequest) Reset() {
 	*x = ListGroupsRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[27]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1954,7 +2213,7 @@ func (x *ListGroupsRequest) String() string {
 func (*ListGroupsRequest) ProtoMessage() {}
 
 func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[27]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1967,7 +2226,7 @@ func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupsRequest.ProtoReflect.Descriptor instead.
 func (*ListGroupsRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{27}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{30}
 }
 
 type ListGroupsResponse struct {
@@ -1979,7 +2238,7 @@ type ListGroupsResponse struct {
 
 func (x *ListGroupsResponse) Reset() {
 	*x = ListGroupsResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[28]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1991,7 +2250,7 @@ func (x *ListGroupsResponse) String() string {
 func (*ListGroupsResponse) ProtoMessage() {}
 
 func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[28]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2004,7 +2263,7 @@ func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupsResponse.ProtoReflect.Descriptor instead.
 func (*ListGroupsResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{28}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListGroupsResponse) GetGroups() []*Group {
@@ -2027,7 +2286,7 @@ type CloneGroupRequest struct {
 
 func (x *CloneGroupRequest) Reset() {
 	*x = CloneGroupRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[29]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2039,7 +2298,7 @@ func (x *CloneGroupRequest) String() string {
 func (*CloneGroupRequest) ProtoMessage() {}
 
 func (x *CloneGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[29]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2052,7 +2311,7 @@ func (x *CloneGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneGroupRequest.ProtoReflect.Descriptor instead.
 func (*CloneGroupRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{29}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *CloneGroupRequest) GetSnapshot() string {
@@ -2079,7 +2338,7 @@ type CloneGroupResponse struct {
 
 func (x *CloneGroupResponse) Reset() {
 	*x = CloneGroupResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[30]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2091,7 +2350,7 @@ func (x *CloneGroupResponse) String() string {
 func (*CloneGroupResponse) ProtoMessage() {}
 
 func (x *CloneGroupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[30]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2104,7 +2363,7 @@ func (x *CloneGroupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneGroupResponse.ProtoReflect.Descriptor instead.
 func (*CloneGroupResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{30}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *CloneGroupResponse) GetGroup() *Group {
@@ -2139,7 +2398,7 @@ type RollbackGroupRequest struct {
 
 func (x *RollbackGroupRequest) Reset() {
 	*x = RollbackGroupRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[31]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2151,7 +2410,7 @@ func (x *RollbackGroupRequest) String() string {
 func (*RollbackGroupRequest) ProtoMessage() {}
 
 func (x *RollbackGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[31]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2164,7 +2423,7 @@ func (x *RollbackGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackGroupRequest.ProtoReflect.Descriptor instead.
 func (*RollbackGroupRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{31}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RollbackGroupRequest) GetSnapshot() string {
@@ -2207,7 +2466,7 @@ type RollbackGroupResponse struct {
 
 func (x *RollbackGroupResponse) Reset() {
 	*x = RollbackGroupResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[32]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2219,7 +2478,7 @@ func (x *RollbackGroupResponse) String() string {
 func (*RollbackGroupResponse) ProtoMessage() {}
 
 func (x *RollbackGroupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[32]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2232,7 +2491,7 @@ func (x *RollbackGroupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackGroupResponse.ProtoReflect.Descriptor instead.
 func (*RollbackGroupResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{32}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RollbackGroupResponse) GetVolumes() []*Volume {
@@ -2259,7 +2518,7 @@ type HoldDrillRequest struct {
 
 func (x *HoldDrillRequest) Reset() {
 	*x = HoldDrillRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[33]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2271,7 +2530,7 @@ func (x *HoldDrillRequest) String() string {
 func (*HoldDrillRequest) ProtoMessage() {}
 
 func (x *HoldDrillRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[33]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2284,7 +2543,7 @@ func (x *HoldDrillRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldDrillRequest.ProtoReflect.Descriptor instead.
 func (*HoldDrillRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{33}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *HoldDrillRequest) GetName() string {
@@ -2306,7 +2565,7 @@ type HoldDrillResponse struct {
 
 func (x *HoldDrillResponse) Reset() {
 	*x = HoldDrillResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[34]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2318,7 +2577,7 @@ func (x *HoldDrillResponse) String() string {
 func (*HoldDrillResponse) ProtoMessage() {}
 
 func (x *HoldDrillResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[34]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2331,7 +2590,7 @@ func (x *HoldDrillResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldDrillResponse.ProtoReflect.Descriptor instead.
 func (*HoldDrillResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{34}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *HoldDrillResponse) GetSnapshot() string {
@@ -2361,7 +2620,7 @@ type EndDrillRequest struct {
 
 func (x *EndDrillRequest) Reset() {
 	*x = EndDrillRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[35]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2373,7 +2632,7 @@ func (x *EndDrillRequest) String() string {
 func (*EndDrillRequest) ProtoMessage() {}
 
 func (x *EndDrillRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[35]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2386,7 +2645,7 @@ func (x *EndDrillRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndDrillRequest.ProtoReflect.Descriptor instead.
 func (*EndDrillRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{35}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *EndDrillRequest) GetSnapshot() string {
@@ -2419,7 +2678,7 @@ type EndDrillResponse struct {
 
 func (x *EndDrillResponse) Reset() {
 	*x = EndDrillResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[36]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2431,7 +2690,7 @@ func (x *EndDrillResponse) String() string {
 func (*EndDrillResponse) ProtoMessage() {}
 
 func (x *EndDrillResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[36]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2444,7 +2703,7 @@ func (x *EndDrillResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndDrillResponse.ProtoReflect.Descriptor instead.
 func (*EndDrillResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{36}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *EndDrillResponse) GetSnapshot() *Snapshot {
@@ -2473,7 +2732,7 @@ type Drill struct {
 
 func (x *Drill) Reset() {
 	*x = Drill{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[37]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2485,7 +2744,7 @@ func (x *Drill) String() string {
 func (*Drill) ProtoMessage() {}
 
 func (x *Drill) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[37]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2498,7 +2757,7 @@ func (x *Drill) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drill.ProtoReflect.Descriptor instead.
 func (*Drill) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{37}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Drill) GetTime() *timestamppb.Timestamp {
@@ -2546,7 +2805,7 @@ type DeleteSnapshotRequest struct {
 
 func (x *DeleteSnapshotRequest) Reset() {
 	*x = DeleteSnapshotRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[38]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2558,7 +2817,7 @@ func (x *DeleteSnapshotRequest) String() string {
 func (*DeleteSnapshotRequest) ProtoMessage() {}
 
 func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[38]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2571,7 +2830,7 @@ func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{38}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *DeleteSnapshotRequest) GetName() string {
@@ -2589,7 +2848,7 @@ type DeleteSnapshotResponse struct {
 
 func (x *DeleteSnapshotResponse) Reset() {
 	*x = DeleteSnapshotResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[39]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2601,7 +2860,7 @@ func (x *DeleteSnapshotResponse) String() string {
 func (*DeleteSnapshotResponse) ProtoMessage() {}
 
 func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[39]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2614,7 +2873,7 @@ func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{39}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{42}
 }
 
 type PreviewDeleteRequest struct {
@@ -2627,7 +2886,7 @@ type PreviewDeleteRequest struct {
 
 func (x *PreviewDeleteRequest) Reset() {
 	*x = PreviewDeleteRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[40]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2639,7 +2898,7 @@ func (x *PreviewDeleteRequest) String() string {
 func (*PreviewDeleteRequest) ProtoMessage() {}
 
 func (x *PreviewDeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[40]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2652,7 +2911,7 @@ func (x *PreviewDeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreviewDeleteRequest.ProtoReflect.Descriptor instead.
 func (*PreviewDeleteRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{40}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *PreviewDeleteRequest) GetNames() []string {
@@ -2665,14 +2924,16 @@ func (x *PreviewDeleteRequest) GetNames() []string {
 type PreviewDeleteResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Bytes of data that only these snapshots show.
-	FreedBytes    int64 `protobuf:"varint,1,opt,name=freed_bytes,json=freedBytes,proto3" json:"freed_bytes,omitempty"`
+	FreedBytes int64 `protobuf:"varint,1,opt,name=freed_bytes,json=freedBytes,proto3" json:"freed_bytes,omitempty"`
+	// Of these snapshots together; unique is what is freed.
+	Sizes         *Sizes `protobuf:"bytes,10,opt,name=sizes,proto3" json:"sizes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PreviewDeleteResponse) Reset() {
 	*x = PreviewDeleteResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[41]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2684,7 +2945,7 @@ func (x *PreviewDeleteResponse) String() string {
 func (*PreviewDeleteResponse) ProtoMessage() {}
 
 func (x *PreviewDeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[41]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2697,7 +2958,7 @@ func (x *PreviewDeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreviewDeleteResponse.ProtoReflect.Descriptor instead.
 func (*PreviewDeleteResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{41}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *PreviewDeleteResponse) GetFreedBytes() int64 {
@@ -2705,6 +2966,13 @@ func (x *PreviewDeleteResponse) GetFreedBytes() int64 {
 		return x.FreedBytes
 	}
 	return 0
+}
+
+func (x *PreviewDeleteResponse) GetSizes() *Sizes {
+	if x != nil {
+		return x.Sizes
+	}
+	return nil
 }
 
 type AwaitReclaimRequest struct {
@@ -2715,7 +2983,7 @@ type AwaitReclaimRequest struct {
 
 func (x *AwaitReclaimRequest) Reset() {
 	*x = AwaitReclaimRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[42]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2727,7 +2995,7 @@ func (x *AwaitReclaimRequest) String() string {
 func (*AwaitReclaimRequest) ProtoMessage() {}
 
 func (x *AwaitReclaimRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[42]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2740,7 +3008,7 @@ func (x *AwaitReclaimRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AwaitReclaimRequest.ProtoReflect.Descriptor instead.
 func (*AwaitReclaimRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{42}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{45}
 }
 
 type AwaitReclaimResponse struct {
@@ -2752,7 +3020,7 @@ type AwaitReclaimResponse struct {
 
 func (x *AwaitReclaimResponse) Reset() {
 	*x = AwaitReclaimResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[43]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2764,7 +3032,7 @@ func (x *AwaitReclaimResponse) String() string {
 func (*AwaitReclaimResponse) ProtoMessage() {}
 
 func (x *AwaitReclaimResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[43]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2777,7 +3045,7 @@ func (x *AwaitReclaimResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AwaitReclaimResponse.ProtoReflect.Descriptor instead.
 func (*AwaitReclaimResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{43}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *AwaitReclaimResponse) GetReclaim() *Reclaim {
@@ -2810,7 +3078,7 @@ type Reclaim struct {
 
 func (x *Reclaim) Reset() {
 	*x = Reclaim{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[44]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2822,7 +3090,7 @@ func (x *Reclaim) String() string {
 func (*Reclaim) ProtoMessage() {}
 
 func (x *Reclaim) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[44]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2835,7 +3103,7 @@ func (x *Reclaim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reclaim.ProtoReflect.Descriptor instead.
 func (*Reclaim) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{44}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Reclaim) GetImagesLeft() int32 {
@@ -2899,7 +3167,7 @@ type DiffSnapshotsRequest struct {
 
 func (x *DiffSnapshotsRequest) Reset() {
 	*x = DiffSnapshotsRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[45]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2911,7 +3179,7 @@ func (x *DiffSnapshotsRequest) String() string {
 func (*DiffSnapshotsRequest) ProtoMessage() {}
 
 func (x *DiffSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[45]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2924,7 +3192,7 @@ func (x *DiffSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*DiffSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{45}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *DiffSnapshotsRequest) GetFrom() string {
@@ -2951,7 +3219,7 @@ type DiffSnapshotsResponse struct {
 
 func (x *DiffSnapshotsResponse) Reset() {
 	*x = DiffSnapshotsResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[46]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2963,7 +3231,7 @@ func (x *DiffSnapshotsResponse) String() string {
 func (*DiffSnapshotsResponse) ProtoMessage() {}
 
 func (x *DiffSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[46]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2976,7 +3244,7 @@ func (x *DiffSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*DiffSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{46}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *DiffSnapshotsResponse) GetExtents() []*DiffExtent {
@@ -2999,7 +3267,7 @@ type DiffExtent struct {
 
 func (x *DiffExtent) Reset() {
 	*x = DiffExtent{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[47]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3011,7 +3279,7 @@ func (x *DiffExtent) String() string {
 func (*DiffExtent) ProtoMessage() {}
 
 func (x *DiffExtent) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[47]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3024,7 +3292,7 @@ func (x *DiffExtent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffExtent.ProtoReflect.Descriptor instead.
 func (*DiffExtent) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{47}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *DiffExtent) GetOffsetBytes() int64 {
@@ -3085,14 +3353,16 @@ type Snapshot struct {
 	// It is held until then, whoever releases it; it may have passed.
 	HeldUntil *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=held_until,json=heldUntil,proto3" json:"held_until,omitempty"`
 	// The last restore drill; not set if there was none.
-	Drill         *Drill `protobuf:"bytes,30,opt,name=drill,proto3" json:"drill,omitempty"`
+	Drill *Drill `protobuf:"bytes,30,opt,name=drill,proto3" json:"drill,omitempty"`
+	// Set by GetSnapshot, and by ListSnapshots if asked for.
+	Sizes         *Sizes `protobuf:"bytes,20,opt,name=sizes,proto3" json:"sizes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[48]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3104,7 +3374,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[48]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3117,7 +3387,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{48}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Snapshot) GetVolume() string {
@@ -3253,6 +3523,13 @@ func (x *Snapshot) GetDrill() *Drill {
 	return nil
 }
 
+func (x *Snapshot) GetSizes() *Sizes {
+	if x != nil {
+		return x.Sizes
+	}
+	return nil
+}
+
 type HoldSnapshotRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "VOLUME@SNAPSHOT".
@@ -3266,7 +3543,7 @@ type HoldSnapshotRequest struct {
 
 func (x *HoldSnapshotRequest) Reset() {
 	*x = HoldSnapshotRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[49]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3278,7 +3555,7 @@ func (x *HoldSnapshotRequest) String() string {
 func (*HoldSnapshotRequest) ProtoMessage() {}
 
 func (x *HoldSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[49]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3291,7 +3568,7 @@ func (x *HoldSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*HoldSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{49}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *HoldSnapshotRequest) GetName() string {
@@ -3317,7 +3594,7 @@ type HoldSnapshotResponse struct {
 
 func (x *HoldSnapshotResponse) Reset() {
 	*x = HoldSnapshotResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[50]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3329,7 +3606,7 @@ func (x *HoldSnapshotResponse) String() string {
 func (*HoldSnapshotResponse) ProtoMessage() {}
 
 func (x *HoldSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[50]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3342,7 +3619,7 @@ func (x *HoldSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*HoldSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{50}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *HoldSnapshotResponse) GetSnapshot() *Snapshot {
@@ -3362,7 +3639,7 @@ type ReleaseSnapshotRequest struct {
 
 func (x *ReleaseSnapshotRequest) Reset() {
 	*x = ReleaseSnapshotRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[51]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3374,7 +3651,7 @@ func (x *ReleaseSnapshotRequest) String() string {
 func (*ReleaseSnapshotRequest) ProtoMessage() {}
 
 func (x *ReleaseSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[51]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3387,7 +3664,7 @@ func (x *ReleaseSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{51}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ReleaseSnapshotRequest) GetName() string {
@@ -3406,7 +3683,7 @@ type ReleaseSnapshotResponse struct {
 
 func (x *ReleaseSnapshotResponse) Reset() {
 	*x = ReleaseSnapshotResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[52]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3418,7 +3695,7 @@ func (x *ReleaseSnapshotResponse) String() string {
 func (*ReleaseSnapshotResponse) ProtoMessage() {}
 
 func (x *ReleaseSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[52]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3431,7 +3708,7 @@ func (x *ReleaseSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*ReleaseSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{52}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ReleaseSnapshotResponse) GetSnapshot() *Snapshot {
@@ -3456,7 +3733,7 @@ type LabelSnapshotRequest struct {
 
 func (x *LabelSnapshotRequest) Reset() {
 	*x = LabelSnapshotRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[53]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3468,7 +3745,7 @@ func (x *LabelSnapshotRequest) String() string {
 func (*LabelSnapshotRequest) ProtoMessage() {}
 
 func (x *LabelSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[53]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3481,7 +3758,7 @@ func (x *LabelSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*LabelSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{53}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *LabelSnapshotRequest) GetName() string {
@@ -3514,7 +3791,7 @@ type LabelSnapshotResponse struct {
 
 func (x *LabelSnapshotResponse) Reset() {
 	*x = LabelSnapshotResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[54]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3526,7 +3803,7 @@ func (x *LabelSnapshotResponse) String() string {
 func (*LabelSnapshotResponse) ProtoMessage() {}
 
 func (x *LabelSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[54]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3539,7 +3816,7 @@ func (x *LabelSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*LabelSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{54}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *LabelSnapshotResponse) GetSnapshot() *Snapshot {
@@ -3576,7 +3853,7 @@ type Schedule struct {
 
 func (x *Schedule) Reset() {
 	*x = Schedule{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[55]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3588,7 +3865,7 @@ func (x *Schedule) String() string {
 func (*Schedule) ProtoMessage() {}
 
 func (x *Schedule) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[55]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3601,7 +3878,7 @@ func (x *Schedule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Schedule.ProtoReflect.Descriptor instead.
 func (*Schedule) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{55}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Schedule) GetTarget() string {
@@ -3673,7 +3950,7 @@ type SetScheduleRequest struct {
 
 func (x *SetScheduleRequest) Reset() {
 	*x = SetScheduleRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[56]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3685,7 +3962,7 @@ func (x *SetScheduleRequest) String() string {
 func (*SetScheduleRequest) ProtoMessage() {}
 
 func (x *SetScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[56]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3698,7 +3975,7 @@ func (x *SetScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetScheduleRequest.ProtoReflect.Descriptor instead.
 func (*SetScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{56}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *SetScheduleRequest) GetTarget() string {
@@ -3731,7 +4008,7 @@ type SetScheduleResponse struct {
 
 func (x *SetScheduleResponse) Reset() {
 	*x = SetScheduleResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[57]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3743,7 +4020,7 @@ func (x *SetScheduleResponse) String() string {
 func (*SetScheduleResponse) ProtoMessage() {}
 
 func (x *SetScheduleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[57]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3756,7 +4033,7 @@ func (x *SetScheduleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetScheduleResponse.ProtoReflect.Descriptor instead.
 func (*SetScheduleResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{57}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *SetScheduleResponse) GetSchedule() *Schedule {
@@ -3779,7 +4056,7 @@ type PreviewScheduleRequest struct {
 
 func (x *PreviewScheduleRequest) Reset() {
 	*x = PreviewScheduleRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[58]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3791,7 +4068,7 @@ func (x *PreviewScheduleRequest) String() string {
 func (*PreviewScheduleRequest) ProtoMessage() {}
 
 func (x *PreviewScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[58]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3804,7 +4081,7 @@ func (x *PreviewScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreviewScheduleRequest.ProtoReflect.Descriptor instead.
 func (*PreviewScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{58}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *PreviewScheduleRequest) GetTarget() string {
@@ -3841,7 +4118,7 @@ type PreviewScheduleResponse struct {
 
 func (x *PreviewScheduleResponse) Reset() {
 	*x = PreviewScheduleResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[59]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3853,7 +4130,7 @@ func (x *PreviewScheduleResponse) String() string {
 func (*PreviewScheduleResponse) ProtoMessage() {}
 
 func (x *PreviewScheduleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[59]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3866,7 +4143,7 @@ func (x *PreviewScheduleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreviewScheduleResponse.ProtoReflect.Descriptor instead.
 func (*PreviewScheduleResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{59}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *PreviewScheduleResponse) GetNextTimes() []*timestamppb.Timestamp {
@@ -3891,7 +4168,7 @@ type ListSchedulesRequest struct {
 
 func (x *ListSchedulesRequest) Reset() {
 	*x = ListSchedulesRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[60]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3903,7 +4180,7 @@ func (x *ListSchedulesRequest) String() string {
 func (*ListSchedulesRequest) ProtoMessage() {}
 
 func (x *ListSchedulesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[60]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3916,7 +4193,7 @@ func (x *ListSchedulesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSchedulesRequest.ProtoReflect.Descriptor instead.
 func (*ListSchedulesRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{60}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{63}
 }
 
 type ListSchedulesResponse struct {
@@ -3928,7 +4205,7 @@ type ListSchedulesResponse struct {
 
 func (x *ListSchedulesResponse) Reset() {
 	*x = ListSchedulesResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[61]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3940,7 +4217,7 @@ func (x *ListSchedulesResponse) String() string {
 func (*ListSchedulesResponse) ProtoMessage() {}
 
 func (x *ListSchedulesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[61]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3953,7 +4230,7 @@ func (x *ListSchedulesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSchedulesResponse.ProtoReflect.Descriptor instead.
 func (*ListSchedulesResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{61}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ListSchedulesResponse) GetSchedules() []*Schedule {
@@ -3973,7 +4250,7 @@ type GetScheduleRequest struct {
 
 func (x *GetScheduleRequest) Reset() {
 	*x = GetScheduleRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[62]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3985,7 +4262,7 @@ func (x *GetScheduleRequest) String() string {
 func (*GetScheduleRequest) ProtoMessage() {}
 
 func (x *GetScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[62]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3998,7 +4275,7 @@ func (x *GetScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetScheduleRequest.ProtoReflect.Descriptor instead.
 func (*GetScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{62}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *GetScheduleRequest) GetTarget() string {
@@ -4017,7 +4294,7 @@ type GetScheduleResponse struct {
 
 func (x *GetScheduleResponse) Reset() {
 	*x = GetScheduleResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[63]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4029,7 +4306,7 @@ func (x *GetScheduleResponse) String() string {
 func (*GetScheduleResponse) ProtoMessage() {}
 
 func (x *GetScheduleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[63]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4042,7 +4319,7 @@ func (x *GetScheduleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetScheduleResponse.ProtoReflect.Descriptor instead.
 func (*GetScheduleResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{63}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *GetScheduleResponse) GetSchedule() *Schedule {
@@ -4062,7 +4339,7 @@ type RemoveScheduleRequest struct {
 
 func (x *RemoveScheduleRequest) Reset() {
 	*x = RemoveScheduleRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[64]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4074,7 +4351,7 @@ func (x *RemoveScheduleRequest) String() string {
 func (*RemoveScheduleRequest) ProtoMessage() {}
 
 func (x *RemoveScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[64]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4087,7 +4364,7 @@ func (x *RemoveScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveScheduleRequest.ProtoReflect.Descriptor instead.
 func (*RemoveScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{64}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *RemoveScheduleRequest) GetTarget() string {
@@ -4105,7 +4382,7 @@ type RemoveScheduleResponse struct {
 
 func (x *RemoveScheduleResponse) Reset() {
 	*x = RemoveScheduleResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[65]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4117,7 +4394,7 @@ func (x *RemoveScheduleResponse) String() string {
 func (*RemoveScheduleResponse) ProtoMessage() {}
 
 func (x *RemoveScheduleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[65]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4130,7 +4407,7 @@ func (x *RemoveScheduleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveScheduleResponse.ProtoReflect.Descriptor instead.
 func (*RemoveScheduleResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{65}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{68}
 }
 
 // Verification of a snapshot: the present one, or the last.
@@ -4150,7 +4427,7 @@ type Verification struct {
 
 func (x *Verification) Reset() {
 	*x = Verification{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[66]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4162,7 +4439,7 @@ func (x *Verification) String() string {
 func (*Verification) ProtoMessage() {}
 
 func (x *Verification) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[66]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4175,7 +4452,7 @@ func (x *Verification) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verification.ProtoReflect.Descriptor instead.
 func (*Verification) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{66}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *Verification) GetState() VerifyState {
@@ -4235,7 +4512,7 @@ type PreserveRequest struct {
 
 func (x *PreserveRequest) Reset() {
 	*x = PreserveRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[67]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4247,7 +4524,7 @@ func (x *PreserveRequest) String() string {
 func (*PreserveRequest) ProtoMessage() {}
 
 func (x *PreserveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[67]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4260,7 +4537,7 @@ func (x *PreserveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreserveRequest.ProtoReflect.Descriptor instead.
 func (*PreserveRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{67}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *PreserveRequest) GetVolumes() []string {
@@ -4328,7 +4605,7 @@ type PreserveResponse struct {
 
 func (x *PreserveResponse) Reset() {
 	*x = PreserveResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[68]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4340,7 +4617,7 @@ func (x *PreserveResponse) String() string {
 func (*PreserveResponse) ProtoMessage() {}
 
 func (x *PreserveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[68]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4353,7 +4630,7 @@ func (x *PreserveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreserveResponse.ProtoReflect.Descriptor instead.
 func (*PreserveResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{68}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *PreserveResponse) GetReport() *PreserveReport {
@@ -4384,7 +4661,7 @@ type PreserveReport struct {
 
 func (x *PreserveReport) Reset() {
 	*x = PreserveReport{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[69]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4396,7 +4673,7 @@ func (x *PreserveReport) String() string {
 func (*PreserveReport) ProtoMessage() {}
 
 func (x *PreserveReport) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[69]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4409,7 +4686,7 @@ func (x *PreserveReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreserveReport.ProtoReflect.Descriptor instead.
 func (*PreserveReport) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{69}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *PreserveReport) GetCutTime() *timestamppb.Timestamp {
@@ -4466,14 +4743,16 @@ type ListSnapshotsRequest struct {
 	// Volume whose snapshots are wanted; empty: all volumes.
 	Volume string `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
 	// Only those that have all of these labels.
-	Labels        map[string]string `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Labels map[string]string `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Measure them too: the time of it is that of the volume's tables.
+	Sizes         bool `protobuf:"varint,10,opt,name=sizes,proto3" json:"sizes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListSnapshotsRequest) Reset() {
 	*x = ListSnapshotsRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[70]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4485,7 +4764,7 @@ func (x *ListSnapshotsRequest) String() string {
 func (*ListSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[70]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4498,7 +4777,7 @@ func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{70}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ListSnapshotsRequest) GetVolume() string {
@@ -4515,6 +4794,13 @@ func (x *ListSnapshotsRequest) GetLabels() map[string]string {
 	return nil
 }
 
+func (x *ListSnapshotsRequest) GetSizes() bool {
+	if x != nil {
+		return x.Sizes
+	}
+	return false
+}
+
 type ListSnapshotsResponse struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Snapshots []*Snapshot            `protobuf:"bytes,1,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
@@ -4526,7 +4812,7 @@ type ListSnapshotsResponse struct {
 
 func (x *ListSnapshotsResponse) Reset() {
 	*x = ListSnapshotsResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[71]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4538,7 +4824,7 @@ func (x *ListSnapshotsResponse) String() string {
 func (*ListSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[71]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4551,7 +4837,7 @@ func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{71}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ListSnapshotsResponse) GetSnapshots() []*Snapshot {
@@ -4578,7 +4864,7 @@ type GetSnapshotRequest struct {
 
 func (x *GetSnapshotRequest) Reset() {
 	*x = GetSnapshotRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[72]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4590,7 +4876,7 @@ func (x *GetSnapshotRequest) String() string {
 func (*GetSnapshotRequest) ProtoMessage() {}
 
 func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[72]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4603,7 +4889,7 @@ func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*GetSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{72}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *GetSnapshotRequest) GetName() string {
@@ -4622,7 +4908,7 @@ type GetSnapshotResponse struct {
 
 func (x *GetSnapshotResponse) Reset() {
 	*x = GetSnapshotResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[73]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4634,7 +4920,7 @@ func (x *GetSnapshotResponse) String() string {
 func (*GetSnapshotResponse) ProtoMessage() {}
 
 func (x *GetSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[73]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4647,7 +4933,7 @@ func (x *GetSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*GetSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{73}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *GetSnapshotResponse) GetSnapshot() *Snapshot {
@@ -4667,7 +4953,7 @@ type VerifySnapshotRequest struct {
 
 func (x *VerifySnapshotRequest) Reset() {
 	*x = VerifySnapshotRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[74]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4679,7 +4965,7 @@ func (x *VerifySnapshotRequest) String() string {
 func (*VerifySnapshotRequest) ProtoMessage() {}
 
 func (x *VerifySnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[74]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4692,7 +4978,7 @@ func (x *VerifySnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifySnapshotRequest.ProtoReflect.Descriptor instead.
 func (*VerifySnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{74}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *VerifySnapshotRequest) GetName() string {
@@ -4715,7 +5001,7 @@ type VerifySnapshotResponse struct {
 
 func (x *VerifySnapshotResponse) Reset() {
 	*x = VerifySnapshotResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[75]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4727,7 +5013,7 @@ func (x *VerifySnapshotResponse) String() string {
 func (*VerifySnapshotResponse) ProtoMessage() {}
 
 func (x *VerifySnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[75]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4740,7 +5026,7 @@ func (x *VerifySnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifySnapshotResponse.ProtoReflect.Descriptor instead.
 func (*VerifySnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{75}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *VerifySnapshotResponse) GetContent() isVerifySnapshotResponse_Content {
@@ -4796,7 +5082,7 @@ type VerifyProgress struct {
 
 func (x *VerifyProgress) Reset() {
 	*x = VerifyProgress{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[76]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4808,7 +5094,7 @@ func (x *VerifyProgress) String() string {
 func (*VerifyProgress) ProtoMessage() {}
 
 func (x *VerifyProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[76]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4821,7 +5107,7 @@ func (x *VerifyProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyProgress.ProtoReflect.Descriptor instead.
 func (*VerifyProgress) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{76}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *VerifyProgress) GetDoneBytes() int64 {
@@ -4862,7 +5148,7 @@ type VerifyReport struct {
 
 func (x *VerifyReport) Reset() {
 	*x = VerifyReport{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[77]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4874,7 +5160,7 @@ func (x *VerifyReport) String() string {
 func (*VerifyReport) ProtoMessage() {}
 
 func (x *VerifyReport) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[77]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4887,7 +5173,7 @@ func (x *VerifyReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyReport.ProtoReflect.Descriptor instead.
 func (*VerifyReport) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{77}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *VerifyReport) GetSnapshot() string {
@@ -4961,7 +5247,7 @@ type BadBlock struct {
 
 func (x *BadBlock) Reset() {
 	*x = BadBlock{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[78]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4973,7 +5259,7 @@ func (x *BadBlock) String() string {
 func (*BadBlock) ProtoMessage() {}
 
 func (x *BadBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[78]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4986,7 +5272,7 @@ func (x *BadBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BadBlock.ProtoReflect.Descriptor instead.
 func (*BadBlock) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{78}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *BadBlock) GetImage() uint64 {
@@ -5034,7 +5320,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[79]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5046,7 +5332,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[79]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5059,7 +5345,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{79}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *Process) GetToken() string {
@@ -5132,7 +5418,7 @@ type BeginProcessRequest struct {
 
 func (x *BeginProcessRequest) Reset() {
 	*x = BeginProcessRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[80]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5144,7 +5430,7 @@ func (x *BeginProcessRequest) String() string {
 func (*BeginProcessRequest) ProtoMessage() {}
 
 func (x *BeginProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[80]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5157,7 +5443,7 @@ func (x *BeginProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeginProcessRequest.ProtoReflect.Descriptor instead.
 func (*BeginProcessRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{80}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *BeginProcessRequest) GetVolumes() []string {
@@ -5190,7 +5476,7 @@ type BeginProcessResponse struct {
 
 func (x *BeginProcessResponse) Reset() {
 	*x = BeginProcessResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[81]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5202,7 +5488,7 @@ func (x *BeginProcessResponse) String() string {
 func (*BeginProcessResponse) ProtoMessage() {}
 
 func (x *BeginProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[81]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5215,7 +5501,7 @@ func (x *BeginProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeginProcessResponse.ProtoReflect.Descriptor instead.
 func (*BeginProcessResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{81}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *BeginProcessResponse) GetProcess() *Process {
@@ -5236,7 +5522,7 @@ type EndProcessRequest struct {
 
 func (x *EndProcessRequest) Reset() {
 	*x = EndProcessRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[82]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5248,7 +5534,7 @@ func (x *EndProcessRequest) String() string {
 func (*EndProcessRequest) ProtoMessage() {}
 
 func (x *EndProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[82]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5261,7 +5547,7 @@ func (x *EndProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndProcessRequest.ProtoReflect.Descriptor instead.
 func (*EndProcessRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{82}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *EndProcessRequest) GetToken() string {
@@ -5287,7 +5573,7 @@ type EndProcessResponse struct {
 
 func (x *EndProcessResponse) Reset() {
 	*x = EndProcessResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[83]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5299,7 +5585,7 @@ func (x *EndProcessResponse) String() string {
 func (*EndProcessResponse) ProtoMessage() {}
 
 func (x *EndProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[83]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5312,7 +5598,7 @@ func (x *EndProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndProcessResponse.ProtoReflect.Descriptor instead.
 func (*EndProcessResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{83}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *EndProcessResponse) GetProcess() *Process {
@@ -5330,7 +5616,7 @@ type ListProcessesRequest struct {
 
 func (x *ListProcessesRequest) Reset() {
 	*x = ListProcessesRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[84]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5342,7 +5628,7 @@ func (x *ListProcessesRequest) String() string {
 func (*ListProcessesRequest) ProtoMessage() {}
 
 func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[84]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5355,7 +5641,7 @@ func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ListProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{84}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{87}
 }
 
 type ListProcessesResponse struct {
@@ -5367,7 +5653,7 @@ type ListProcessesResponse struct {
 
 func (x *ListProcessesResponse) Reset() {
 	*x = ListProcessesResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[85]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5379,7 +5665,7 @@ func (x *ListProcessesResponse) String() string {
 func (*ListProcessesResponse) ProtoMessage() {}
 
 func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[85]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5392,7 +5678,7 @@ func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ListProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{85}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *ListProcessesResponse) GetProcesses() []*Process {
@@ -5416,7 +5702,7 @@ type HoldProcessRequest struct {
 
 func (x *HoldProcessRequest) Reset() {
 	*x = HoldProcessRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[86]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5428,7 +5714,7 @@ func (x *HoldProcessRequest) String() string {
 func (*HoldProcessRequest) ProtoMessage() {}
 
 func (x *HoldProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[86]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5441,7 +5727,7 @@ func (x *HoldProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldProcessRequest.ProtoReflect.Descriptor instead.
 func (*HoldProcessRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{86}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *HoldProcessRequest) GetVolumes() []string {
@@ -5474,7 +5760,7 @@ type HoldProcessResponse struct {
 
 func (x *HoldProcessResponse) Reset() {
 	*x = HoldProcessResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[87]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5486,7 +5772,7 @@ func (x *HoldProcessResponse) String() string {
 func (*HoldProcessResponse) ProtoMessage() {}
 
 func (x *HoldProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[87]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5499,7 +5785,7 @@ func (x *HoldProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldProcessResponse.ProtoReflect.Descriptor instead.
 func (*HoldProcessResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{87}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *HoldProcessResponse) GetProcess() *Process {
@@ -5526,7 +5812,7 @@ type ImportRequest struct {
 
 func (x *ImportRequest) Reset() {
 	*x = ImportRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[88]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5538,7 +5824,7 @@ func (x *ImportRequest) String() string {
 func (*ImportRequest) ProtoMessage() {}
 
 func (x *ImportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[88]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5551,7 +5837,7 @@ func (x *ImportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportRequest.ProtoReflect.Descriptor instead.
 func (*ImportRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{88}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *ImportRequest) GetVolume() string {
@@ -5622,7 +5908,7 @@ type ImportResponse struct {
 
 func (x *ImportResponse) Reset() {
 	*x = ImportResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[89]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5634,7 +5920,7 @@ func (x *ImportResponse) String() string {
 func (*ImportResponse) ProtoMessage() {}
 
 func (x *ImportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[89]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5647,7 +5933,7 @@ func (x *ImportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportResponse.ProtoReflect.Descriptor instead.
 func (*ImportResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{89}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *ImportResponse) GetDataBytes() int64 {
@@ -5674,7 +5960,7 @@ type ExportRequest struct {
 
 func (x *ExportRequest) Reset() {
 	*x = ExportRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[90]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5686,7 +5972,7 @@ func (x *ExportRequest) String() string {
 func (*ExportRequest) ProtoMessage() {}
 
 func (x *ExportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[90]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5699,7 +5985,7 @@ func (x *ExportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
 func (*ExportRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{90}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *ExportRequest) GetName() string {
@@ -5726,7 +6012,7 @@ type ExportResponse struct {
 
 func (x *ExportResponse) Reset() {
 	*x = ExportResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[91]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5738,7 +6024,7 @@ func (x *ExportResponse) String() string {
 func (*ExportResponse) ProtoMessage() {}
 
 func (x *ExportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[91]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5751,7 +6037,7 @@ func (x *ExportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportResponse.ProtoReflect.Descriptor instead.
 func (*ExportResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{91}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *ExportResponse) GetSizeBytes() int64 {
@@ -5819,7 +6105,7 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\vErrorDetail\x12+\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x13.tidemark.v1.ReasonR\x06reason\x123\n" +
 	"\x06report\x18\x02 \x01(\v2\x1b.tidemark.v1.PreserveReportR\x06report\"\x16\n" +
-	"\x14GetServerInfoRequest\"\xd5\x01\n" +
+	"\x14GetServerInfoRequest\"\xff\x01\n" +
 	"\x15GetServerInfoResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12%\n" +
 	"\x0edata_directory\x18\x02 \x01(\tR\rdataDirectory\x12#\n" +
@@ -5829,7 +6115,22 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\n" +
 	"goroutines\x18\x05 \x01(\x03R\n" +
 	"goroutines\x12\x17\n" +
-	"\anbd_tls\x18\x06 \x01(\bR\x06nbdTls\"\xf8\x02\n" +
+	"\anbd_tls\x18\x06 \x01(\bR\x06nbdTls\x12(\n" +
+	"\x05space\x18\n" +
+	" \x01(\v2\x12.tidemark.v1.SpaceR\x05space\"\xd5\x01\n" +
+	"\x05Space\x12\x1f\n" +
+	"\vtotal_bytes\x18\x01 \x01(\x03R\n" +
+	"totalBytes\x12\x1d\n" +
+	"\n" +
+	"used_bytes\x18\x02 \x01(\x03R\tusedBytes\x12\x1d\n" +
+	"\n" +
+	"free_bytes\x18\x03 \x01(\x03R\tfreeBytes\x12*\n" +
+	"\awarn_at\x18\x04 \x01(\v2\x11.tidemark.v1.MarkR\x06warnAt\x12A\n" +
+	"\x13refuse_preserves_at\x18\x05 \x01(\v2\x11.tidemark.v1.MarkR\x11refusePreservesAt\"H\n" +
+	"\x04Mark\x12!\n" +
+	"\fused_percent\x18\x01 \x01(\x05R\vusedPercent\x12\x1d\n" +
+	"\n" +
+	"free_bytes\x18\x02 \x01(\x03R\tfreeBytes\"\x8b\x04\n" +
 	"\x06Volume\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
@@ -5845,15 +6146,25 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\vconnections\x18\t \x01(\x05R\vconnections\x12\x1c\n" +
 	"\tprocesses\x18\n" +
 	" \x01(\x05R\tprocesses\x12\x16\n" +
-	"\x06failed\x18\v \x01(\tR\x06failed\"r\n" +
+	"\x06failed\x18\v \x01(\tR\x06failed\x12(\n" +
+	"\x05sizes\x18\x14 \x01(\v2\x12.tidemark.v1.SizesR\x05sizes\x12D\n" +
+	"\x14sizes_with_snapshots\x18\x15 \x01(\v2\x12.tidemark.v1.SizesR\x12sizesWithSnapshots\x12!\n" +
+	"\funseen_bytes\x18\x16 \x01(\x03R\vunseenBytes\"\x95\x01\n" +
+	"\x05Sizes\x12#\n" +
+	"\rlogical_bytes\x18\x01 \x01(\x03R\flogicalBytes\x12!\n" +
+	"\fstored_bytes\x18\x02 \x01(\x03R\vstoredBytes\x12!\n" +
+	"\funique_bytes\x18\x03 \x01(\x03R\vuniqueBytes\x12!\n" +
+	"\fshared_bytes\x18\x04 \x01(\x03R\vsharedBytes\"r\n" +
 	"\x13CreateVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\x02 \x01(\x03R\tsizeBytes\x12(\n" +
 	"\x05scope\x18\x03 \x01(\x0e2\x12.tidemark.v1.ScopeR\x05scope\"C\n" +
 	"\x14CreateVolumeResponse\x12+\n" +
-	"\x06volume\x18\x01 \x01(\v2\x13.tidemark.v1.VolumeR\x06volume\"\x14\n" +
-	"\x12ListVolumesRequest\"D\n" +
+	"\x06volume\x18\x01 \x01(\v2\x13.tidemark.v1.VolumeR\x06volume\"*\n" +
+	"\x12ListVolumesRequest\x12\x14\n" +
+	"\x05sizes\x18\n" +
+	" \x01(\bR\x05sizes\"D\n" +
 	"\x13ListVolumesResponse\x12-\n" +
 	"\avolumes\x18\x01 \x03(\v2\x13.tidemark.v1.VolumeR\avolumes\"&\n" +
 	"\x10GetVolumeRequest\x12\x12\n" +
@@ -5950,10 +6261,12 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x18\n" +
 	"\x16DeleteSnapshotResponse\",\n" +
 	"\x14PreviewDeleteRequest\x12\x14\n" +
-	"\x05names\x18\x01 \x03(\tR\x05names\"8\n" +
+	"\x05names\x18\x01 \x03(\tR\x05names\"b\n" +
 	"\x15PreviewDeleteResponse\x12\x1f\n" +
 	"\vfreed_bytes\x18\x01 \x01(\x03R\n" +
-	"freedBytes\"\x15\n" +
+	"freedBytes\x12(\n" +
+	"\x05sizes\x18\n" +
+	" \x01(\v2\x12.tidemark.v1.SizesR\x05sizes\"\x15\n" +
 	"\x13AwaitReclaimRequest\"F\n" +
 	"\x14AwaitReclaimResponse\x12.\n" +
 	"\areclaim\x18\x01 \x01(\v2\x14.tidemark.v1.ReclaimR\areclaim\"\x87\x02\n" +
@@ -5977,7 +6290,7 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"DiffExtent\x12!\n" +
 	"\foffset_bytes\x18\x01 \x01(\x03R\voffsetBytes\x12!\n" +
 	"\flength_bytes\x18\x02 \x01(\x03R\vlengthBytes\x12\x12\n" +
-	"\x04data\x18\x03 \x01(\bR\x04data\"\xab\x06\n" +
+	"\x04data\x18\x03 \x01(\bR\x04data\"\xd5\x06\n" +
 	"\bSnapshot\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -6001,7 +6314,8 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\x04held\x18\x11 \x01(\bR\x04held\x129\n" +
 	"\n" +
 	"held_until\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\theldUntil\x12(\n" +
-	"\x05drill\x18\x1e \x01(\v2\x12.tidemark.v1.DrillR\x05drill\x1a9\n" +
+	"\x05drill\x18\x1e \x01(\v2\x12.tidemark.v1.DrillR\x05drill\x12(\n" +
+	"\x05sizes\x18\x14 \x01(\v2\x12.tidemark.v1.SizesR\x05sizes\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"?\n" +
@@ -6088,10 +6402,12 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\x14largest_stall_before\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x12largestStallBefore\x12-\n" +
 	"\x04took\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x04took\x12)\n" +
 	"\x10processes_waited\x18\x06 \x01(\x05R\x0fprocessesWaited\x123\n" +
-	"\tsnapshots\x18\a \x03(\v2\x15.tidemark.v1.SnapshotR\tsnapshots\"\xb0\x01\n" +
+	"\tsnapshots\x18\a \x03(\v2\x15.tidemark.v1.SnapshotR\tsnapshots\"\xc6\x01\n" +
 	"\x14ListSnapshotsRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12E\n" +
-	"\x06labels\x18\x02 \x03(\v2-.tidemark.v1.ListSnapshotsRequest.LabelsEntryR\x06labels\x1a9\n" +
+	"\x06labels\x18\x02 \x03(\v2-.tidemark.v1.ListSnapshotsRequest.LabelsEntryR\x06labels\x12\x14\n" +
+	"\x05sizes\x18\n" +
+	" \x01(\bR\x05sizes\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"|\n" +
@@ -6286,7 +6602,7 @@ func file_tidemark_v1_tidemark_proto_rawDescGZIP() []byte {
 }
 
 var file_tidemark_v1_tidemark_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_tidemark_v1_tidemark_proto_msgTypes = make([]protoimpl.MessageInfo, 96)
+var file_tidemark_v1_tidemark_proto_msgTypes = make([]protoimpl.MessageInfo, 99)
 var file_tidemark_v1_tidemark_proto_goTypes = []any{
 	(Scope)(0),                      // 0: tidemark.v1.Scope
 	(State)(0),                      // 1: tidemark.v1.State
@@ -6298,259 +6614,269 @@ var file_tidemark_v1_tidemark_proto_goTypes = []any{
 	(*ErrorDetail)(nil),             // 7: tidemark.v1.ErrorDetail
 	(*GetServerInfoRequest)(nil),    // 8: tidemark.v1.GetServerInfoRequest
 	(*GetServerInfoResponse)(nil),   // 9: tidemark.v1.GetServerInfoResponse
-	(*Volume)(nil),                  // 10: tidemark.v1.Volume
-	(*CreateVolumeRequest)(nil),     // 11: tidemark.v1.CreateVolumeRequest
-	(*CreateVolumeResponse)(nil),    // 12: tidemark.v1.CreateVolumeResponse
-	(*ListVolumesRequest)(nil),      // 13: tidemark.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),     // 14: tidemark.v1.ListVolumesResponse
-	(*GetVolumeRequest)(nil),        // 15: tidemark.v1.GetVolumeRequest
-	(*GetVolumeResponse)(nil),       // 16: tidemark.v1.GetVolumeResponse
-	(*ResizeVolumeRequest)(nil),     // 17: tidemark.v1.ResizeVolumeRequest
-	(*ResizeVolumeResponse)(nil),    // 18: tidemark.v1.ResizeVolumeResponse
-	(*DeleteVolumeRequest)(nil),     // 19: tidemark.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),    // 20: tidemark.v1.DeleteVolumeResponse
-	(*CloneVolumeRequest)(nil),      // 21: tidemark.v1.CloneVolumeRequest
-	(*CloneVolumeResponse)(nil),     // 22: tidemark.v1.CloneVolumeResponse
-	(*RollbackVolumeRequest)(nil),   // 23: tidemark.v1.RollbackVolumeRequest
-	(*RollbackVolumeResponse)(nil),  // 24: tidemark.v1.RollbackVolumeResponse
-	(*Group)(nil),                   // 25: tidemark.v1.Group
-	(*CreateGroupRequest)(nil),      // 26: tidemark.v1.CreateGroupRequest
-	(*CreateGroupResponse)(nil),     // 27: tidemark.v1.CreateGroupResponse
-	(*ChangeGroupRequest)(nil),      // 28: tidemark.v1.ChangeGroupRequest
-	(*ChangeGroupResponse)(nil),     // 29: tidemark.v1.ChangeGroupResponse
-	(*DeleteGroupRequest)(nil),      // 30: tidemark.v1.DeleteGroupRequest
-	(*DeleteGroupResponse)(nil),     // 31: tidemark.v1.DeleteGroupResponse
-	(*GetGroupRequest)(nil),         // 32: tidemark.v1.GetGroupRequest
-	(*GetGroupResponse)(nil),        // 33: tidemark.v1.GetGroupResponse
-	(*ListGroupsRequest)(nil),       // 34: tidemark.v1.ListGroupsRequest
-	(*ListGroupsResponse)(nil),      // 35: tidemark.v1.ListGroupsResponse
-	(*CloneGroupRequest)(nil),       // 36: tidemark.v1.CloneGroupRequest
-	(*CloneGroupResponse)(nil),      // 37: tidemark.v1.CloneGroupResponse
-	(*RollbackGroupRequest)(nil),    // 38: tidemark.v1.RollbackGroupRequest
-	(*RollbackGroupResponse)(nil),   // 39: tidemark.v1.RollbackGroupResponse
-	(*HoldDrillRequest)(nil),        // 40: tidemark.v1.HoldDrillRequest
-	(*HoldDrillResponse)(nil),       // 41: tidemark.v1.HoldDrillResponse
-	(*EndDrillRequest)(nil),         // 42: tidemark.v1.EndDrillRequest
-	(*EndDrillResponse)(nil),        // 43: tidemark.v1.EndDrillResponse
-	(*Drill)(nil),                   // 44: tidemark.v1.Drill
-	(*DeleteSnapshotRequest)(nil),   // 45: tidemark.v1.DeleteSnapshotRequest
-	(*DeleteSnapshotResponse)(nil),  // 46: tidemark.v1.DeleteSnapshotResponse
-	(*PreviewDeleteRequest)(nil),    // 47: tidemark.v1.PreviewDeleteRequest
-	(*PreviewDeleteResponse)(nil),   // 48: tidemark.v1.PreviewDeleteResponse
-	(*AwaitReclaimRequest)(nil),     // 49: tidemark.v1.AwaitReclaimRequest
-	(*AwaitReclaimResponse)(nil),    // 50: tidemark.v1.AwaitReclaimResponse
-	(*Reclaim)(nil),                 // 51: tidemark.v1.Reclaim
-	(*DiffSnapshotsRequest)(nil),    // 52: tidemark.v1.DiffSnapshotsRequest
-	(*DiffSnapshotsResponse)(nil),   // 53: tidemark.v1.DiffSnapshotsResponse
-	(*DiffExtent)(nil),              // 54: tidemark.v1.DiffExtent
-	(*Snapshot)(nil),                // 55: tidemark.v1.Snapshot
-	(*HoldSnapshotRequest)(nil),     // 56: tidemark.v1.HoldSnapshotRequest
-	(*HoldSnapshotResponse)(nil),    // 57: tidemark.v1.HoldSnapshotResponse
-	(*ReleaseSnapshotRequest)(nil),  // 58: tidemark.v1.ReleaseSnapshotRequest
-	(*ReleaseSnapshotResponse)(nil), // 59: tidemark.v1.ReleaseSnapshotResponse
-	(*LabelSnapshotRequest)(nil),    // 60: tidemark.v1.LabelSnapshotRequest
-	(*LabelSnapshotResponse)(nil),   // 61: tidemark.v1.LabelSnapshotResponse
-	(*Schedule)(nil),                // 62: tidemark.v1.Schedule
-	(*SetScheduleRequest)(nil),      // 63: tidemark.v1.SetScheduleRequest
-	(*SetScheduleResponse)(nil),     // 64: tidemark.v1.SetScheduleResponse
-	(*PreviewScheduleRequest)(nil),  // 65: tidemark.v1.PreviewScheduleRequest
-	(*PreviewScheduleResponse)(nil), // 66: tidemark.v1.PreviewScheduleResponse
-	(*ListSchedulesRequest)(nil),    // 67: tidemark.v1.ListSchedulesRequest
-	(*ListSchedulesResponse)(nil),   // 68: tidemark.v1.ListSchedulesResponse
-	(*GetScheduleRequest)(nil),      // 69: tidemark.v1.GetScheduleRequest
-	(*GetScheduleResponse)(nil),     // 70: tidemark.v1.GetScheduleResponse
-	(*RemoveScheduleRequest)(nil),   // 71: tidemark.v1.RemoveScheduleRequest
-	(*RemoveScheduleResponse)(nil),  // 72: tidemark.v1.RemoveScheduleResponse
-	(*Verification)(nil),            // 73: tidemark.v1.Verification
-	(*PreserveRequest)(nil),         // 74: tidemark.v1.PreserveRequest
-	(*PreserveResponse)(nil),        // 75: tidemark.v1.PreserveResponse
-	(*PreserveReport)(nil),          // 76: tidemark.v1.PreserveReport
-	(*ListSnapshotsRequest)(nil),    // 77: tidemark.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil),   // 78: tidemark.v1.ListSnapshotsResponse
-	(*GetSnapshotRequest)(nil),      // 79: tidemark.v1.GetSnapshotRequest
-	(*GetSnapshotResponse)(nil),     // 80: tidemark.v1.GetSnapshotResponse
-	(*VerifySnapshotRequest)(nil),   // 81: tidemark.v1.VerifySnapshotRequest
-	(*VerifySnapshotResponse)(nil),  // 82: tidemark.v1.VerifySnapshotResponse
-	(*VerifyProgress)(nil),          // 83: tidemark.v1.VerifyProgress
-	(*VerifyReport)(nil),            // 84: tidemark.v1.VerifyReport
-	(*BadBlock)(nil),                // 85: tidemark.v1.BadBlock
-	(*Process)(nil),                 // 86: tidemark.v1.Process
-	(*BeginProcessRequest)(nil),     // 87: tidemark.v1.BeginProcessRequest
-	(*BeginProcessResponse)(nil),    // 88: tidemark.v1.BeginProcessResponse
-	(*EndProcessRequest)(nil),       // 89: tidemark.v1.EndProcessRequest
-	(*EndProcessResponse)(nil),      // 90: tidemark.v1.EndProcessResponse
-	(*ListProcessesRequest)(nil),    // 91: tidemark.v1.ListProcessesRequest
-	(*ListProcessesResponse)(nil),   // 92: tidemark.v1.ListProcessesResponse
-	(*HoldProcessRequest)(nil),      // 93: tidemark.v1.HoldProcessRequest
-	(*HoldProcessResponse)(nil),     // 94: tidemark.v1.HoldProcessResponse
-	(*ImportRequest)(nil),           // 95: tidemark.v1.ImportRequest
-	(*ImportResponse)(nil),          // 96: tidemark.v1.ImportResponse
-	(*ExportRequest)(nil),           // 97: tidemark.v1.ExportRequest
-	(*ExportResponse)(nil),          // 98: tidemark.v1.ExportResponse
-	nil,                             // 99: tidemark.v1.Snapshot.LabelsEntry
-	nil,                             // 100: tidemark.v1.LabelSnapshotRequest.SetEntry
-	nil,                             // 101: tidemark.v1.PreserveRequest.LabelsEntry
-	nil,                             // 102: tidemark.v1.ListSnapshotsRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil),   // 103: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 104: google.protobuf.Duration
+	(*Space)(nil),                   // 10: tidemark.v1.Space
+	(*Mark)(nil),                    // 11: tidemark.v1.Mark
+	(*Volume)(nil),                  // 12: tidemark.v1.Volume
+	(*Sizes)(nil),                   // 13: tidemark.v1.Sizes
+	(*CreateVolumeRequest)(nil),     // 14: tidemark.v1.CreateVolumeRequest
+	(*CreateVolumeResponse)(nil),    // 15: tidemark.v1.CreateVolumeResponse
+	(*ListVolumesRequest)(nil),      // 16: tidemark.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),     // 17: tidemark.v1.ListVolumesResponse
+	(*GetVolumeRequest)(nil),        // 18: tidemark.v1.GetVolumeRequest
+	(*GetVolumeResponse)(nil),       // 19: tidemark.v1.GetVolumeResponse
+	(*ResizeVolumeRequest)(nil),     // 20: tidemark.v1.ResizeVolumeRequest
+	(*ResizeVolumeResponse)(nil),    // 21: tidemark.v1.ResizeVolumeResponse
+	(*DeleteVolumeRequest)(nil),     // 22: tidemark.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),    // 23: tidemark.v1.DeleteVolumeResponse
+	(*CloneVolumeRequest)(nil),      // 24: tidemark.v1.CloneVolumeRequest
+	(*CloneVolumeResponse)(nil),     // 25: tidemark.v1.CloneVolumeResponse
+	(*RollbackVolumeRequest)(nil),   // 26: tidemark.v1.RollbackVolumeRequest
+	(*RollbackVolumeResponse)(nil),  // 27: tidemark.v1.RollbackVolumeResponse
+	(*Group)(nil),                   // 28: tidemark.v1.Group
+	(*CreateGroupRequest)(nil),      // 29: tidemark.v1.CreateGroupRequest
+	(*CreateGroupResponse)(nil),     // 30: tidemark.v1.CreateGroupResponse
+	(*ChangeGroupRequest)(nil),      // 31: tidemark.v1.ChangeGroupRequest
+	(*ChangeGroupResponse)(nil),     // 32: tidemark.v1.ChangeGroupResponse
+	(*DeleteGroupRequest)(nil),      // 33: tidemark.v1.DeleteGroupRequest
+	(*DeleteGroupResponse)(nil),     // 34: tidemark.v1.DeleteGroupResponse
+	(*GetGroupRequest)(nil),         // 35: tidemark.v1.GetGroupRequest
+	(*GetGroupResponse)(nil),        // 36: tidemark.v1.GetGroupResponse
+	(*ListGroupsRequest)(nil),       // 37: tidemark.v1.ListGroupsRequest
+	(*ListGroupsResponse)(nil),      // 38: tidemark.v1.ListGroupsResponse
+	(*CloneGroupRequest)(nil),       // 39: tidemark.v1.CloneGroupRequest
+	(*CloneGroupResponse)(nil),      // 40: tidemark.v1.CloneGroupResponse
+	(*RollbackGroupRequest)(nil),    // 41: tidemark.v1.RollbackGroupRequest
+	(*RollbackGroupResponse)(nil),   // 42: tidemark.v1.RollbackGroupResponse
+	(*HoldDrillRequest)(nil),        // 43: tidemark.v1.HoldDrillRequest
+	(*HoldDrillResponse)(nil),       // 44: tidemark.v1.HoldDrillResponse
+	(*EndDrillRequest)(nil),         // 45: tidemark.v1.EndDrillRequest
+	(*EndDrillResponse)(nil),        // 46: tidemark.v1.EndDrillResponse
+	(*Drill)(nil),                   // 47: tidemark.v1.Drill
+	(*DeleteSnapshotRequest)(nil),   // 48: tidemark.v1.DeleteSnapshotRequest
+	(*DeleteSnapshotResponse)(nil),  // 49: tidemark.v1.DeleteSnapshotResponse
+	(*PreviewDeleteRequest)(nil),    // 50: tidemark.v1.PreviewDeleteRequest
+	(*PreviewDeleteResponse)(nil),   // 51: tidemark.v1.PreviewDeleteResponse
+	(*AwaitReclaimRequest)(nil),     // 52: tidemark.v1.AwaitReclaimRequest
+	(*AwaitReclaimResponse)(nil),    // 53: tidemark.v1.AwaitReclaimResponse
+	(*Reclaim)(nil),                 // 54: tidemark.v1.Reclaim
+	(*DiffSnapshotsRequest)(nil),    // 55: tidemark.v1.DiffSnapshotsRequest
+	(*DiffSnapshotsResponse)(nil),   // 56: tidemark.v1.DiffSnapshotsResponse
+	(*DiffExtent)(nil),              // 57: tidemark.v1.DiffExtent
+	(*Snapshot)(nil),                // 58: tidemark.v1.Snapshot
+	(*HoldSnapshotRequest)(nil),     // 59: tidemark.v1.HoldSnapshotRequest
+	(*HoldSnapshotResponse)(nil),    // 60: tidemark.v1.HoldSnapshotResponse
+	(*ReleaseSnapshotRequest)(nil),  // 61: tidemark.v1.ReleaseSnapshotRequest
+	(*ReleaseSnapshotResponse)(nil), // 62: tidemark.v1.ReleaseSnapshotResponse
+	(*LabelSnapshotRequest)(nil),    // 63: tidemark.v1.LabelSnapshotRequest
+	(*LabelSnapshotResponse)(nil),   // 64: tidemark.v1.LabelSnapshotResponse
+	(*Schedule)(nil),                // 65: tidemark.v1.Schedule
+	(*SetScheduleRequest)(nil),      // 66: tidemark.v1.SetScheduleRequest
+	(*SetScheduleResponse)(nil),     // 67: tidemark.v1.SetScheduleResponse
+	(*PreviewScheduleRequest)(nil),  // 68: tidemark.v1.PreviewScheduleRequest
+	(*PreviewScheduleResponse)(nil), // 69: tidemark.v1.PreviewScheduleResponse
+	(*ListSchedulesRequest)(nil),    // 70: tidemark.v1.ListSchedulesRequest
+	(*ListSchedulesResponse)(nil),   // 71: tidemark.v1.ListSchedulesResponse
+	(*GetScheduleRequest)(nil),      // 72: tidemark.v1.GetScheduleRequest
+	(*GetScheduleResponse)(nil),     // 73: tidemark.v1.GetScheduleResponse
+	(*RemoveScheduleRequest)(nil),   // 74: tidemark.v1.RemoveScheduleRequest
+	(*RemoveScheduleResponse)(nil),  // 75: tidemark.v1.RemoveScheduleResponse
+	(*Verification)(nil),            // 76: tidemark.v1.Verification
+	(*PreserveRequest)(nil),         // 77: tidemark.v1.PreserveRequest
+	(*PreserveResponse)(nil),        // 78: tidemark.v1.PreserveResponse
+	(*PreserveReport)(nil),          // 79: tidemark.v1.PreserveReport
+	(*ListSnapshotsRequest)(nil),    // 80: tidemark.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),   // 81: tidemark.v1.ListSnapshotsResponse
+	(*GetSnapshotRequest)(nil),      // 82: tidemark.v1.GetSnapshotRequest
+	(*GetSnapshotResponse)(nil),     // 83: tidemark.v1.GetSnapshotResponse
+	(*VerifySnapshotRequest)(nil),   // 84: tidemark.v1.VerifySnapshotRequest
+	(*VerifySnapshotResponse)(nil),  // 85: tidemark.v1.VerifySnapshotResponse
+	(*VerifyProgress)(nil),          // 86: tidemark.v1.VerifyProgress
+	(*VerifyReport)(nil),            // 87: tidemark.v1.VerifyReport
+	(*BadBlock)(nil),                // 88: tidemark.v1.BadBlock
+	(*Process)(nil),                 // 89: tidemark.v1.Process
+	(*BeginProcessRequest)(nil),     // 90: tidemark.v1.BeginProcessRequest
+	(*BeginProcessResponse)(nil),    // 91: tidemark.v1.BeginProcessResponse
+	(*EndProcessRequest)(nil),       // 92: tidemark.v1.EndProcessRequest
+	(*EndProcessResponse)(nil),      // 93: tidemark.v1.EndProcessResponse
+	(*ListProcessesRequest)(nil),    // 94: tidemark.v1.ListProcessesRequest
+	(*ListProcessesResponse)(nil),   // 95: tidemark.v1.ListProcessesResponse
+	(*HoldProcessRequest)(nil),      // 96: tidemark.v1.HoldProcessRequest
+	(*HoldProcessResponse)(nil),     // 97: tidemark.v1.HoldProcessResponse
+	(*ImportRequest)(nil),           // 98: tidemark.v1.ImportRequest
+	(*ImportResponse)(nil),          // 99: tidemark.v1.ImportResponse
+	(*ExportRequest)(nil),           // 100: tidemark.v1.ExportRequest
+	(*ExportResponse)(nil),          // 101: tidemark.v1.ExportResponse
+	nil,                             // 102: tidemark.v1.Snapshot.LabelsEntry
+	nil,                             // 103: tidemark.v1.LabelSnapshotRequest.SetEntry
+	nil,                             // 104: tidemark.v1.PreserveRequest.LabelsEntry
+	nil,                             // 105: tidemark.v1.ListSnapshotsRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil),   // 106: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 107: google.protobuf.Duration
 }
 var file_tidemark_v1_tidemark_proto_depIdxs = []int32{
 	5,   // 0: tidemark.v1.ErrorDetail.reason:type_name -> tidemark.v1.Reason
-	76,  // 1: tidemark.v1.ErrorDetail.report:type_name -> tidemark.v1.PreserveReport
-	0,   // 2: tidemark.v1.Volume.scope:type_name -> tidemark.v1.Scope
-	103, // 3: tidemark.v1.Volume.create_time:type_name -> google.protobuf.Timestamp
-	0,   // 4: tidemark.v1.CreateVolumeRequest.scope:type_name -> tidemark.v1.Scope
-	10,  // 5: tidemark.v1.CreateVolumeResponse.volume:type_name -> tidemark.v1.Volume
-	10,  // 6: tidemark.v1.ListVolumesResponse.volumes:type_name -> tidemark.v1.Volume
-	10,  // 7: tidemark.v1.GetVolumeResponse.volume:type_name -> tidemark.v1.Volume
-	10,  // 8: tidemark.v1.ResizeVolumeResponse.volume:type_name -> tidemark.v1.Volume
-	10,  // 9: tidemark.v1.CloneVolumeResponse.volume:type_name -> tidemark.v1.Volume
-	10,  // 10: tidemark.v1.RollbackVolumeResponse.volume:type_name -> tidemark.v1.Volume
-	103, // 11: tidemark.v1.Group.create_time:type_name -> google.protobuf.Timestamp
-	25,  // 12: tidemark.v1.CreateGroupResponse.group:type_name -> tidemark.v1.Group
-	25,  // 13: tidemark.v1.ChangeGroupResponse.group:type_name -> tidemark.v1.Group
-	25,  // 14: tidemark.v1.GetGroupResponse.group:type_name -> tidemark.v1.Group
-	25,  // 15: tidemark.v1.ListGroupsResponse.groups:type_name -> tidemark.v1.Group
-	25,  // 16: tidemark.v1.CloneGroupResponse.group:type_name -> tidemark.v1.Group
-	10,  // 17: tidemark.v1.CloneGroupResponse.volumes:type_name -> tidemark.v1.Volume
-	10,  // 18: tidemark.v1.RollbackGroupResponse.volumes:type_name -> tidemark.v1.Volume
-	10,  // 19: tidemark.v1.HoldDrillResponse.volume:type_name -> tidemark.v1.Volume
-	44,  // 20: tidemark.v1.EndDrillRequest.result:type_name -> tidemark.v1.Drill
-	55,  // 21: tidemark.v1.EndDrillResponse.snapshot:type_name -> tidemark.v1.Snapshot
-	103, // 22: tidemark.v1.Drill.time:type_name -> google.protobuf.Timestamp
-	104, // 23: tidemark.v1.Drill.took:type_name -> google.protobuf.Duration
-	51,  // 24: tidemark.v1.AwaitReclaimResponse.reclaim:type_name -> tidemark.v1.Reclaim
-	104, // 25: tidemark.v1.Reclaim.left:type_name -> google.protobuf.Duration
-	54,  // 26: tidemark.v1.DiffSnapshotsResponse.extents:type_name -> tidemark.v1.DiffExtent
-	1,   // 27: tidemark.v1.Snapshot.state:type_name -> tidemark.v1.State
-	2,   // 28: tidemark.v1.Snapshot.consistency:type_name -> tidemark.v1.Consistency
-	103, // 29: tidemark.v1.Snapshot.cut_time:type_name -> google.protobuf.Timestamp
-	104, // 30: tidemark.v1.Snapshot.drain_duration:type_name -> google.protobuf.Duration
-	73,  // 31: tidemark.v1.Snapshot.verification:type_name -> tidemark.v1.Verification
-	99,  // 32: tidemark.v1.Snapshot.labels:type_name -> tidemark.v1.Snapshot.LabelsEntry
-	103, // 33: tidemark.v1.Snapshot.held_until:type_name -> google.protobuf.Timestamp
-	44,  // 34: tidemark.v1.Snapshot.drill:type_name -> tidemark.v1.Drill
-	55,  // 35: tidemark.v1.HoldSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
-	55,  // 36: tidemark.v1.ReleaseSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
-	100, // 37: tidemark.v1.LabelSnapshotRequest.set:type_name -> tidemark.v1.LabelSnapshotRequest.SetEntry
-	55,  // 38: tidemark.v1.LabelSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
-	103, // 39: tidemark.v1.Schedule.next_time:type_name -> google.protobuf.Timestamp
-	103, // 40: tidemark.v1.Schedule.last_time:type_name -> google.protobuf.Timestamp
-	62,  // 41: tidemark.v1.SetScheduleResponse.schedule:type_name -> tidemark.v1.Schedule
-	103, // 42: tidemark.v1.PreviewScheduleResponse.next_times:type_name -> google.protobuf.Timestamp
-	62,  // 43: tidemark.v1.ListSchedulesResponse.schedules:type_name -> tidemark.v1.Schedule
-	62,  // 44: tidemark.v1.GetScheduleResponse.schedule:type_name -> tidemark.v1.Schedule
-	6,   // 45: tidemark.v1.Verification.state:type_name -> tidemark.v1.VerifyState
-	103, // 46: tidemark.v1.Verification.last_time:type_name -> google.protobuf.Timestamp
-	104, // 47: tidemark.v1.PreserveRequest.wait:type_name -> google.protobuf.Duration
-	3,   // 48: tidemark.v1.PreserveRequest.on_timeout:type_name -> tidemark.v1.OnTimeout
-	4,   // 49: tidemark.v1.PreserveRequest.on_conflict:type_name -> tidemark.v1.OnConflict
-	101, // 50: tidemark.v1.PreserveRequest.labels:type_name -> tidemark.v1.PreserveRequest.LabelsEntry
-	76,  // 51: tidemark.v1.PreserveResponse.report:type_name -> tidemark.v1.PreserveReport
-	103, // 52: tidemark.v1.PreserveReport.cut_time:type_name -> google.protobuf.Timestamp
-	104, // 53: tidemark.v1.PreserveReport.drain_duration:type_name -> google.protobuf.Duration
-	104, // 54: tidemark.v1.PreserveReport.largest_stall:type_name -> google.protobuf.Duration
-	104, // 55: tidemark.v1.PreserveReport.largest_stall_before:type_name -> google.protobuf.Duration
-	104, // 56: tidemark.v1.PreserveReport.took:type_name -> google.protobuf.Duration
-	55,  // 57: tidemark.v1.PreserveReport.snapshots:type_name -> tidemark.v1.Snapshot
-	102, // 58: tidemark.v1.ListSnapshotsRequest.labels:type_name -> tidemark.v1.ListSnapshotsRequest.LabelsEntry
-	55,  // 59: tidemark.v1.ListSnapshotsResponse.snapshots:type_name -> tidemark.v1.Snapshot
-	51,  // 60: tidemark.v1.ListSnapshotsResponse.reclaim:type_name -> tidemark.v1.Reclaim
-	55,  // 61: tidemark.v1.GetSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
-	83,  // 62: tidemark.v1.VerifySnapshotResponse.progress:type_name -> tidemark.v1.VerifyProgress
-	84,  // 63: tidemark.v1.VerifySnapshotResponse.report:type_name -> tidemark.v1.VerifyReport
-	85,  // 64: tidemark.v1.VerifyReport.bad:type_name -> tidemark.v1.BadBlock
-	104, // 65: tidemark.v1.VerifyReport.took:type_name -> google.protobuf.Duration
-	0,   // 66: tidemark.v1.Process.scope:type_name -> tidemark.v1.Scope
-	103, // 67: tidemark.v1.Process.begin_time:type_name -> google.protobuf.Timestamp
-	103, // 68: tidemark.v1.Process.waited_since:type_name -> google.protobuf.Timestamp
-	86,  // 69: tidemark.v1.BeginProcessResponse.process:type_name -> tidemark.v1.Process
-	86,  // 70: tidemark.v1.EndProcessResponse.process:type_name -> tidemark.v1.Process
-	86,  // 71: tidemark.v1.ListProcessesResponse.processes:type_name -> tidemark.v1.Process
-	86,  // 72: tidemark.v1.HoldProcessResponse.process:type_name -> tidemark.v1.Process
-	8,   // 73: tidemark.v1.TidemarkService.GetServerInfo:input_type -> tidemark.v1.GetServerInfoRequest
-	11,  // 74: tidemark.v1.TidemarkService.CreateVolume:input_type -> tidemark.v1.CreateVolumeRequest
-	13,  // 75: tidemark.v1.TidemarkService.ListVolumes:input_type -> tidemark.v1.ListVolumesRequest
-	15,  // 76: tidemark.v1.TidemarkService.GetVolume:input_type -> tidemark.v1.GetVolumeRequest
-	17,  // 77: tidemark.v1.TidemarkService.ResizeVolume:input_type -> tidemark.v1.ResizeVolumeRequest
-	19,  // 78: tidemark.v1.TidemarkService.DeleteVolume:input_type -> tidemark.v1.DeleteVolumeRequest
-	74,  // 79: tidemark.v1.TidemarkService.Preserve:input_type -> tidemark.v1.PreserveRequest
-	77,  // 80: tidemark.v1.TidemarkService.ListSnapshots:input_type -> tidemark.v1.ListSnapshotsRequest
-	79,  // 81: tidemark.v1.TidemarkService.GetSnapshot:input_type -> tidemark.v1.GetSnapshotRequest
-	21,  // 82: tidemark.v1.TidemarkService.CloneVolume:input_type -> tidemark.v1.CloneVolumeRequest
-	23,  // 83: tidemark.v1.TidemarkService.RollbackVolume:input_type -> tidemark.v1.RollbackVolumeRequest
-	26,  // 84: tidemark.v1.TidemarkService.CreateGroup:input_type -> tidemark.v1.CreateGroupRequest
-	28,  // 85: tidemark.v1.TidemarkService.ChangeGroup:input_type -> tidemark.v1.ChangeGroupRequest
-	30,  // 86: tidemark.v1.TidemarkService.DeleteGroup:input_type -> tidemark.v1.DeleteGroupRequest
-	32,  // 87: tidemark.v1.TidemarkService.GetGroup:input_type -> tidemark.v1.GetGroupRequest
-	34,  // 88: tidemark.v1.TidemarkService.ListGroups:input_type -> tidemark.v1.ListGroupsRequest
-	36,  // 89: tidemark.v1.TidemarkService.CloneGroup:input_type -> tidemark.v1.CloneGroupRequest
-	38,  // 90: tidemark.v1.TidemarkService.RollbackGroup:input_type -> tidemark.v1.RollbackGroupRequest
-	40,  // 91: tidemark.v1.TidemarkService.HoldDrill:input_type -> tidemark.v1.HoldDrillRequest
-	42,  // 92: tidemark.v1.TidemarkService.EndDrill:input_type -> tidemark.v1.EndDrillRequest
-	45,  // 93: tidemark.v1.TidemarkService.DeleteSnapshot:input_type -> tidemark.v1.DeleteSnapshotRequest
-	47,  // 94: tidemark.v1.TidemarkService.PreviewDelete:input_type -> tidemark.v1.PreviewDeleteRequest
-	52,  // 95: tidemark.v1.TidemarkService.DiffSnapshots:input_type -> tidemark.v1.DiffSnapshotsRequest
-	49,  // 96: tidemark.v1.TidemarkService.AwaitReclaim:input_type -> tidemark.v1.AwaitReclaimRequest
-	56,  // 97: tidemark.v1.TidemarkService.HoldSnapshot:input_type -> tidemark.v1.HoldSnapshotRequest
-	58,  // 98: tidemark.v1.TidemarkService.ReleaseSnapshot:input_type -> tidemark.v1.ReleaseSnapshotRequest
-	60,  // 99: tidemark.v1.TidemarkService.LabelSnapshot:input_type -> tidemark.v1.LabelSnapshotRequest
-	63,  // 100: tidemark.v1.TidemarkService.SetSchedule:input_type -> tidemark.v1.SetScheduleRequest
-	65,  // 101: tidemark.v1.TidemarkService.PreviewSchedule:input_type -> tidemark.v1.PreviewScheduleRequest
-	67,  // 102: tidemark.v1.TidemarkService.ListSchedules:input_type -> tidemark.v1.ListSchedulesRequest
-	69,  // 103: tidemark.v1.TidemarkService.GetSchedule:input_type -> tidemark.v1.GetScheduleRequest
-	71,  // 104: tidemark.v1.TidemarkService.RemoveSchedule:input_type -> tidemark.v1.RemoveScheduleRequest
-	81,  // 105: tidemark.v1.TidemarkService.VerifySnapshot:input_type -> tidemark.v1.VerifySnapshotRequest
-	87,  // 106: tidemark.v1.TidemarkService.BeginProcess:input_type -> tidemark.v1.BeginProcessRequest
-	89,  // 107: tidemark.v1.TidemarkService.EndProcess:input_type -> tidemark.v1.EndProcessRequest
-	91,  // 108: tidemark.v1.TidemarkService.ListProcesses:input_type -> tidemark.v1.ListProcessesRequest
-	93,  // 109: tidemark.v1.TidemarkService.HoldProcess:input_type -> tidemark.v1.HoldProcessRequest
-	95,  // 110: tidemark.v1.TidemarkService.Import:input_type -> tidemark.v1.ImportRequest
-	97,  // 111: tidemark.v1.TidemarkService.Export:input_type -> tidemark.v1.ExportRequest
-	9,   // 112: tidemark.v1.TidemarkService.GetServerInfo:output_type -> tidemark.v1.GetServerInfoResponse
-	12,  // 113: tidemark.v1.TidemarkService.CreateVolume:output_type -> tidemark.v1.CreateVolumeResponse
-	14,  // 114: tidemark.v1.TidemarkService.ListVolumes:output_type -> tidemark.v1.ListVolumesResponse
-	16,  // 115: tidemark.v1.TidemarkService.GetVolume:output_type -> tidemark.v1.GetVolumeResponse
-	18,  // 116: tidemark.v1.TidemarkService.ResizeVolume:output_type -> tidemark.v1.ResizeVolumeResponse
-	20,  // 117: tidemark.v1.TidemarkService.DeleteVolume:output_type -> tidemark.v1.DeleteVolumeResponse
-	75,  // 118: tidemark.v1.TidemarkService.Preserve:output_type -> tidemark.v1.PreserveResponse
-	78,  // 119: tidemark.v1.TidemarkService.ListSnapshots:output_type -> tidemark.v1.ListSnapshotsResponse
-	80,  // 120: tidemark.v1.TidemarkService.GetSnapshot:output_type -> tidemark.v1.GetSnapshotResponse
-	22,  // 121: tidemark.v1.TidemarkService.CloneVolume:output_type -> tidemark.v1.CloneVolumeResponse
-	24,  // 122: tidemark.v1.TidemarkService.RollbackVolume:output_type -> tidemark.v1.RollbackVolumeResponse
-	27,  // 123: tidemark.v1.TidemarkService.CreateGroup:output_type -> tidemark.v1.CreateGroupResponse
-	29,  // 124: tidemark.v1.TidemarkService.ChangeGroup:output_type -> tidemark.v1.ChangeGroupResponse
-	31,  // 125: tidemark.v1.TidemarkService.DeleteGroup:output_type -> tidemark.v1.DeleteGroupResponse
-	33,  // 126: tidemark.v1.TidemarkService.GetGroup:output_type -> tidemark.v1.GetGroupResponse
-	35,  // 127: tidemark.v1.TidemarkService.ListGroups:output_type -> tidemark.v1.ListGroupsResponse
-	37,  // 128: tidemark.v1.TidemarkService.CloneGroup:output_type -> tidemark.v1.CloneGroupResponse
-	39,  // 129: tidemark.v1.TidemarkService.RollbackGroup:output_type -> tidemark.v1.RollbackGroupResponse
-	41,  // 130: tidemark.v1.TidemarkService.HoldDrill:output_type -> tidemark.v1.HoldDrillResponse
-	43,  // 131: tidemark.v1.TidemarkService.EndDrill:output_type -> tidemark.v1.EndDrillResponse
-	46,  // 132: tidemark.v1.TidemarkService.DeleteSnapshot:output_type -> tidemark.v1.DeleteSnapshotResponse
-	48,  // 133: tidemark.v1.TidemarkService.PreviewDelete:output_type -> tidemark.v1.PreviewDeleteResponse
-	53,  // 134: tidemark.v1.TidemarkService.DiffSnapshots:output_type -> tidemark.v1.DiffSnapshotsResponse
-	50,  // 135: tidemark.v1.TidemarkService.AwaitReclaim:output_type -> tidemark.v1.AwaitReclaimResponse
-	57,  // 136: tidemark.v1.TidemarkService.HoldSnapshot:output_type -> tidemark.v1.HoldSnapshotResponse
-	59,  // 137: tidemark.v1.TidemarkService.ReleaseSnapshot:output_type -> tidemark.v1.ReleaseSnapshotResponse
-	61,  // 138: tidemark.v1.TidemarkService.LabelSnapshot:output_type -> tidemark.v1.LabelSnapshotResponse
-	64,  // 139: tidemark.v1.TidemarkService.SetSchedule:output_type -> tidemark.v1.SetScheduleResponse
-	66,  // 140: tidemark.v1.TidemarkService.PreviewSchedule:output_type -> tidemark.v1.PreviewScheduleResponse
-	68,  // 141: tidemark.v1.TidemarkService.ListSchedules:output_type -> tidemark.v1.ListSchedulesResponse
-	70,  // 142: tidemark.v1.TidemarkService.GetSchedule:output_type -> tidemark.v1.GetScheduleResponse
-	72,  // 143: tidemark.v1.TidemarkService.RemoveSchedule:output_type -> tidemark.v1.RemoveScheduleResponse
-	82,  // 144: tidemark.v1.TidemarkService.VerifySnapshot:output_type -> tidemark.v1.VerifySnapshotResponse
-	88,  // 145: tidemark.v1.TidemarkService.BeginProcess:output_type -> tidemark.v1.BeginProcessResponse
-	90,  // 146: tidemark.v1.TidemarkService.EndProcess:output_type -> tidemark.v1.EndProcessResponse
-	92,  // 147: tidemark.v1.TidemarkService.ListProcesses:output_type -> tidemark.v1.ListProcessesResponse
-	94,  // 148: tidemark.v1.TidemarkService.HoldProcess:output_type -> tidemark.v1.HoldProcessResponse
-	96,  // 149: tidemark.v1.TidemarkService.Import:output_type -> tidemark.v1.ImportResponse
-	98,  // 150: tidemark.v1.TidemarkService.Export:output_type -> tidemark.v1.ExportResponse
-	112, // [112:151] is the sub-list for method output_type
-	73,  // [73:112] is the sub-list for method input_type
-	73,  // [73:73] is the sub-list for extension type_name
-	73,  // [73:73] is the sub-list for extension extendee
-	0,   // [0:73] is the sub-list for field type_name
+	79,  // 1: tidemark.v1.ErrorDetail.report:type_name -> tidemark.v1.PreserveReport
+	10,  // 2: tidemark.v1.GetServerInfoResponse.space:type_name -> tidemark.v1.Space
+	11,  // 3: tidemark.v1.Space.warn_at:type_name -> tidemark.v1.Mark
+	11,  // 4: tidemark.v1.Space.refuse_preserves_at:type_name -> tidemark.v1.Mark
+	0,   // 5: tidemark.v1.Volume.scope:type_name -> tidemark.v1.Scope
+	106, // 6: tidemark.v1.Volume.create_time:type_name -> google.protobuf.Timestamp
+	13,  // 7: tidemark.v1.Volume.sizes:type_name -> tidemark.v1.Sizes
+	13,  // 8: tidemark.v1.Volume.sizes_with_snapshots:type_name -> tidemark.v1.Sizes
+	0,   // 9: tidemark.v1.CreateVolumeRequest.scope:type_name -> tidemark.v1.Scope
+	12,  // 10: tidemark.v1.CreateVolumeResponse.volume:type_name -> tidemark.v1.Volume
+	12,  // 11: tidemark.v1.ListVolumesResponse.volumes:type_name -> tidemark.v1.Volume
+	12,  // 12: tidemark.v1.GetVolumeResponse.volume:type_name -> tidemark.v1.Volume
+	12,  // 13: tidemark.v1.ResizeVolumeResponse.volume:type_name -> tidemark.v1.Volume
+	12,  // 14: tidemark.v1.CloneVolumeResponse.volume:type_name -> tidemark.v1.Volume
+	12,  // 15: tidemark.v1.RollbackVolumeResponse.volume:type_name -> tidemark.v1.Volume
+	106, // 16: tidemark.v1.Group.create_time:type_name -> google.protobuf.Timestamp
+	28,  // 17: tidemark.v1.CreateGroupResponse.group:type_name -> tidemark.v1.Group
+	28,  // 18: tidemark.v1.ChangeGroupResponse.group:type_name -> tidemark.v1.Group
+	28,  // 19: tidemark.v1.GetGroupResponse.group:type_name -> tidemark.v1.Group
+	28,  // 20: tidemark.v1.ListGroupsResponse.groups:type_name -> tidemark.v1.Group
+	28,  // 21: tidemark.v1.CloneGroupResponse.group:type_name -> tidemark.v1.Group
+	12,  // 22: tidemark.v1.CloneGroupResponse.volumes:type_name -> tidemark.v1.Volume
+	12,  // 23: tidemark.v1.RollbackGroupResponse.volumes:type_name -> tidemark.v1.Volume
+	12,  // 24: tidemark.v1.HoldDrillResponse.volume:type_name -> tidemark.v1.Volume
+	47,  // 25: tidemark.v1.EndDrillRequest.result:type_name -> tidemark.v1.Drill
+	58,  // 26: tidemark.v1.EndDrillResponse.snapshot:type_name -> tidemark.v1.Snapshot
+	106, // 27: tidemark.v1.Drill.time:type_name -> google.protobuf.Timestamp
+	107, // 28: tidemark.v1.Drill.took:type_name -> google.protobuf.Duration
+	13,  // 29: tidemark.v1.PreviewDeleteResponse.sizes:type_name -> tidemark.v1.Sizes
+	54,  // 30: tidemark.v1.AwaitReclaimResponse.reclaim:type_name -> tidemark.v1.Reclaim
+	107, // 31: tidemark.v1.Reclaim.left:type_name -> google.protobuf.Duration
+	57,  // 32: tidemark.v1.DiffSnapshotsResponse.extents:type_name -> tidemark.v1.DiffExtent
+	1,   // 33: tidemark.v1.Snapshot.state:type_name -> tidemark.v1.State
+	2,   // 34: tidemark.v1.Snapshot.consistency:type_name -> tidemark.v1.Consistency
+	106, // 35: tidemark.v1.Snapshot.cut_time:type_name -> google.protobuf.Timestamp
+	107, // 36: tidemark.v1.Snapshot.drain_duration:type_name -> google.protobuf.Duration
+	76,  // 37: tidemark.v1.Snapshot.verification:type_name -> tidemark.v1.Verification
+	102, // 38: tidemark.v1.Snapshot.labels:type_name -> tidemark.v1.Snapshot.LabelsEntry
+	106, // 39: tidemark.v1.Snapshot.held_until:type_name -> google.protobuf.Timestamp
+	47,  // 40: tidemark.v1.Snapshot.drill:type_name -> tidemark.v1.Drill
+	13,  // 41: tidemark.v1.Snapshot.sizes:type_name -> tidemark.v1.Sizes
+	58,  // 42: tidemark.v1.HoldSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
+	58,  // 43: tidemark.v1.ReleaseSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
+	103, // 44: tidemark.v1.LabelSnapshotRequest.set:type_name -> tidemark.v1.LabelSnapshotRequest.SetEntry
+	58,  // 45: tidemark.v1.LabelSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
+	106, // 46: tidemark.v1.Schedule.next_time:type_name -> google.protobuf.Timestamp
+	106, // 47: tidemark.v1.Schedule.last_time:type_name -> google.protobuf.Timestamp
+	65,  // 48: tidemark.v1.SetScheduleResponse.schedule:type_name -> tidemark.v1.Schedule
+	106, // 49: tidemark.v1.PreviewScheduleResponse.next_times:type_name -> google.protobuf.Timestamp
+	65,  // 50: tidemark.v1.ListSchedulesResponse.schedules:type_name -> tidemark.v1.Schedule
+	65,  // 51: tidemark.v1.GetScheduleResponse.schedule:type_name -> tidemark.v1.Schedule
+	6,   // 52: tidemark.v1.Verification.state:type_name -> tidemark.v1.VerifyState
+	106, // 53: tidemark.v1.Verification.last_time:type_name -> google.protobuf.Timestamp
+	107, // 54: tidemark.v1.PreserveRequest.wait:type_name -> google.protobuf.Duration
+	3,   // 55: tidemark.v1.PreserveRequest.on_timeout:type_name -> tidemark.v1.OnTimeout
+	4,   // 56: tidemark.v1.PreserveRequest.on_conflict:type_name -> tidemark.v1.OnConflict
+	104, // 57: tidemark.v1.PreserveRequest.labels:type_name -> tidemark.v1.PreserveRequest.LabelsEntry
+	79,  // 58: tidemark.v1.PreserveResponse.report:type_name -> tidemark.v1.PreserveReport
+	106, // 59: tidemark.v1.PreserveReport.cut_time:type_name -> google.protobuf.Timestamp
+	107, // 60: tidemark.v1.PreserveReport.drain_duration:type_name -> google.protobuf.Duration
+	107, // 61: tidemark.v1.PreserveReport.largest_stall:type_name -> google.protobuf.Duration
+	107, // 62: tidemark.v1.PreserveReport.largest_stall_before:type_name -> google.protobuf.Duration
+	107, // 63: tidemark.v1.PreserveReport.took:type_name -> google.protobuf.Duration
+	58,  // 64: tidemark.v1.PreserveReport.snapshots:type_name -> tidemark.v1.Snapshot
+	105, // 65: tidemark.v1.ListSnapshotsRequest.labels:type_name -> tidemark.v1.ListSnapshotsRequest.LabelsEntry
+	58,  // 66: tidemark.v1.ListSnapshotsResponse.snapshots:type_name -> tidemark.v1.Snapshot
+	54,  // 67: tidemark.v1.ListSnapshotsResponse.reclaim:type_name -> tidemark.v1.Reclaim
+	58,  // 68: tidemark.v1.GetSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
+	86,  // 69: tidemark.v1.VerifySnapshotResponse.progress:type_name -> tidemark.v1.VerifyProgress
+	87,  // 70: tidemark.v1.VerifySnapshotResponse.report:type_name -> tidemark.v1.VerifyReport
+	88,  // 71: tidemark.v1.VerifyReport.bad:type_name -> tidemark.v1.BadBlock
+	107, // 72: tidemark.v1.VerifyReport.took:type_name -> google.protobuf.Duration
+	0,   // 73: tidemark.v1.Process.scope:type_name -> tidemark.v1.Scope
+	106, // 74: tidemark.v1.Process.begin_time:type_name -> google.protobuf.Timestamp
+	106, // 75: tidemark.v1.Process.waited_since:type_name -> google.protobuf.Timestamp
+	89,  // 76: tidemark.v1.BeginProcessResponse.process:type_name -> tidemark.v1.Process
+	89,  // 77: tidemark.v1.EndProcessResponse.process:type_name -> tidemark.v1.Process
+	89,  // 78: tidemark.v1.ListProcessesResponse.processes:type_name -> tidemark.v1.Process
+	89,  // 79: tidemark.v1.HoldProcessResponse.process:type_name -> tidemark.v1.Process
+	8,   // 80: tidemark.v1.TidemarkService.GetServerInfo:input_type -> tidemark.v1.GetServerInfoRequest
+	14,  // 81: tidemark.v1.TidemarkService.CreateVolume:input_type -> tidemark.v1.CreateVolumeRequest
+	16,  // 82: tidemark.v1.TidemarkService.ListVolumes:input_type -> tidemark.v1.ListVolumesRequest
+	18,  // 83: tidemark.v1.TidemarkService.GetVolume:input_type -> tidemark.v1.GetVolumeRequest
+	20,  // 84: tidemark.v1.TidemarkService.ResizeVolume:input_type -> tidemark.v1.ResizeVolumeRequest
+	22,  // 85: tidemark.v1.TidemarkService.DeleteVolume:input_type -> tidemark.v1.DeleteVolumeRequest
+	77,  // 86: tidemark.v1.TidemarkService.Preserve:input_type -> tidemark.v1.PreserveRequest
+	80,  // 87: tidemark.v1.TidemarkService.ListSnapshots:input_type -> tidemark.v1.ListSnapshotsRequest
+	82,  // 88: tidemark.v1.TidemarkService.GetSnapshot:input_type -> tidemark.v1.GetSnapshotRequest
+	24,  // 89: tidemark.v1.TidemarkService.CloneVolume:input_type -> tidemark.v1.CloneVolumeRequest
+	26,  // 90: tidemark.v1.TidemarkService.RollbackVolume:input_type -> tidemark.v1.RollbackVolumeRequest
+	29,  // 91: tidemark.v1.TidemarkService.CreateGroup:input_type -> tidemark.v1.CreateGroupRequest
+	31,  // 92: tidemark.v1.TidemarkService.ChangeGroup:input_type -> tidemark.v1.ChangeGroupRequest
+	33,  // 93: tidemark.v1.TidemarkService.DeleteGroup:input_type -> tidemark.v1.DeleteGroupRequest
+	35,  // 94: tidemark.v1.TidemarkService.GetGroup:input_type -> tidemark.v1.GetGroupRequest
+	37,  // 95: tidemark.v1.TidemarkService.ListGroups:input_type -> tidemark.v1.ListGroupsRequest
+	39,  // 96: tidemark.v1.TidemarkService.CloneGroup:input_type -> tidemark.v1.CloneGroupRequest
+	41,  // 97: tidemark.v1.TidemarkService.RollbackGroup:input_type -> tidemark.v1.RollbackGroupRequest
+	43,  // 98: tidemark.v1.TidemarkService.HoldDrill:input_type -> tidemark.v1.HoldDrillRequest
+	45,  // 99: tidemark.v1.TidemarkService.EndDrill:input_type -> tidemark.v1.EndDrillRequest
+	48,  // 100: tidemark.v1.TidemarkService.DeleteSnapshot:input_type -> tidemark.v1.DeleteSnapshotRequest
+	50,  // 101: tidemark.v1.TidemarkService.PreviewDelete:input_type -> tidemark.v1.PreviewDeleteRequest
+	55,  // 102: tidemark.v1.TidemarkService.DiffSnapshots:input_type -> tidemark.v1.DiffSnapshotsRequest
+	52,  // 103: tidemark.v1.TidemarkService.AwaitReclaim:input_type -> tidemark.v1.AwaitReclaimRequest
+	59,  // 104: tidemark.v1.TidemarkService.HoldSnapshot:input_type -> tidemark.v1.HoldSnapshotRequest
+	61,  // 105: tidemark.v1.TidemarkService.ReleaseSnapshot:input_type -> tidemark.v1.ReleaseSnapshotRequest
+	63,  // 106: tidemark.v1.TidemarkService.LabelSnapshot:input_type -> tidemark.v1.LabelSnapshotRequest
+	66,  // 107: tidemark.v1.TidemarkService.SetSchedule:input_type -> tidemark.v1.SetScheduleRequest
+	68,  // 108: tidemark.v1.TidemarkService.PreviewSchedule:input_type -> tidemark.v1.PreviewScheduleRequest
+	70,  // 109: tidemark.v1.TidemarkService.ListSchedules:input_type -> tidemark.v1.ListSchedulesRequest
+	72,  // 110: tidemark.v1.TidemarkService.GetSchedule:input_type -> tidemark.v1.GetScheduleRequest
+	74,  // 111: tidemark.v1.TidemarkService.RemoveSchedule:input_type -> tidemark.v1.RemoveScheduleRequest
+	84,  // 112: tidemark.v1.TidemarkService.VerifySnapshot:input_type -> tidemark.v1.VerifySnapshotRequest
+	90,  // 113: tidemark.v1.TidemarkService.BeginProcess:input_type -> tidemark.v1.BeginProcessRequest
+	92,  // 114: tidemark.v1.TidemarkService.EndProcess:input_type -> tidemark.v1.EndProcessRequest
+	94,  // 115: tidemark.v1.TidemarkService.ListProcesses:input_type -> tidemark.v1.ListProcessesRequest
+	96,  // 116: tidemark.v1.TidemarkService.HoldProcess:input_type -> tidemark.v1.HoldProcessRequest
+	98,  // 117: tidemark.v1.TidemarkService.Import:input_type -> tidemark.v1.ImportRequest
+	100, // 118: tidemark.v1.TidemarkService.Export:input_type -> tidemark.v1.ExportRequest
+	9,   // 119: tidemark.v1.TidemarkService.GetServerInfo:output_type -> tidemark.v1.GetServerInfoResponse
+	15,  // 120: tidemark.v1.TidemarkService.CreateVolume:output_type -> tidemark.v1.CreateVolumeResponse
+	17,  // 121: tidemark.v1.TidemarkService.ListVolumes:output_type -> tidemark.v1.ListVolumesResponse
+	19,  // 122: tidemark.v1.TidemarkService.GetVolume:output_type -> tidemark.v1.GetVolumeResponse
+	21,  // 123: tidemark.v1.TidemarkService.ResizeVolume:output_type -> tidemark.v1.ResizeVolumeResponse
+	23,  // 124: tidemark.v1.TidemarkService.DeleteVolume:output_type -> tidemark.v1.DeleteVolumeResponse
+	78,  // 125: tidemark.v1.TidemarkService.Preserve:output_type -> tidemark.v1.PreserveResponse
+	81,  // 126: tidemark.v1.TidemarkService.ListSnapshots:output_type -> tidemark.v1.ListSnapshotsResponse
+	83,  // 127: tidemark.v1.TidemarkService.GetSnapshot:output_type -> tidemark.v1.GetSnapshotResponse
+	25,  // 128: tidemark.v1.TidemarkService.CloneVolume:output_type -> tidemark.v1.CloneVolumeResponse
+	27,  // 129: tidemark.v1.TidemarkService.RollbackVolume:output_type -> tidemark.v1.RollbackVolumeResponse
+	30,  // 130: tidemark.v1.TidemarkService.CreateGroup:output_type -> tidemark.v1.CreateGroupResponse
+	32,  // 131: tidemark.v1.TidemarkService.ChangeGroup:output_type -> tidemark.v1.ChangeGroupResponse
+	34,  // 132: tidemark.v1.TidemarkService.DeleteGroup:output_type -> tidemark.v1.DeleteGroupResponse
+	36,  // 133: tidemark.v1.TidemarkService.GetGroup:output_type -> tidemark.v1.GetGroupResponse
+	38,  // 134: tidemark.v1.TidemarkService.ListGroups:output_type -> tidemark.v1.ListGroupsResponse
+	40,  // 135: tidemark.v1.TidemarkService.CloneGroup:output_type -> tidemark.v1.CloneGroupResponse
+	42,  // 136: tidemark.v1.TidemarkService.RollbackGroup:output_type -> tidemark.v1.RollbackGroupResponse
+	44,  // 137: tidemark.v1.TidemarkService.HoldDrill:output_type -> tidemark.v1.HoldDrillResponse
+	46,  // 138: tidemark.v1.TidemarkService.EndDrill:output_type -> tidemark.v1.EndDrillResponse
+	49,  // 139: tidemark.v1.TidemarkService.DeleteSnapshot:output_type -> tidemark.v1.DeleteSnapshotResponse
+	51,  // 140: tidemark.v1.TidemarkService.PreviewDelete:output_type -> tidemark.v1.PreviewDeleteResponse
+	56,  // 141: tidemark.v1.TidemarkService.DiffSnapshots:output_type -> tidemark.v1.DiffSnapshotsResponse
+	53,  // 142: tidemark.v1.TidemarkService.AwaitReclaim:output_type -> tidemark.v1.AwaitReclaimResponse
+	60,  // 143: tidemark.v1.TidemarkService.HoldSnapshot:output_type -> tidemark.v1.HoldSnapshotResponse
+	62,  // 144: tidemark.v1.TidemarkService.ReleaseSnapshot:output_type -> tidemark.v1.ReleaseSnapshotResponse
+	64,  // 145: tidemark.v1.TidemarkService.LabelSnapshot:output_type -> tidemark.v1.LabelSnapshotResponse
+	67,  // 146: tidemark.v1.TidemarkService.SetSchedule:output_type -> tidemark.v1.SetScheduleResponse
+	69,  // 147: tidemark.v1.TidemarkService.PreviewSchedule:output_type -> tidemark.v1.PreviewScheduleResponse
+	71,  // 148: tidemark.v1.TidemarkService.ListSchedules:output_type -> tidemark.v1.ListSchedulesResponse
+	73,  // 149: tidemark.v1.TidemarkService.GetSchedule:output_type -> tidemark.v1.GetScheduleResponse
+	75,  // 150: tidemark.v1.TidemarkService.RemoveSchedule:output_type -> tidemark.v1.RemoveScheduleResponse
+	85,  // 151: tidemark.v1.TidemarkService.VerifySnapshot:output_type -> tidemark.v1.VerifySnapshotResponse
+	91,  // 152: tidemark.v1.TidemarkService.BeginProcess:output_type -> tidemark.v1.BeginProcessResponse
+	93,  // 153: tidemark.v1.TidemarkService.EndProcess:output_type -> tidemark.v1.EndProcessResponse
+	95,  // 154: tidemark.v1.TidemarkService.ListProcesses:output_type -> tidemark.v1.ListProcessesResponse
+	97,  // 155: tidemark.v1.TidemarkService.HoldProcess:output_type -> tidemark.v1.HoldProcessResponse
+	99,  // 156: tidemark.v1.TidemarkService.Import:output_type -> tidemark.v1.ImportResponse
+	101, // 157: tidemark.v1.TidemarkService.Export:output_type -> tidemark.v1.ExportResponse
+	119, // [119:158] is the sub-list for method output_type
+	80,  // [80:119] is the sub-list for method input_type
+	80,  // [80:80] is the sub-list for extension type_name
+	80,  // [80:80] is the sub-list for extension extendee
+	0,   // [0:80] is the sub-list for field type_name
 }
 
 func init() { file_tidemark_v1_tidemark_proto_init() }
@@ -6558,15 +6884,15 @@ func file_tidemark_v1_tidemark_proto_init() {
 	if File_tidemark_v1_tidemark_proto != nil {
 		return
 	}
-	file_tidemark_v1_tidemark_proto_msgTypes[75].OneofWrappers = []any{
+	file_tidemark_v1_tidemark_proto_msgTypes[78].OneofWrappers = []any{
 		(*VerifySnapshotResponse_Progress)(nil),
 		(*VerifySnapshotResponse_Report)(nil),
 	}
-	file_tidemark_v1_tidemark_proto_msgTypes[88].OneofWrappers = []any{
+	file_tidemark_v1_tidemark_proto_msgTypes[91].OneofWrappers = []any{
 		(*ImportRequest_Data)(nil),
 		(*ImportRequest_HoleBytes)(nil),
 	}
-	file_tidemark_v1_tidemark_proto_msgTypes[91].OneofWrappers = []any{
+	file_tidemark_v1_tidemark_proto_msgTypes[94].OneofWrappers = []any{
 		(*ExportResponse_Data)(nil),
 		(*ExportResponse_HoleBytes)(nil),
 	}
@@ -6576,7 +6902,7 @@ func file_tidemark_v1_tidemark_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_tidemark_v1_tidemark_proto_rawDesc), len(file_tidemark_v1_tidemark_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   96,
+			NumMessages:   99,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

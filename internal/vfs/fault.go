@@ -197,6 +197,14 @@ func (f Fault) Free(name string) (sizeBytes int64, err error) {
 	return f.FS.Free(name)
 }
 
+// Total implements FS.
+func (f Fault) Total(name string) (sizeBytes int64, err error) {
+	if err := f.before(Op{Kind: OpFree, Name: name}); err != nil {
+		return 0, err
+	}
+	return f.FS.Total(name)
+}
+
 // Lock implements FS.
 func (f Fault) Lock(name string) (io.Closer, error) {
 	if err := f.before(Op{Kind: OpLock, Name: name}); err != nil {

@@ -140,6 +140,14 @@ func TestFreeSaysHowMuchIsLeft(t *testing.T) {
 	if _, err := (vfs.OS{}).Free(filepath.Join(dir, "none")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("of a file that is not there: %v", err)
 	}
+	free, err := vfs.OS{}.Free(dir)
+	must(t, err)
+	if n, err := (vfs.OS{}).Total(dir); n < free || n > math.MaxInt64/2 || err != nil {
+		t.Errorf("%d bytes in all, %v, of which %d are free", n, err, free)
+	}
+	if _, err := (vfs.OS{}).Total(filepath.Join(dir, "none")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("in all of a file that is not there: %v", err)
+	}
 }
 
 func TestAQuotaHasRoomForItsBudgetOnly(t *testing.T) {
@@ -154,6 +162,9 @@ func TestAQuotaHasRoomForItsBudgetOnly(t *testing.T) {
 		t.Helper()
 		if n, err := q.Free("/"); n != want*pageBytes || err != nil {
 			t.Errorf("%d bytes are free, %v; want %d pages", n, err, want)
+		}
+		if n, err := q.Total("/"); n < want*pageBytes || n > 4*pageBytes || err != nil {
+			t.Errorf("%d bytes in all, %v", n, err)
 		}
 	}
 	f := open("f", 0)

@@ -72,14 +72,24 @@ func (OS) SyncDir(name string) error {
 
 // Free implements FS with statfs(2).
 func (OS) Free(name string) (sizeBytes int64, err error) {
-	var st unix.Statfs_t
+	st, err := statfs(name)
+	return int64(st.Bavail) * st.Frsize, err
+}
+
+// Total implements FS with statfs(2): what is set aside for root counts as neither.
+func (OS) Total(name string) (sizeBytes int64, err error) {
+	st, err := statfs(name)
+	return int64(st.Blocks-st.Bfree+st.Bavail) * st.Frsize, err
+}
+
+func statfs(name string) (st unix.Statfs_t, err error) {
 	for err = unix.EINTR; err == unix.EINTR; {
 		err = unix.Statfs(name, &st)
 	}
 	if err != nil {
-		return 0, &fs.PathError{Op: "statfs", Path: name, Err: err}
+		return unix.Statfs_t{}, &fs.PathError{Op: "statfs", Path: name, Err: err}
 	}
-	return int64(st.Bavail) * st.Frsize, nil
+	return st, nil
 }
 
 // Lock implements FS with flock(2): the lock belongs to the handle, and the

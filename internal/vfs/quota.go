@@ -52,6 +52,13 @@ func (q *Quota) Free(string) (sizeBytes int64, err error) {
 	return max(0, q.books.budgetPages-q.books.usedPages) * pageBytes, nil
 }
 
+// Total implements FS.
+func (q *Quota) Total(string) (sizeBytes int64, err error) {
+	q.books.mu.Lock()
+	defer q.books.mu.Unlock()
+	return q.books.budgetPages * pageBytes, nil
+}
+
 // Open implements FS.
 func (q *Quota) Open(name string, flag int, perm fs.FileMode) (File, error) {
 	f, err := q.FS.Open(name, flag, perm)

@@ -253,6 +253,9 @@ func (s *Sim) sync(node *simNode, name string) error {
 // Free implements FS: a Sim is never full (Quota is).
 func (s *Sim) Free(string) (sizeBytes int64, err error) { return math.MaxInt64, nil }
 
+// Total implements FS.
+func (s *Sim) Total(string) (sizeBytes int64, err error) { return math.MaxInt64, nil }
+
 // Lock implements FS.
 func (s *Sim) Lock(name string) (io.Closer, error) {
 	var node *simNode

@@ -51,6 +51,9 @@ type FS interface {
 	// Free returns how many bytes the file system that holds name has left for
 	// users without privileges (statfs, f_bavail).
 	Free(name string) (sizeBytes int64, err error)
+	// Total returns how many bytes that file system has for them in all, free and
+	// taken, as df counts: when none is free, all of Total is taken.
+	Total(name string) (sizeBytes int64, err error)
 	// Lock takes an exclusive advisory lock on the file name, made if missing.
 	// It returns ErrLocked at once if another holds it. Close lets it go; so
 	// does the death of the process.

@@ -174,7 +174,8 @@ const (
 
 // TidemarkServiceClient is a client for the tidemark.v1.TidemarkService service.
 type TidemarkServiceClient interface {
-	// GetServerInfo tells the version and the addresses of the server.
+	// GetServerInfo tells the version and the addresses of the server, and how full
+	// the file system of its data directory is.
 	// Needs: no right; any caller that is on the list.
 	GetServerInfo(context.Context, *tidemarkv1.GetServerInfoRequest) (*tidemarkv1.GetServerInfoResponse, error)
 	// CreateVolume makes an empty volume; it reads as zeros.
@@ -202,8 +203,9 @@ type TidemarkServiceClient interface {
 	// process begun before it has ended, or by its deadline. The server goes on
 	// with it, and keeps the deadline, when the caller is gone.
 	// Errors: REASON_NOT_FOUND, REASON_EXISTS (the name is taken on one of the
-	// volumes: none is changed), REASON_INVALID, REASON_LIMIT; REASON_ABORTED and
-	// REASON_DRAINING carry the report in their ErrorDetail.
+	// volumes: none is changed), REASON_INVALID, REASON_LIMIT (also for a file system
+	// that is fuller than its high-water mark); REASON_ABORTED and REASON_DRAINING
+	// carry the report in their ErrorDetail.
 	// Needs: preserve on every volume named, and on all of each group.
 	Preserve(context.Context, *tidemarkv1.PreserveRequest) (*tidemarkv1.PreserveResponse, error)
 	// ListSnapshots returns the snapshots of one volume or of all, oldest first.
@@ -215,14 +217,15 @@ type TidemarkServiceClient interface {
 	// CloneVolume makes a volume that begins as a snapshot is and shares its images:
 	// nothing is copied. It waits until the snapshot is sealed.
 	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_EXISTS, REASON_DRAINING,
-	// REASON_NO_SPACE.
+	// REASON_LIMIT (the high-water mark), REASON_NO_SPACE.
 	// Needs: admin on the volume of the snapshot and on the name of the new one.
 	CloneVolume(context.Context, *tidemarkv1.CloneVolumeRequest) (*tidemarkv1.CloneVolumeResponse, error)
 	// RollbackVolume makes a volume what a snapshot of it holds; nothing is copied.
 	// The present state is preserved first, and every snapshot stays.
 	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_EXISTS, REASON_DRAINING,
-	// REASON_NO_SPACE; REASON_IN_USE while a client is connected to the volume or a
-	// process named it, unless disconnect is set: then nothing has changed.
+	// REASON_LIMIT (the high-water mark), REASON_NO_SPACE; REASON_IN_USE while a client is
+	// connected to the volume or a process named it, unless disconnect is set: then
+	// nothing has changed.
 	// Needs: admin on the volume.
 	RollbackVolume(context.Context, *tidemarkv1.RollbackVolumeRequest) (*tidemarkv1.RollbackVolumeResponse, error)
 	// CreateGroup makes a group: volumes under one name, that are preserved, cloned
@@ -995,7 +998,8 @@ func (c *tidemarkServiceClient) Export(ctx context.Context, req *tidemarkv1.Expo
 
 // TidemarkServiceHandler is an implementation of the tidemark.v1.TidemarkService service.
 type TidemarkServiceHandler interface {
-	// GetServerInfo tells the version and the addresses of the server.
+	// GetServerInfo tells the version and the addresses of the server, and how full
+	// the file system of its data directory is.
 	// Needs: no right; any caller that is on the list.
 	GetServerInfo(context.Context, *tidemarkv1.GetServerInfoRequest) (*tidemarkv1.GetServerInfoResponse, error)
 	// CreateVolume makes an empty volume; it reads as zeros.
@@ -1023,8 +1027,9 @@ type TidemarkServiceHandler interface {
 	// process begun before it has ended, or by its deadline. The server goes on
 	// with it, and keeps the deadline, when the caller is gone.
 	// Errors: REASON_NOT_FOUND, REASON_EXISTS (the name is taken on one of the
-	// volumes: none is changed), REASON_INVALID, REASON_LIMIT; REASON_ABORTED and
-	// REASON_DRAINING carry the report in their ErrorDetail.
+	// volumes: none is changed), REASON_INVALID, REASON_LIMIT (also for a file system
+	// that is fuller than its high-water mark); REASON_ABORTED and REASON_DRAINING
+	// carry the report in their ErrorDetail.
 	// Needs: preserve on every volume named, and on all of each group.
 	Preserve(context.Context, *tidemarkv1.PreserveRequest) (*tidemarkv1.PreserveResponse, error)
 	// ListSnapshots returns the snapshots of one volume or of all, oldest first.
@@ -1036,14 +1041,15 @@ type TidemarkServiceHandler interface {
 	// CloneVolume makes a volume that begins as a snapshot is and shares its images:
 	// nothing is copied. It waits until the snapshot is sealed.
 	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_EXISTS, REASON_DRAINING,
-	// REASON_NO_SPACE.
+	// REASON_LIMIT (the high-water mark), REASON_NO_SPACE.
 	// Needs: admin on the volume of the snapshot and on the name of the new one.
 	CloneVolume(context.Context, *tidemarkv1.CloneVolumeRequest) (*tidemarkv1.CloneVolumeResponse, error)
 	// RollbackVolume makes a volume what a snapshot of it holds; nothing is copied.
 	// The present state is preserved first, and every snapshot stays.
 	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_EXISTS, REASON_DRAINING,
-	// REASON_NO_SPACE; REASON_IN_USE while a client is connected to the volume or a
-	// process named it, unless disconnect is set: then nothing has changed.
+	// REASON_LIMIT (the high-water mark), REASON_NO_SPACE; REASON_IN_USE while a client is
+	// connected to the volume or a process named it, unless disconnect is set: then
+	// nothing has changed.
 	// Needs: admin on the volume.
 	RollbackVolume(context.Context, *tidemarkv1.RollbackVolumeRequest) (*tidemarkv1.RollbackVolumeResponse, error)
 	// CreateGroup makes a group: volumes under one name, that are preserved, cloned

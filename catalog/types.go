@@ -38,7 +38,13 @@ type Volume struct {
 	// Past: another volume has the name now. Nothing is written to this one any
 	// more; its snapshots are those that a rollback has left behind.
 	Past bool `json:"past,omitempty"`
+	// Staged: it is still being received, and will have the name when it is whole.
+	// One that a crash left has none, and is deleted when the directory is opened.
+	Staged bool `json:"staged,omitempty"`
 }
+
+// named tells whether the name is the volume's own.
+func (v Volume) named() bool { return !v.Past && !v.Staged }
 
 // Link is one image of a volume's chain. The newest image is the tip; its size
 // follows the volume's.

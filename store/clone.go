@@ -35,7 +35,8 @@ func (s *Store) Clone(ctx context.Context, full, name string) (VolumeInfo, error
 	if err != nil {
 		return VolumeInfo{}, err
 	}
-	b, err := s.branch(d, k, name, nil)
+	record := catalog.Volume{Name: name, SizeBytes: k.SizeBytes(), Scope: d.record.Scope, Created: time.Now().UTC()}
+	b, err := s.branch(d, k, record, nil)
 	if err != nil {
 		return VolumeInfo{}, fmt.Errorf("clone %s: %w", full, err)
 	}
@@ -68,16 +69,13 @@ func (s *Store) branchable(full string) (*disk, *volume.VLUN, error) {
 }
 
 // branch makes a volume whose chain is that of d up to k, with a tip of its own.
+// The record says what else it is.
 // Its files come first and its record last: what has no record when the directory
 // is opened is removed. If past is not nil, it loses its name to the branch in the
 // same step. Store.admin is held.
-func (s *Store) branch(d *disk, k *volume.VLUN, name string, past *disk) (*disk, error) {
+func (s *Store) branch(d *disk, k *volume.VLUN, record catalog.Volume, past *disk) (*disk, error) {
 	if err := s.reserve.spare(); err != nil {
 		return nil, err
-	}
-	record := catalog.Volume{Name: name, SizeBytes: k.SizeBytes(), Scope: d.record.Scope, Created: time.Now().UTC()}
-	if past != nil {
-		record.Created = past.record.Created
 	}
 	if err := s.catalog.Update(func(tx *catalog.Tx) (err error) {
 		record.ID, err = tx.NewVolumeID()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/tidemark/tidemark/catalog"
 	"github.com/tidemark/tidemark/volume"
 )
 
@@ -76,7 +77,8 @@ func (s *Store) rollback(ctx context.Context, r RollbackRequest) (report Rollbac
 		return report, fmt.Errorf("roll back to %s: keep the present state: %w", r.Snapshot, err)
 	}
 	report.Kept = live.record.Name + "@" + kept.Snapshots[0].Name
-	b, err := s.branch(d, k, live.record.Name, live)
+	record := catalog.Volume{Name: live.record.Name, SizeBytes: k.SizeBytes(), Scope: d.record.Scope, Created: live.record.Created}
+	b, err := s.branch(d, k, record, live)
 	if err != nil {
 		return report, fmt.Errorf("roll back to %s: %w", r.Snapshot, err)
 	}

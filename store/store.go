@@ -189,6 +189,9 @@ func Open(dir string, o Options) (_ *Store, err error) {
 	if err != nil {
 		return nil, openError(dir, err)
 	}
+	if err := s.dropStaged(&state); err != nil {
+		return nil, fmt.Errorf("open %s: %w", dir, err)
+	}
 	if err := s.removeOrphans(state); err != nil {
 		return nil, fmt.Errorf("open %s: %w", dir, err)
 	}
@@ -404,7 +407,7 @@ func (s *Store) CreateVolume(name string, sizeBytes int64, scope volume.Scope) (
 	if err := s.reserve.spare(); err != nil {
 		return VolumeInfo{}, fmt.Errorf("create volume %s: %w", name, err)
 	}
-	d, err := s.createVolume(name, sizeBytes, scope)
+	d, err := s.createVolume(catalog.Volume{Name: name, SizeBytes: sizeBytes, Scope: scope.String(), Created: time.Now().UTC()})
 	if err != nil {
 		return VolumeInfo{}, fmt.Errorf("create volume %s: %w", name, err)
 	}
@@ -413,8 +416,7 @@ func (s *Store) CreateVolume(name string, sizeBytes int64, scope volume.Scope) (
 
 // createVolume makes the files first and the record last: what has no record
 // when the directory is opened is removed.
-func (s *Store) createVolume(name string, sizeBytes int64, scope volume.Scope) (*disk, error) {
-	record := catalog.Volume{Name: name, SizeBytes: sizeBytes, Scope: scope.String(), Created: time.Now().UTC()}
+func (s *Store) createVolume(record catalog.Volume) (*disk, error) {
 	if err := s.catalog.Update(func(tx *catalog.Tx) (err error) {
 		record.ID, err = tx.NewVolumeID()
 		return err
@@ -430,7 +432,7 @@ func (s *Store) createVolume(name string, sizeBytes int64, scope volume.Scope) (
 	if err == nil {
 		err = s.catalog.Update(func(tx *catalog.Tx) error {
 			return errors.Join(tx.PutVolume(record),
-				tx.PutLink(catalog.Link{Volume: record.ID, Image: id, SizeBytes: sizeBytes}))
+				tx.PutLink(catalog.Link{Volume: record.ID, Image: id, SizeBytes: record.SizeBytes}))
 		})
 	}
 	if err != nil {
@@ -438,7 +440,7 @@ func (s *Store) createVolume(name string, sizeBytes int64, scope volume.Scope) (
 	}
 	s.spares.refill()
 	return s.addDisk(record, j, map[image.ID]image.Image{id: img}, []volume.Link{
-		{ID: id, Image: img, Table: lookup.NewTable(), SizeBytes: sizeBytes},
+		{ID: id, Image: img, Table: lookup.NewTable(), SizeBytes: record.SizeBytes},
 	})
 }
 
@@ -485,7 +487,7 @@ func (s *Store) addDisk(record catalog.Volume, j *journal.Journal, images map[im
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.byVolume[d.volume] = d
-	if !record.Past {
+	if !record.Past && !record.Staged {
 		s.volumes[record.Name] = d
 	}
 	return d, nil
@@ -627,7 +629,7 @@ func (s *Store) DeleteVolume(name string, withSnapshots bool) error {
 		}
 	}
 	for _, b := range branches { // the one that has the name is the last
-		if err := s.deleteBranch(b); err != nil {
+		if err := s.deleteBranch(b, nil); err != nil {
 			return err
 		}
 	}
@@ -635,8 +637,9 @@ func (s *Store) DeleteVolume(name string, withSnapshots bool) error {
 }
 
 // deleteBranch deletes one volume of a name. What its images held that stand in
-// other chains too may now be seen by nobody. Store.admin is held.
-func (s *Store) deleteBranch(d *disk) error {
+// other chains too may now be seen by nobody. An heir, if it is not nil, gets the
+// name and all snapshots in the same step. Store.admin is held.
+func (s *Store) deleteBranch(d *disk, heir *Incoming) error {
 	name := d.record.Name
 	s.mu.Lock()
 	d.cancel()
@@ -648,13 +651,17 @@ func (s *Store) deleteBranch(d *disk) error {
 	unlock := sync.OnceFunc(s.chains.Unlock)
 	defer unlock()
 	var due []image.ID
+	disinherit := s.inherit(d, heir)
 	err := s.engine.RemoveVolume(d.volume, func() error {
+		if err := heir.fits(d); err != nil {
+			return err
+		}
 		before := s.catalog.Failed()
 		err := s.catalog.Update(func(tx *catalog.Tx) error {
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			due = due[:0]
-			return s.dropBranch(tx, d, &due)
+			return errors.Join(s.dropBranch(tx, d, &due), heir.putNamed(tx))
 		})
 		if before == nil && errors.Is(err, catalog.ErrFailed) { // the next open may find it deleted: it takes no more writes
 			unknown, err = err, nil
@@ -662,9 +669,13 @@ func (s *Store) deleteBranch(d *disk) error {
 		return err
 	})
 	if err != nil {
+		disinherit()
 		s.resume(d)
 		if errors.Is(err, volume.ErrBusy) {
 			return inUse(d.volume)
+		}
+		if heir != nil {
+			return err
 		}
 		return fmt.Errorf("delete volume %s: %w", name, err)
 	}
@@ -672,6 +683,7 @@ func (s *Store) deleteBranch(d *disk) error {
 	if s.volumes[name] == d {
 		delete(s.volumes, name)
 	}
+	heir.namedLocked()
 	delete(s.byVolume, d.volume)
 	for k := range d.snapshots {
 		d.forget(k)

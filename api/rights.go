@@ -32,7 +32,8 @@ var rights = map[string]access.Rights{
 	rpc.TidemarkServiceListProcessesProcedure:  access.Read,
 	rpc.TidemarkServiceHoldProcessProcedure:    access.Write,
 	rpc.TidemarkServiceImportProcedure:         access.Write,
-	rpc.TidemarkServiceExportProcedure:         access.Read,
+	rpc.TidemarkServiceExportProcedure:         access.Read, // of both
+	rpc.TidemarkServiceApplyProcedure:          access.Admin,
 }
 
 // may returns access.ErrDenied unless the caller is on the access list and has

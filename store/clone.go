@@ -43,6 +43,15 @@ func (s *Store) Clone(ctx context.Context, full, name string) (VolumeInfo, error
 	return s.volumeInfo(b), nil
 }
 
+// Sealed describes a snapshot when it is sealed: it waits for the seal of one that
+// has drained. Errors: ErrInvalid, ErrNotFound, ErrDraining, ctx's.
+func (s *Store) Sealed(ctx context.Context, full string) (SnapshotInfo, error) {
+	if err := s.sealedSoon(ctx, full); err != nil {
+		return SnapshotInfo{}, err
+	}
+	return s.Snapshot(full)
+}
+
 // sealedSoon waits for the seal of a snapshot that has drained.
 func (s *Store) sealedSoon(ctx context.Context, full string) error {
 	info, err := s.Snapshot(full)

@@ -41,8 +41,8 @@ type Incoming struct {
 	view    *volume.View
 }
 
-// Receive begins it. Errors: ErrInvalid, also if the volume is not what the base
-// was; ErrNotFound; ErrExists (the snapshot, or without a base the volume);
+// Receive begins it. Errors: ErrInvalid; ErrNotFound; ErrDiffers if the volume is
+// not what the base was; ErrExists (the snapshot, or without a base the volume);
 // ErrInUse if a client has the volume open; ErrNoSpace. One call of Close meets
 // each that succeeds.
 func (s *Store) Receive(r ReceiveRequest) (*Incoming, error) {
@@ -161,9 +161,9 @@ func (s *Store) base(live *disk, r ReceiveRequest) (*disk, *volume.VLUN, error) 
 		}
 	}
 	if alike != "" {
-		return nil, nil, fmt.Errorf("%w: volume %s was changed since %s, which these are the changes of: roll it back to that, or apply them to a clone of it", ErrInvalid, r.Volume, alike)
+		return nil, nil, fmt.Errorf("volume %s has %w than these are the changes of: it was written to since %s; roll it back to that, or apply them to a clone of that", r.Volume, ErrDiffers, alike)
 	}
-	return nil, nil, fmt.Errorf("%w: volume %s has no sealed snapshot of the content that these are the changes of (%d bytes, hash %s): bring that here first", ErrInvalid, r.Volume, r.BaseSizeBytes, r.BaseHash)
+	return nil, nil, fmt.Errorf("volume %s has %w than these are the changes of: no sealed snapshot of it has %d bytes and the content hash %s; bring that here first", r.Volume, ErrDiffers, r.BaseSizeBytes, r.BaseHash)
 }
 
 // unchangedSince tells, from the tables, that a volume is for certain what the
@@ -184,7 +184,7 @@ func (in *Incoming) Trim(off, lengthBytes int64) error { return in.view.Trim(off
 
 // Commit ends it: what was written is a snapshot, sealed, of the content that was
 // promised, and the volume is just that. Errors: ErrCorrupt if the content is
-// another; ErrInvalid if the volume was changed meanwhile; ErrInUse if a client has it
+// another; ErrDiffers if the volume was changed meanwhile; ErrInUse if a client has it
 // open; ErrNotFound, ErrExists, ErrNoSpace, ctx's. After an error nothing has changed.
 func (in *Incoming) Commit(ctx context.Context) (SnapshotInfo, error) {
 	if err := errors.Join(in.view.Flush(), in.view.Close()); err != nil {
@@ -218,7 +218,7 @@ func (in *Incoming) seal(ctx context.Context) error {
 	s.preserves.Add(1)
 	s.mu.Unlock()
 	k := tip(in.disk.volume)
-	_, err := s.preserve([]*disk{in.disk}, in.request.Snapshot, time.Now(), PreserveRequest{Wait: time.Minute})
+	_, err := s.preserve(append([]*disk(nil), in.disk), in.request.Snapshot, time.Now(), PreserveRequest{Wait: time.Minute})
 	s.preserves.Done()
 	if err != nil {
 		return err
@@ -342,7 +342,7 @@ func (in *Incoming) fits(live *disk) error {
 	defer in.store.mu.Unlock()
 	chain := in.disk.chainLocked()
 	if !in.request.unchangedSince(chain[:len(chain)-2], live) { // without what came, and the tip
-		return fmt.Errorf("%w: volume %s was changed meanwhile, so these are not its changes any more", ErrInvalid, in.request.Volume)
+		return fmt.Errorf("volume %s has %w than these are the changes of: it was changed meanwhile", in.request.Volume, ErrDiffers)
 	}
 	return nil
 }

@@ -164,8 +164,8 @@ func TestWhatDoesNotFitOrIsNotWholeChangesNothing(t *testing.T) {
 		{"a bad snapshot name", with(good, func(r *store.ReceiveRequest) { r.Snapshot = "a b" }), store.ErrInvalid},
 		{"a bad volume name", with(good, func(r *store.ReceiveRequest) { r.Volume = "a/b" }), store.ErrInvalid},
 		{"an unknown volume", with(good, func(r *store.ReceiveRequest) { r.Volume = "none" }), store.ErrNotFound},
-		{"a base that the volume has not", with(good, func(r *store.ReceiveRequest) { r.BaseHash = hashOf(content) }), store.ErrInvalid},
-		{"a base of another size", with(good, func(r *store.ReceiveRequest) { r.BaseSizeBytes -= 4096 }), store.ErrInvalid},
+		{"a base that the volume has not", with(good, func(r *store.ReceiveRequest) { r.BaseHash = hashOf(content) }), store.ErrDiffers},
+		{"a base of another size", with(good, func(r *store.ReceiveRequest) { r.BaseSizeBytes -= 4096 }), store.ErrDiffers},
 		{"a base that is larger", with(good, func(r *store.ReceiveRequest) { r.SizeBytes -= 4096 }), store.ErrInvalid},
 		{"a hash that is none", with(good, func(r *store.ReceiveRequest) { r.Hash = "hash" }), store.ErrInvalid},
 		{"a base hash that is none", with(good, func(r *store.ReceiveRequest) { r.BaseHash = "hash" }), store.ErrInvalid},
@@ -228,11 +228,11 @@ func TestChangesThatMeetAnotherStateOrMakeAnotherContentAreRefused(t *testing.T)
 		t.Errorf("a preserve of the same name: %v", err)
 	}
 	l.write("v")
-	if _, err := in.Commit(t.Context()); !errors.Is(err, store.ErrInvalid) {
+	if _, err := in.Commit(t.Context()); !errors.Is(err, store.ErrDiffers) {
 		t.Errorf("the volume was changed meanwhile: %v", err)
 	}
 	l.must(in.Close())
-	if _, err := l.store.Receive(good); !errors.Is(err, store.ErrInvalid) || !strings.Contains(err.Error(), base) {
+	if _, err := l.store.Receive(good); !errors.Is(err, store.ErrDiffers) || !strings.Contains(err.Error(), base) {
 		t.Errorf("the volume was changed before: %v", err)
 	}
 

@@ -21,6 +21,7 @@ import (
 	"github.com/tidemark/tidemark/lookup"
 )
 
+// Conditions that a caller branches on.
 var (
 	// ErrCorrupt: it is no stream, or not all of one, or damaged.
 	ErrCorrupt = errors.New("the stream is damaged")

@@ -361,6 +361,8 @@ const (
 	Reason_REASON_DENIED Reason = 10
 	// What a sealed snapshot has on the disk is not what was sealed (data_loss).
 	Reason_REASON_CORRUPT Reason = 11
+	// The volume does not hold what the changes are the changes of.
+	Reason_REASON_DIFFERS Reason = 12
 )
 
 // Enum value maps for Reason.
@@ -378,6 +380,7 @@ var (
 		9:  "REASON_CLOSED",
 		10: "REASON_DENIED",
 		11: "REASON_CORRUPT",
+		12: "REASON_DIFFERS",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED": 0,
@@ -392,6 +395,7 @@ var (
 		"REASON_CLOSED":      9,
 		"REASON_DENIED":      10,
 		"REASON_CORRUPT":     11,
+		"REASON_DIFFERS":     12,
 	}
 )
 
@@ -3436,7 +3440,12 @@ func (x *ImportResponse) GetHoleBytes() int64 {
 type ExportRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "VOLUME" or "VOLUME@SNAPSHOT".
-	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// "VOLUME@SNAPSHOT": only what name, a snapshot of the same volume, has that
+	// this one has not. Waits until both are sealed.
+	Since string `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
+	// Wait until the snapshot is sealed, so that it has a hash.
+	UntilSealed   bool `protobuf:"varint,3,opt,name=until_sealed,json=untilSealed,proto3" json:"until_sealed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3478,10 +3487,31 @@ func (x *ExportRequest) GetName() string {
 	return ""
 }
 
+func (x *ExportRequest) GetSince() string {
+	if x != nil {
+		return x.Since
+	}
+	return ""
+}
+
+func (x *ExportRequest) GetUntilSealed() bool {
+	if x != nil {
+		return x.UntilSealed
+	}
+	return false
+}
+
 type ExportResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Size of what is exported; in the first message only, which has no content.
 	SizeBytes int64 `protobuf:"varint,1,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// In the first message only: content hash of what is exported, if it is a sealed
+	// snapshot; and with since the size and the content hash of that, and how much
+	// may have changed.
+	Hash          string `protobuf:"bytes,5,opt,name=hash,proto3" json:"hash,omitempty"`
+	BaseSizeBytes int64  `protobuf:"varint,6,opt,name=base_size_bytes,json=baseSizeBytes,proto3" json:"base_size_bytes,omitempty"`
+	BaseHash      string `protobuf:"bytes,7,opt,name=base_hash,json=baseHash,proto3" json:"base_hash,omitempty"`
+	ChangedBytes  int64  `protobuf:"varint,8,opt,name=changed_bytes,json=changedBytes,proto3" json:"changed_bytes,omitempty"`
 	// Where the range begins.
 	OffsetBytes int64 `protobuf:"varint,2,opt,name=offset_bytes,json=offsetBytes,proto3" json:"offset_bytes,omitempty"`
 	// Types that are valid to be assigned to Content:
@@ -3526,6 +3556,34 @@ func (*ExportResponse) Descriptor() ([]byte, []int) {
 func (x *ExportResponse) GetSizeBytes() int64 {
 	if x != nil {
 		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *ExportResponse) GetHash() string {
+	if x != nil {
+		return x.Hash
+	}
+	return ""
+}
+
+func (x *ExportResponse) GetBaseSizeBytes() int64 {
+	if x != nil {
+		return x.BaseSizeBytes
+	}
+	return 0
+}
+
+func (x *ExportResponse) GetBaseHash() string {
+	if x != nil {
+		return x.BaseHash
+	}
+	return ""
+}
+
+func (x *ExportResponse) GetChangedBytes() int64 {
+	if x != nil {
+		return x.ChangedBytes
 	}
 	return 0
 }
@@ -3579,6 +3637,275 @@ type ExportResponse_HoleBytes struct {
 func (*ExportResponse_Data) isExportResponse_Content() {}
 
 func (*ExportResponse_HoleBytes) isExportResponse_Content() {}
+
+type ApplyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the first message only, which has no content.
+	Header *ApplyHeader `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	// Where the range begins.
+	OffsetBytes int64 `protobuf:"varint,2,opt,name=offset_bytes,json=offsetBytes,proto3" json:"offset_bytes,omitempty"`
+	// Types that are valid to be assigned to Content:
+	//
+	//	*ApplyRequest_Data
+	//	*ApplyRequest_HoleBytes
+	//	*ApplyRequest_End
+	Content       isApplyRequest_Content `protobuf_oneof:"content"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyRequest) Reset() {
+	*x = ApplyRequest{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyRequest) ProtoMessage() {}
+
+func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
+func (*ApplyRequest) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *ApplyRequest) GetHeader() *ApplyHeader {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *ApplyRequest) GetOffsetBytes() int64 {
+	if x != nil {
+		return x.OffsetBytes
+	}
+	return 0
+}
+
+func (x *ApplyRequest) GetContent() isApplyRequest_Content {
+	if x != nil {
+		return x.Content
+	}
+	return nil
+}
+
+func (x *ApplyRequest) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Content.(*ApplyRequest_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+func (x *ApplyRequest) GetHoleBytes() int64 {
+	if x != nil {
+		if x, ok := x.Content.(*ApplyRequest_HoleBytes); ok {
+			return x.HoleBytes
+		}
+	}
+	return 0
+}
+
+func (x *ApplyRequest) GetEnd() bool {
+	if x != nil {
+		if x, ok := x.Content.(*ApplyRequest_End); ok {
+			return x.End
+		}
+	}
+	return false
+}
+
+type isApplyRequest_Content interface {
+	isApplyRequest_Content()
+}
+
+type ApplyRequest_Data struct {
+	// Bytes of the range; at most 4 MiB.
+	Data []byte `protobuf:"bytes,3,opt,name=data,proto3,oneof"`
+}
+
+type ApplyRequest_HoleBytes struct {
+	// Length of a hole: the range reads as zeros.
+	HoleBytes int64 `protobuf:"varint,4,opt,name=hole_bytes,json=holeBytes,proto3,oneof"`
+}
+
+type ApplyRequest_End struct {
+	// All has been sent; in the last message only.
+	End bool `protobuf:"varint,5,opt,name=end,proto3,oneof"`
+}
+
+func (*ApplyRequest_Data) isApplyRequest_Content() {}
+
+func (*ApplyRequest_HoleBytes) isApplyRequest_Content() {}
+
+func (*ApplyRequest_End) isApplyRequest_Content() {}
+
+// ApplyHeader says what is to come.
+type ApplyHeader struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The volume, and the name of the snapshot to make.
+	Volume   string `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Snapshot string `protobuf:"bytes,2,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// Size and content hash of the snapshot.
+	SizeBytes int64  `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	Hash      string `protobuf:"bytes,4,opt,name=hash,proto3" json:"hash,omitempty"`
+	// Size and content hash of the base; empty: there is none, and no volume yet.
+	BaseSizeBytes int64  `protobuf:"varint,5,opt,name=base_size_bytes,json=baseSizeBytes,proto3" json:"base_size_bytes,omitempty"`
+	BaseHash      string `protobuf:"bytes,6,opt,name=base_hash,json=baseHash,proto3" json:"base_hash,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyHeader) Reset() {
+	*x = ApplyHeader{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyHeader) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyHeader) ProtoMessage() {}
+
+func (x *ApplyHeader) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyHeader.ProtoReflect.Descriptor instead.
+func (*ApplyHeader) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *ApplyHeader) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *ApplyHeader) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+func (x *ApplyHeader) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *ApplyHeader) GetHash() string {
+	if x != nil {
+		return x.Hash
+	}
+	return ""
+}
+
+func (x *ApplyHeader) GetBaseSizeBytes() int64 {
+	if x != nil {
+		return x.BaseSizeBytes
+	}
+	return 0
+}
+
+func (x *ApplyHeader) GetBaseHash() string {
+	if x != nil {
+		return x.BaseHash
+	}
+	return ""
+}
+
+type ApplyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The snapshot, sealed.
+	Snapshot *Snapshot `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// Sum of the data written and of the holes made.
+	DataBytes     int64 `protobuf:"varint,2,opt,name=data_bytes,json=dataBytes,proto3" json:"data_bytes,omitempty"`
+	HoleBytes     int64 `protobuf:"varint,3,opt,name=hole_bytes,json=holeBytes,proto3" json:"hole_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyResponse) Reset() {
+	*x = ApplyResponse{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyResponse) ProtoMessage() {}
+
+func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
+func (*ApplyResponse) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *ApplyResponse) GetSnapshot() *Snapshot {
+	if x != nil {
+		return x.Snapshot
+	}
+	return nil
+}
+
+func (x *ApplyResponse) GetDataBytes() int64 {
+	if x != nil {
+		return x.DataBytes
+	}
+	return 0
+}
+
+func (x *ApplyResponse) GetHoleBytes() int64 {
+	if x != nil {
+		return x.HoleBytes
+	}
+	return 0
+}
 
 var File_tidemark_v1_tidemark_proto protoreflect.FileDescriptor
 
@@ -3789,17 +4116,45 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\n" +
 	"data_bytes\x18\x01 \x01(\x03R\tdataBytes\x12\x1d\n" +
 	"\n" +
-	"hole_bytes\x18\x02 \x01(\x03R\tholeBytes\"#\n" +
+	"hole_bytes\x18\x02 \x01(\x03R\tholeBytes\"\\\n" +
 	"\rExportRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\x94\x01\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05since\x18\x02 \x01(\tR\x05since\x12!\n" +
+	"\funtil_sealed\x18\x03 \x01(\bR\vuntilSealed\"\x92\x02\n" +
 	"\x0eExportResponse\x12\x1d\n" +
 	"\n" +
-	"size_bytes\x18\x01 \x01(\x03R\tsizeBytes\x12!\n" +
+	"size_bytes\x18\x01 \x01(\x03R\tsizeBytes\x12\x12\n" +
+	"\x04hash\x18\x05 \x01(\tR\x04hash\x12&\n" +
+	"\x0fbase_size_bytes\x18\x06 \x01(\x03R\rbaseSizeBytes\x12\x1b\n" +
+	"\tbase_hash\x18\a \x01(\tR\bbaseHash\x12#\n" +
+	"\rchanged_bytes\x18\b \x01(\x03R\fchangedBytes\x12!\n" +
 	"\foffset_bytes\x18\x02 \x01(\x03R\voffsetBytes\x12\x14\n" +
 	"\x04data\x18\x03 \x01(\fH\x00R\x04data\x12\x1f\n" +
 	"\n" +
 	"hole_bytes\x18\x04 \x01(\x03H\x00R\tholeBytesB\t\n" +
-	"\acontent*X\n" +
+	"\acontent\"\xb9\x01\n" +
+	"\fApplyRequest\x120\n" +
+	"\x06header\x18\x01 \x01(\v2\x18.tidemark.v1.ApplyHeaderR\x06header\x12!\n" +
+	"\foffset_bytes\x18\x02 \x01(\x03R\voffsetBytes\x12\x14\n" +
+	"\x04data\x18\x03 \x01(\fH\x00R\x04data\x12\x1f\n" +
+	"\n" +
+	"hole_bytes\x18\x04 \x01(\x03H\x00R\tholeBytes\x12\x12\n" +
+	"\x03end\x18\x05 \x01(\bH\x00R\x03endB\t\n" +
+	"\acontent\"\xb9\x01\n" +
+	"\vApplyHeader\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x1a\n" +
+	"\bsnapshot\x18\x02 \x01(\tR\bsnapshot\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x03 \x01(\x03R\tsizeBytes\x12\x12\n" +
+	"\x04hash\x18\x04 \x01(\tR\x04hash\x12&\n" +
+	"\x0fbase_size_bytes\x18\x05 \x01(\x03R\rbaseSizeBytes\x12\x1b\n" +
+	"\tbase_hash\x18\x06 \x01(\tR\bbaseHash\"\x80\x01\n" +
+	"\rApplyResponse\x121\n" +
+	"\bsnapshot\x18\x01 \x01(\v2\x15.tidemark.v1.SnapshotR\bsnapshot\x12\x1d\n" +
+	"\n" +
+	"data_bytes\x18\x02 \x01(\x03R\tdataBytes\x12\x1d\n" +
+	"\n" +
+	"hole_bytes\x18\x03 \x01(\x03R\tholeBytes*X\n" +
 	"\x05Scope\x12\x15\n" +
 	"\x11SCOPE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rSCOPE_REQUEST\x10\x01\x12\x11\n" +
@@ -3825,7 +4180,7 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"OnConflict\x12\x1b\n" +
 	"\x17ON_CONFLICT_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11ON_CONFLICT_COUNT\x10\x01\x12\x15\n" +
-	"\x11ON_CONFLICT_ABORT\x10\x02*\xfa\x01\n" +
+	"\x11ON_CONFLICT_ABORT\x10\x02*\x8e\x02\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eREASON_INVALID\x10\x01\x12\x14\n" +
@@ -3839,12 +4194,13 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\rREASON_CLOSED\x10\t\x12\x11\n" +
 	"\rREASON_DENIED\x10\n" +
 	"\x12\x12\n" +
-	"\x0eREASON_CORRUPT\x10\v*p\n" +
+	"\x0eREASON_CORRUPT\x10\v\x12\x12\n" +
+	"\x0eREASON_DIFFERS\x10\f*p\n" +
 	"\vVerifyState\x12\x1c\n" +
 	"\x18VERIFY_STATE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14VERIFY_STATE_RUNNING\x10\x01\x12\x13\n" +
 	"\x0fVERIFY_STATE_OK\x10\x02\x12\x14\n" +
-	"\x10VERIFY_STATE_BAD\x10\x032\x8d\x0e\n" +
+	"\x10VERIFY_STATE_BAD\x10\x032\xcf\x0e\n" +
 	"\x0fTidemarkService\x12[\n" +
 	"\rGetServerInfo\x12!.tidemark.v1.GetServerInfoRequest\x1a\".tidemark.v1.GetServerInfoResponse\"\x03\x90\x02\x01\x12S\n" +
 	"\fCreateVolume\x12 .tidemark.v1.CreateVolumeRequest\x1a!.tidemark.v1.CreateVolumeResponse\x12U\n" +
@@ -3867,7 +4223,8 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\rListProcesses\x12!.tidemark.v1.ListProcessesRequest\x1a\".tidemark.v1.ListProcessesResponse\"\x03\x90\x02\x01\x12R\n" +
 	"\vHoldProcess\x12\x1f.tidemark.v1.HoldProcessRequest\x1a .tidemark.v1.HoldProcessResponse0\x01\x12C\n" +
 	"\x06Import\x12\x1a.tidemark.v1.ImportRequest\x1a\x1b.tidemark.v1.ImportResponse(\x01\x12C\n" +
-	"\x06Export\x12\x1a.tidemark.v1.ExportRequest\x1a\x1b.tidemark.v1.ExportResponse0\x01B\xa5\x01\n" +
+	"\x06Export\x12\x1a.tidemark.v1.ExportRequest\x1a\x1b.tidemark.v1.ExportResponse0\x01\x12@\n" +
+	"\x05Apply\x12\x19.tidemark.v1.ApplyRequest\x1a\x1a.tidemark.v1.ApplyResponse(\x01B\xa5\x01\n" +
 	"\x0fcom.tidemark.v1B\rTidemarkProtoP\x01Z6github.com/tidemark/tidemark/api/tidemarkv1;tidemarkv1\xa2\x02\x03TXX\xaa\x02\vTidemark.V1\xca\x02\vTidemark\\V1\xe2\x02\x17Tidemark\\V1\\GPBMetadata\xea\x02\fTidemark::V1b\x06proto3"
 
 var (
@@ -3883,7 +4240,7 @@ func file_tidemark_v1_tidemark_proto_rawDescGZIP() []byte {
 }
 
 var file_tidemark_v1_tidemark_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_tidemark_v1_tidemark_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
+var file_tidemark_v1_tidemark_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
 var file_tidemark_v1_tidemark_proto_goTypes = []any{
 	(Scope)(0),                     // 0: tidemark.v1.Scope
 	(State)(0),                     // 1: tidemark.v1.State
@@ -3944,14 +4301,17 @@ var file_tidemark_v1_tidemark_proto_goTypes = []any{
 	(*ImportResponse)(nil),         // 56: tidemark.v1.ImportResponse
 	(*ExportRequest)(nil),          // 57: tidemark.v1.ExportRequest
 	(*ExportResponse)(nil),         // 58: tidemark.v1.ExportResponse
-	(*timestamppb.Timestamp)(nil),  // 59: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 60: google.protobuf.Duration
+	(*ApplyRequest)(nil),           // 59: tidemark.v1.ApplyRequest
+	(*ApplyHeader)(nil),            // 60: tidemark.v1.ApplyHeader
+	(*ApplyResponse)(nil),          // 61: tidemark.v1.ApplyResponse
+	(*timestamppb.Timestamp)(nil),  // 62: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 63: google.protobuf.Duration
 }
 var file_tidemark_v1_tidemark_proto_depIdxs = []int32{
 	5,  // 0: tidemark.v1.ErrorDetail.reason:type_name -> tidemark.v1.Reason
 	36, // 1: tidemark.v1.ErrorDetail.report:type_name -> tidemark.v1.PreserveReport
 	0,  // 2: tidemark.v1.Volume.scope:type_name -> tidemark.v1.Scope
-	59, // 3: tidemark.v1.Volume.create_time:type_name -> google.protobuf.Timestamp
+	62, // 3: tidemark.v1.Volume.create_time:type_name -> google.protobuf.Timestamp
 	0,  // 4: tidemark.v1.CreateVolumeRequest.scope:type_name -> tidemark.v1.Scope
 	10, // 5: tidemark.v1.CreateVolumeResponse.volume:type_name -> tidemark.v1.Volume
 	10, // 6: tidemark.v1.ListVolumesResponse.volumes:type_name -> tidemark.v1.Volume
@@ -3962,81 +4322,85 @@ var file_tidemark_v1_tidemark_proto_depIdxs = []int32{
 	31, // 11: tidemark.v1.DiffSnapshotsResponse.extents:type_name -> tidemark.v1.DiffExtent
 	1,  // 12: tidemark.v1.Snapshot.state:type_name -> tidemark.v1.State
 	2,  // 13: tidemark.v1.Snapshot.consistency:type_name -> tidemark.v1.Consistency
-	59, // 14: tidemark.v1.Snapshot.cut_time:type_name -> google.protobuf.Timestamp
-	60, // 15: tidemark.v1.Snapshot.drain_duration:type_name -> google.protobuf.Duration
+	62, // 14: tidemark.v1.Snapshot.cut_time:type_name -> google.protobuf.Timestamp
+	63, // 15: tidemark.v1.Snapshot.drain_duration:type_name -> google.protobuf.Duration
 	33, // 16: tidemark.v1.Snapshot.verification:type_name -> tidemark.v1.Verification
 	6,  // 17: tidemark.v1.Verification.state:type_name -> tidemark.v1.VerifyState
-	59, // 18: tidemark.v1.Verification.last_time:type_name -> google.protobuf.Timestamp
-	60, // 19: tidemark.v1.PreserveRequest.wait:type_name -> google.protobuf.Duration
+	62, // 18: tidemark.v1.Verification.last_time:type_name -> google.protobuf.Timestamp
+	63, // 19: tidemark.v1.PreserveRequest.wait:type_name -> google.protobuf.Duration
 	3,  // 20: tidemark.v1.PreserveRequest.on_timeout:type_name -> tidemark.v1.OnTimeout
 	4,  // 21: tidemark.v1.PreserveRequest.on_conflict:type_name -> tidemark.v1.OnConflict
 	36, // 22: tidemark.v1.PreserveResponse.report:type_name -> tidemark.v1.PreserveReport
-	59, // 23: tidemark.v1.PreserveReport.cut_time:type_name -> google.protobuf.Timestamp
-	60, // 24: tidemark.v1.PreserveReport.drain_duration:type_name -> google.protobuf.Duration
-	60, // 25: tidemark.v1.PreserveReport.largest_stall:type_name -> google.protobuf.Duration
-	60, // 26: tidemark.v1.PreserveReport.largest_stall_before:type_name -> google.protobuf.Duration
-	60, // 27: tidemark.v1.PreserveReport.took:type_name -> google.protobuf.Duration
+	62, // 23: tidemark.v1.PreserveReport.cut_time:type_name -> google.protobuf.Timestamp
+	63, // 24: tidemark.v1.PreserveReport.drain_duration:type_name -> google.protobuf.Duration
+	63, // 25: tidemark.v1.PreserveReport.largest_stall:type_name -> google.protobuf.Duration
+	63, // 26: tidemark.v1.PreserveReport.largest_stall_before:type_name -> google.protobuf.Duration
+	63, // 27: tidemark.v1.PreserveReport.took:type_name -> google.protobuf.Duration
 	32, // 28: tidemark.v1.PreserveReport.snapshots:type_name -> tidemark.v1.Snapshot
 	32, // 29: tidemark.v1.ListSnapshotsResponse.snapshots:type_name -> tidemark.v1.Snapshot
 	32, // 30: tidemark.v1.GetSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
 	43, // 31: tidemark.v1.VerifySnapshotResponse.progress:type_name -> tidemark.v1.VerifyProgress
 	44, // 32: tidemark.v1.VerifySnapshotResponse.report:type_name -> tidemark.v1.VerifyReport
 	45, // 33: tidemark.v1.VerifyReport.bad:type_name -> tidemark.v1.BadBlock
-	60, // 34: tidemark.v1.VerifyReport.took:type_name -> google.protobuf.Duration
+	63, // 34: tidemark.v1.VerifyReport.took:type_name -> google.protobuf.Duration
 	0,  // 35: tidemark.v1.Process.scope:type_name -> tidemark.v1.Scope
-	59, // 36: tidemark.v1.Process.begin_time:type_name -> google.protobuf.Timestamp
-	59, // 37: tidemark.v1.Process.waited_since:type_name -> google.protobuf.Timestamp
+	62, // 36: tidemark.v1.Process.begin_time:type_name -> google.protobuf.Timestamp
+	62, // 37: tidemark.v1.Process.waited_since:type_name -> google.protobuf.Timestamp
 	46, // 38: tidemark.v1.BeginProcessResponse.process:type_name -> tidemark.v1.Process
 	46, // 39: tidemark.v1.EndProcessResponse.process:type_name -> tidemark.v1.Process
 	46, // 40: tidemark.v1.ListProcessesResponse.processes:type_name -> tidemark.v1.Process
 	46, // 41: tidemark.v1.HoldProcessResponse.process:type_name -> tidemark.v1.Process
-	8,  // 42: tidemark.v1.TidemarkService.GetServerInfo:input_type -> tidemark.v1.GetServerInfoRequest
-	11, // 43: tidemark.v1.TidemarkService.CreateVolume:input_type -> tidemark.v1.CreateVolumeRequest
-	13, // 44: tidemark.v1.TidemarkService.ListVolumes:input_type -> tidemark.v1.ListVolumesRequest
-	15, // 45: tidemark.v1.TidemarkService.GetVolume:input_type -> tidemark.v1.GetVolumeRequest
-	17, // 46: tidemark.v1.TidemarkService.ResizeVolume:input_type -> tidemark.v1.ResizeVolumeRequest
-	19, // 47: tidemark.v1.TidemarkService.DeleteVolume:input_type -> tidemark.v1.DeleteVolumeRequest
-	34, // 48: tidemark.v1.TidemarkService.Preserve:input_type -> tidemark.v1.PreserveRequest
-	37, // 49: tidemark.v1.TidemarkService.ListSnapshots:input_type -> tidemark.v1.ListSnapshotsRequest
-	39, // 50: tidemark.v1.TidemarkService.GetSnapshot:input_type -> tidemark.v1.GetSnapshotRequest
-	21, // 51: tidemark.v1.TidemarkService.CloneVolume:input_type -> tidemark.v1.CloneVolumeRequest
-	23, // 52: tidemark.v1.TidemarkService.RollbackVolume:input_type -> tidemark.v1.RollbackVolumeRequest
-	25, // 53: tidemark.v1.TidemarkService.DeleteSnapshot:input_type -> tidemark.v1.DeleteSnapshotRequest
-	27, // 54: tidemark.v1.TidemarkService.PreviewDelete:input_type -> tidemark.v1.PreviewDeleteRequest
-	29, // 55: tidemark.v1.TidemarkService.DiffSnapshots:input_type -> tidemark.v1.DiffSnapshotsRequest
-	41, // 56: tidemark.v1.TidemarkService.VerifySnapshot:input_type -> tidemark.v1.VerifySnapshotRequest
-	47, // 57: tidemark.v1.TidemarkService.BeginProcess:input_type -> tidemark.v1.BeginProcessRequest
-	49, // 58: tidemark.v1.TidemarkService.EndProcess:input_type -> tidemark.v1.EndProcessRequest
-	51, // 59: tidemark.v1.TidemarkService.ListProcesses:input_type -> tidemark.v1.ListProcessesRequest
-	53, // 60: tidemark.v1.TidemarkService.HoldProcess:input_type -> tidemark.v1.HoldProcessRequest
-	55, // 61: tidemark.v1.TidemarkService.Import:input_type -> tidemark.v1.ImportRequest
-	57, // 62: tidemark.v1.TidemarkService.Export:input_type -> tidemark.v1.ExportRequest
-	9,  // 63: tidemark.v1.TidemarkService.GetServerInfo:output_type -> tidemark.v1.GetServerInfoResponse
-	12, // 64: tidemark.v1.TidemarkService.CreateVolume:output_type -> tidemark.v1.CreateVolumeResponse
-	14, // 65: tidemark.v1.TidemarkService.ListVolumes:output_type -> tidemark.v1.ListVolumesResponse
-	16, // 66: tidemark.v1.TidemarkService.GetVolume:output_type -> tidemark.v1.GetVolumeResponse
-	18, // 67: tidemark.v1.TidemarkService.ResizeVolume:output_type -> tidemark.v1.ResizeVolumeResponse
-	20, // 68: tidemark.v1.TidemarkService.DeleteVolume:output_type -> tidemark.v1.DeleteVolumeResponse
-	35, // 69: tidemark.v1.TidemarkService.Preserve:output_type -> tidemark.v1.PreserveResponse
-	38, // 70: tidemark.v1.TidemarkService.ListSnapshots:output_type -> tidemark.v1.ListSnapshotsResponse
-	40, // 71: tidemark.v1.TidemarkService.GetSnapshot:output_type -> tidemark.v1.GetSnapshotResponse
-	22, // 72: tidemark.v1.TidemarkService.CloneVolume:output_type -> tidemark.v1.CloneVolumeResponse
-	24, // 73: tidemark.v1.TidemarkService.RollbackVolume:output_type -> tidemark.v1.RollbackVolumeResponse
-	26, // 74: tidemark.v1.TidemarkService.DeleteSnapshot:output_type -> tidemark.v1.DeleteSnapshotResponse
-	28, // 75: tidemark.v1.TidemarkService.PreviewDelete:output_type -> tidemark.v1.PreviewDeleteResponse
-	30, // 76: tidemark.v1.TidemarkService.DiffSnapshots:output_type -> tidemark.v1.DiffSnapshotsResponse
-	42, // 77: tidemark.v1.TidemarkService.VerifySnapshot:output_type -> tidemark.v1.VerifySnapshotResponse
-	48, // 78: tidemark.v1.TidemarkService.BeginProcess:output_type -> tidemark.v1.BeginProcessResponse
-	50, // 79: tidemark.v1.TidemarkService.EndProcess:output_type -> tidemark.v1.EndProcessResponse
-	52, // 80: tidemark.v1.TidemarkService.ListProcesses:output_type -> tidemark.v1.ListProcessesResponse
-	54, // 81: tidemark.v1.TidemarkService.HoldProcess:output_type -> tidemark.v1.HoldProcessResponse
-	56, // 82: tidemark.v1.TidemarkService.Import:output_type -> tidemark.v1.ImportResponse
-	58, // 83: tidemark.v1.TidemarkService.Export:output_type -> tidemark.v1.ExportResponse
-	63, // [63:84] is the sub-list for method output_type
-	42, // [42:63] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	60, // 42: tidemark.v1.ApplyRequest.header:type_name -> tidemark.v1.ApplyHeader
+	32, // 43: tidemark.v1.ApplyResponse.snapshot:type_name -> tidemark.v1.Snapshot
+	8,  // 44: tidemark.v1.TidemarkService.GetServerInfo:input_type -> tidemark.v1.GetServerInfoRequest
+	11, // 45: tidemark.v1.TidemarkService.CreateVolume:input_type -> tidemark.v1.CreateVolumeRequest
+	13, // 46: tidemark.v1.TidemarkService.ListVolumes:input_type -> tidemark.v1.ListVolumesRequest
+	15, // 47: tidemark.v1.TidemarkService.GetVolume:input_type -> tidemark.v1.GetVolumeRequest
+	17, // 48: tidemark.v1.TidemarkService.ResizeVolume:input_type -> tidemark.v1.ResizeVolumeRequest
+	19, // 49: tidemark.v1.TidemarkService.DeleteVolume:input_type -> tidemark.v1.DeleteVolumeRequest
+	34, // 50: tidemark.v1.TidemarkService.Preserve:input_type -> tidemark.v1.PreserveRequest
+	37, // 51: tidemark.v1.TidemarkService.ListSnapshots:input_type -> tidemark.v1.ListSnapshotsRequest
+	39, // 52: tidemark.v1.TidemarkService.GetSnapshot:input_type -> tidemark.v1.GetSnapshotRequest
+	21, // 53: tidemark.v1.TidemarkService.CloneVolume:input_type -> tidemark.v1.CloneVolumeRequest
+	23, // 54: tidemark.v1.TidemarkService.RollbackVolume:input_type -> tidemark.v1.RollbackVolumeRequest
+	25, // 55: tidemark.v1.TidemarkService.DeleteSnapshot:input_type -> tidemark.v1.DeleteSnapshotRequest
+	27, // 56: tidemark.v1.TidemarkService.PreviewDelete:input_type -> tidemark.v1.PreviewDeleteRequest
+	29, // 57: tidemark.v1.TidemarkService.DiffSnapshots:input_type -> tidemark.v1.DiffSnapshotsRequest
+	41, // 58: tidemark.v1.TidemarkService.VerifySnapshot:input_type -> tidemark.v1.VerifySnapshotRequest
+	47, // 59: tidemark.v1.TidemarkService.BeginProcess:input_type -> tidemark.v1.BeginProcessRequest
+	49, // 60: tidemark.v1.TidemarkService.EndProcess:input_type -> tidemark.v1.EndProcessRequest
+	51, // 61: tidemark.v1.TidemarkService.ListProcesses:input_type -> tidemark.v1.ListProcessesRequest
+	53, // 62: tidemark.v1.TidemarkService.HoldProcess:input_type -> tidemark.v1.HoldProcessRequest
+	55, // 63: tidemark.v1.TidemarkService.Import:input_type -> tidemark.v1.ImportRequest
+	57, // 64: tidemark.v1.TidemarkService.Export:input_type -> tidemark.v1.ExportRequest
+	59, // 65: tidemark.v1.TidemarkService.Apply:input_type -> tidemark.v1.ApplyRequest
+	9,  // 66: tidemark.v1.TidemarkService.GetServerInfo:output_type -> tidemark.v1.GetServerInfoResponse
+	12, // 67: tidemark.v1.TidemarkService.CreateVolume:output_type -> tidemark.v1.CreateVolumeResponse
+	14, // 68: tidemark.v1.TidemarkService.ListVolumes:output_type -> tidemark.v1.ListVolumesResponse
+	16, // 69: tidemark.v1.TidemarkService.GetVolume:output_type -> tidemark.v1.GetVolumeResponse
+	18, // 70: tidemark.v1.TidemarkService.ResizeVolume:output_type -> tidemark.v1.ResizeVolumeResponse
+	20, // 71: tidemark.v1.TidemarkService.DeleteVolume:output_type -> tidemark.v1.DeleteVolumeResponse
+	35, // 72: tidemark.v1.TidemarkService.Preserve:output_type -> tidemark.v1.PreserveResponse
+	38, // 73: tidemark.v1.TidemarkService.ListSnapshots:output_type -> tidemark.v1.ListSnapshotsResponse
+	40, // 74: tidemark.v1.TidemarkService.GetSnapshot:output_type -> tidemark.v1.GetSnapshotResponse
+	22, // 75: tidemark.v1.TidemarkService.CloneVolume:output_type -> tidemark.v1.CloneVolumeResponse
+	24, // 76: tidemark.v1.TidemarkService.RollbackVolume:output_type -> tidemark.v1.RollbackVolumeResponse
+	26, // 77: tidemark.v1.TidemarkService.DeleteSnapshot:output_type -> tidemark.v1.DeleteSnapshotResponse
+	28, // 78: tidemark.v1.TidemarkService.PreviewDelete:output_type -> tidemark.v1.PreviewDeleteResponse
+	30, // 79: tidemark.v1.TidemarkService.DiffSnapshots:output_type -> tidemark.v1.DiffSnapshotsResponse
+	42, // 80: tidemark.v1.TidemarkService.VerifySnapshot:output_type -> tidemark.v1.VerifySnapshotResponse
+	48, // 81: tidemark.v1.TidemarkService.BeginProcess:output_type -> tidemark.v1.BeginProcessResponse
+	50, // 82: tidemark.v1.TidemarkService.EndProcess:output_type -> tidemark.v1.EndProcessResponse
+	52, // 83: tidemark.v1.TidemarkService.ListProcesses:output_type -> tidemark.v1.ListProcessesResponse
+	54, // 84: tidemark.v1.TidemarkService.HoldProcess:output_type -> tidemark.v1.HoldProcessResponse
+	56, // 85: tidemark.v1.TidemarkService.Import:output_type -> tidemark.v1.ImportResponse
+	58, // 86: tidemark.v1.TidemarkService.Export:output_type -> tidemark.v1.ExportResponse
+	61, // 87: tidemark.v1.TidemarkService.Apply:output_type -> tidemark.v1.ApplyResponse
+	66, // [66:88] is the sub-list for method output_type
+	44, // [44:66] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_tidemark_v1_tidemark_proto_init() }
@@ -4056,13 +4420,18 @@ func file_tidemark_v1_tidemark_proto_init() {
 		(*ExportResponse_Data)(nil),
 		(*ExportResponse_HoleBytes)(nil),
 	}
+	file_tidemark_v1_tidemark_proto_msgTypes[52].OneofWrappers = []any{
+		(*ApplyRequest_Data)(nil),
+		(*ApplyRequest_HoleBytes)(nil),
+		(*ApplyRequest_End)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_tidemark_v1_tidemark_proto_rawDesc), len(file_tidemark_v1_tidemark_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   52,
+			NumMessages:   55,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

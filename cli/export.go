@@ -52,6 +52,7 @@ a snapshot instead: 'tidemark preserve VOLUME --name NAME' makes one at once.`,
 	c.Flags().Var(&format, "format", "format of FILE")
 	c.Flags().StringVar(&since, "since", "", "write what has changed since this snapshot of the volume, as a stream")
 	completeWords(c, "format", format.allowed)
+	programmed(c.RegisterFlagCompletionFunc("since", a.completeSince))
 	return exits(c, exitNotFound, exitTaken, exitNoServer)
 }
 
@@ -60,6 +61,18 @@ func (a *app) completeExport(c *cobra.Command, args []string, to string) ([]stri
 		return nil, cobra.ShellCompDirectiveDefault
 	}
 	return a.complete(1, listSnapshotNames, listVolumeNames)(c, args, to)
+}
+
+// completeSince completes with the snapshots of the volume that is exported.
+func (a *app) completeSince(c *cobra.Command, args []string, to string) (names []string, _ cobra.ShellCompDirective) {
+	all, directive := a.completeSnapshots()(c, nil, to)
+	for _, full := range all {
+		volume, snapshot, _ := strings.Cut(full, "@")
+		if len(args) > 0 && strings.HasPrefix(args[0], volume+"@") && full != args[0] {
+			names = append(names, snapshot)
+		}
+	}
+	return names, directive
 }
 
 func (a *app) exportVolume(c *cobra.Command, name, file, format string, force bool) error {

@@ -93,10 +93,10 @@ func (a *archive) qemuDirty() (list []dirty) {
 	return list
 }
 
-// nbdinfoDirty asks nbdinfo.
-func (a *archive) nbdinfoDirty() (list []dirty) {
+// nbdinfoDirty asks nbdinfo, an old or a new one.
+func (a *archive) nbdinfoDirty(nbdinfo string) (list []dirty) {
 	a.t.Helper()
-	for _, x := range decode[[]struct{ Offset, Length, Type int64 }](a.t, run(a.t, "nbdinfo", "--json", "--map=qemu:dirty-bitmap:day1", a.uri("db@day2"))) {
+	for _, x := range decode[[]struct{ Offset, Length, Type int64 }](a.t, run(a.t, nbdinfo, "--json", "--map=qemu:dirty-bitmap:day1", a.uri("db@day2"))) {
 		if x.Type&1 != 0 {
 			list = append(list, dirty{x.Offset, x.Length})
 		}
@@ -131,7 +131,10 @@ func TestTheChangeOfADayOf100GiBIsCopiedByBitmapAndByStream(t *testing.T) {
 	}
 
 	found := a.tidemarkDirty()
-	for name, got := range map[string][]dirty{"qemu-img": a.qemuDirty(), "nbdinfo": a.nbdinfoDirty()} {
+	for name, got := range map[string][]dirty{
+		"qemu-img": a.qemuDirty(), "nbdinfo": a.nbdinfoDirty("nbdinfo"),
+		"nbdinfo with extended headers": a.nbdinfoDirty(newer(t, "nbdinfo")),
+	} {
 		if fmt.Sprint(got) != fmt.Sprint(found) {
 			t.Errorf("%s finds %v dirty, and snapshot diff %v", name, got, found)
 		}

@@ -217,21 +217,27 @@ func TestLoadFindsChainsThatCannotBe(t *testing.T) {
 	}
 	sameName := v2
 	sameName.Name = "a"
+	staged := sameName
+	staged.Staged = true
+	both := staged
+	both.Past = true
 	for what, test := range map[string]struct {
 		volumes []Volume
 		links   []Link
 		want    []string // one each; none: it loads
 	}{
-		"all is well":           {[]Volume{v1, v2}, []Link{l(1, 1, true, "s"), l(1, 2, true, ""), l(1, 4, false, "t"), l(1, 5, false, ""), l(2, 3, false, "")}, nil},
-		"a volume name twice":   {[]Volume{v1, sameName}, []Link{l(1, 1, false, ""), l(2, 2, false, "")}, []string{`both have the name "a"`}},
-		"no image":              {[]Volume{v1, v2}, []Link{l(2, 2, false, "")}, []string{"volume 1: it has no image"}},
-		"links of no volume":    {[]Volume{v2}, []Link{l(1, 1, false, ""), l(2, 2, false, ""), l(3, 3, false, "")}, []string{"image 1: no volume 1", "image 3: no volume 3"}},
-		"the tip is a snapshot": {[]Volume{v1}, []Link{l(1, 1, false, "s")}, []string{"it has no tip"}},
-		"the tip is sealed":     {[]Volume{v1}, []Link{l(1, 1, true, "")}, []string{"it has no tip"}},
-		"sealed out of order":   {[]Volume{v1}, []Link{l(1, 1, false, "s"), l(1, 2, true, "t"), l(1, 3, false, "")}, []string{"image 2 is sealed, the older 1 is not"}},
-		"a snapshot name twice": {[]Volume{v1}, []Link{l(1, 1, true, "s"), l(1, 2, true, "s"), l(1, 3, false, "")}, []string{`images 1 and 2 both have the name "s"`}},
-		"an id never drawn":     {[]Volume{v1}, []Link{l(1, 9, false, "")}, []string{"image 9: the id was never drawn"}},
-		"a size below one":      {[]Volume{v1}, []Link{{Volume: 1, Image: 1}}, []string{"image 1: its size is 0 bytes"}},
+		"all is well":            {[]Volume{v1, v2}, []Link{l(1, 1, true, "s"), l(1, 2, true, ""), l(1, 4, false, "t"), l(1, 5, false, ""), l(2, 3, false, "")}, nil},
+		"a volume name twice":    {[]Volume{v1, sameName}, []Link{l(1, 1, false, ""), l(2, 2, false, "")}, []string{`both have the name "a"`}},
+		"one is still to come":   {[]Volume{v1, staged}, []Link{l(1, 1, false, ""), l(2, 2, false, "")}, nil},
+		"past and still to come": {[]Volume{both}, []Link{l(2, 2, false, "")}, []string{"it is past, and still being received"}},
+		"no image":               {[]Volume{v1, v2}, []Link{l(2, 2, false, "")}, []string{"volume 1: it has no image"}},
+		"links of no volume":     {[]Volume{v2}, []Link{l(1, 1, false, ""), l(2, 2, false, ""), l(3, 3, false, "")}, []string{"image 1: no volume 1", "image 3: no volume 3"}},
+		"the tip is a snapshot":  {[]Volume{v1}, []Link{l(1, 1, false, "s")}, []string{"it has no tip"}},
+		"the tip is sealed":      {[]Volume{v1}, []Link{l(1, 1, true, "")}, []string{"it has no tip"}},
+		"sealed out of order":    {[]Volume{v1}, []Link{l(1, 1, false, "s"), l(1, 2, true, "t"), l(1, 3, false, "")}, []string{"image 2 is sealed, the older 1 is not"}},
+		"a snapshot name twice":  {[]Volume{v1}, []Link{l(1, 1, true, "s"), l(1, 2, true, "s"), l(1, 3, false, "")}, []string{`images 1 and 2 both have the name "s"`}},
+		"an id never drawn":      {[]Volume{v1}, []Link{l(1, 9, false, "")}, []string{"image 9: the id was never drawn"}},
+		"a size below one":       {[]Volume{v1}, []Link{{Volume: 1, Image: 1}}, []string{"image 1: its size is 0 bytes"}},
 	} {
 		t.Run(what, func(t *testing.T) {
 			m := meta{counters: next}

@@ -32,12 +32,12 @@ The volume must exist and be large enough; --create makes it, as large as the
 image (rounded up to 4 KiB), and deletes it again if the import fails. Each
 write is a request of its own: a preserve meanwhile has a part of the image.
 
---apply reads FILE as a stream, as 'tidemark export --since' writes it, and makes
-the snapshot of it that it was made of, under the same name. A stream of all of a
-snapshot makes VOLUME. For one of changes, VOLUME must hold just what they are
-changes of: a sealed snapshot with the same content, not written to since; nobody
-may be connected to it. When the stream is damaged, cut off or does not fit,
-nothing has changed.
+--apply reads FILE as a stream, as 'tidemark export --since' writes it, and
+makes the snapshot that it was made of, under the same name. A stream of all of
+a snapshot makes VOLUME. For one of changes, VOLUME must hold just what they are
+changes of: it has a sealed snapshot of that content, under any name, was not
+written to since, and nobody is connected to it. When the stream is damaged, cut
+off or does not fit, nothing has changed.
 
 ` + formatHelp,
 		Example: "  tidemark import disk.img db --create\n  tidemark import disk.qcow2 db --create\n  zstdcat disk.img.zst | tidemark import - db\n  tidemark import --apply monday-to-tuesday.stream db",

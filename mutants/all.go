@@ -245,7 +245,7 @@ var all = []mutant{
 	},
 	{
 		name: "the snapshots of a volume are lost when what was received takes its place", file: "store/incoming.go",
-		old: "		heir.disk.snapshots[own] = &same\n", new: "		_ = same\n",
+		old: "		in.disk.snapshots[own] = &same\n", new: "		_ = same\n",
 		packages: "./store", tests: "Receiv|ChangesThat",
 	},
 	{

@@ -39,6 +39,8 @@ type Incoming struct {
 	hash    sealed.Hash
 	disk    *disk // staged
 	view    *volume.View
+	// inherited are the VLUNs that have the names of another volume's.
+	inherited []*volume.VLUN
 }
 
 // Receive begins it. Errors: ErrInvalid; ErrNotFound; ErrDiffers if the volume is
@@ -265,18 +267,32 @@ func (in *Incoming) succeed() error {
 	if err != nil {
 		return err
 	}
-	if views, _ := live.volume.Uses(); views == 0 && in.hasAll(live) {
-		if err := s.deleteBranch(live, in); !errors.Is(err, ErrInUse) {
+	s.mu.Lock()
+	all := in.hasAllLocked(live)
+	s.mu.Unlock()
+	if views, _ := live.volume.Uses(); views == 0 && all {
+		err := s.deleteBranch(live, in)
+		if err != nil && !in.disk.record.Staged && s.catalog.Failed() == nil {
+			s.logger.Warn("what was received has the place of a volume of which files are left; the next start removes them", "volume", in.request.Volume, "err", err)
+			return nil
+		}
+		if !errors.Is(err, ErrInUse) && !errors.Is(err, errMore) {
 			return err
 		}
 	}
+	return in.leaveBehind(live)
+}
+
+// leaveBehind gives it the name of a volume that stays, for its snapshots.
+func (in *Incoming) leaveBehind(live *disk) error {
+	s := in.store
 	if err := live.volume.Freeze(); err != nil {
 		if errors.Is(err, volume.ErrBusy) {
 			err = inUse(live.volume)
 		}
 		return err
 	}
-	err = in.fits(live)
+	err := in.fits(live)
 	if err == nil {
 		err = s.catalog.Update(func(tx *catalog.Tx) error {
 			old := live.record
@@ -295,10 +311,12 @@ func (in *Incoming) succeed() error {
 	return nil
 }
 
-// hasAll tells whether each snapshot of a volume has its image in the chain too.
-func (in *Incoming) hasAll(live *disk) bool {
-	in.store.mu.Lock()
-	defer in.store.mu.Unlock()
+// errMore: a volume has snapshots that what takes its place would lack.
+var errMore = errors.New("it has newer snapshots")
+
+// hasAllLocked tells whether each snapshot of a volume has its image in the chain too.
+// Store.mu is held.
+func (in *Incoming) hasAllLocked(live *disk) bool {
 	for k := range live.snapshots {
 		if in.disk.vlunLocked(k.ImageID()) == nil {
 			return false
@@ -307,37 +325,41 @@ func (in *Incoming) hasAll(live *disk) bool {
 	return true
 }
 
-// inherit names the VLUNs of the heir as those of the same images in a volume that
-// it takes the place of; undo takes that back.
-func (s *Store) inherit(d *disk, heir *Incoming) (undo func()) {
-	if heir == nil {
-		return func() {}
+// inherit names the VLUNs of the heir, if there is one, as those of the same images
+// in a volume that it takes the place of, and that nobody uses or preserves now; undo
+// takes that back. Errors: errMore, ErrDiffers.
+func (in *Incoming) inherit(d *disk) (undo func(), err error) {
+	if in == nil {
+		return func() {}, nil
 	}
+	if err := in.fits(d); err != nil {
+		return nil, err
+	}
+	s := in.store
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var got []*volume.VLUN
+	if !in.hasAllLocked(d) {
+		return nil, errMore
+	}
 	for k, snap := range d.snapshots {
-		own := heir.disk.vlunLocked(k.ImageID())
+		own := in.disk.vlunLocked(k.ImageID())
 		same := *snap
 		same.conflicts, same.verifying = snap.conflicts+k.Conflicts(), nil
-		heir.disk.snapshots[own] = &same
-		got = append(got, own)
+		in.disk.snapshots[own] = &same
+		in.inherited = append(in.inherited, own)
 	}
 	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		for _, k := range got {
-			delete(heir.disk.snapshots, k)
+		for _, k := range in.inherited {
+			delete(in.disk.snapshots, k)
 		}
-	}
+		in.inherited = nil
+	}, nil
 }
 
-// fits is nil if a volume that nobody can write to is what the base was; also if
-// there is nobody to take its place.
+// fits is nil if a volume that nobody can write to is what the base was.
 func (in *Incoming) fits(live *disk) error {
-	if in == nil {
-		return nil
-	}
 	in.store.mu.Lock()
 	defer in.store.mu.Unlock()
 	chain := in.disk.chainLocked()
@@ -349,12 +371,25 @@ func (in *Incoming) fits(live *disk) error {
 
 // putNamed records that it has the name.
 func (in *Incoming) putNamed(tx *catalog.Tx) error {
-	if in == nil {
-		return nil
-	}
+	in.store.mu.Lock()
+	defer in.store.mu.Unlock()
+	return in.putLocked(tx)
+}
+
+// putLocked records that it has the name, and the snapshots that it inherits. Store.mu
+// is held.
+func (in *Incoming) putLocked(tx *catalog.Tx) error {
 	record := in.disk.record
 	record.Staged = false
-	return tx.PutVolume(record)
+	if err := tx.PutVolume(record); err != nil {
+		return err
+	}
+	for _, k := range in.inherited {
+		if err := tx.PutLink(in.disk.link(k, volume.Sealed)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // namedLocked shows it under the name; Store.mu is held.

@@ -279,6 +279,29 @@ func TestAReaderOfAnOlderSnapshotHoldsUpNothing(t *testing.T) {
 	l.check()
 }
 
+// A preserve beside it finds the volume as it was, and what it has kept is not lost.
+func TestASnapshotThatIsMadeMeanwhileStays(t *testing.T) {
+	l := newLife(t, 1)
+	l.write("v")
+	base := l.preserve("v")
+	l.must(l.store.WaitSealed(t.Context(), base))
+	content := bytes.Clone(l.holds["v"])
+	copy(content, bytes.Repeat([]byte{9}, 4096))
+	in := l.begin(l.changesOf(base, "new", content), l.holds["v"], content)
+	l.preserve("v")
+	_, err := in.Commit(t.Context())
+	l.must(err)
+	l.must(in.Close())
+	l.holds["v"], l.holds["v@new"] = content, bytes.Clone(content)
+	l.check()
+	if n := l.volumes(); n != 2 {
+		t.Errorf("%d volumes, want 2: one is for the snapshot that was made meanwhile", n)
+	}
+	l.check()
+	l.receive("v")
+	l.check()
+}
+
 func TestWhatACrashMeetsOnItsWayInIsGoneAndTheVolumeAsItWas(t *testing.T) {
 	l := newLife(t, 1)
 	l.write("v")

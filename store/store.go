@@ -651,25 +651,30 @@ func (s *Store) deleteBranch(d *disk, heir *Incoming) error {
 	unlock := sync.OnceFunc(s.chains.Unlock)
 	defer unlock()
 	var due []image.ID
-	disinherit := s.inherit(d, heir)
 	err := s.engine.RemoveVolume(d.volume, func() error {
-		if err := heir.fits(d); err != nil {
+		disinherit, err := heir.inherit(d)
+		if err != nil {
 			return err
 		}
 		before := s.catalog.Failed()
-		err := s.catalog.Update(func(tx *catalog.Tx) error {
+		err = s.catalog.Update(func(tx *catalog.Tx) error {
 			s.mu.Lock()
 			defer s.mu.Unlock()
+			if heir != nil { // it sees all that the volume did
+				return errors.Join(tx.DeleteVolume(d.record.ID), heir.putLocked(tx))
+			}
 			due = due[:0]
-			return errors.Join(s.dropBranch(tx, d, &due), heir.putNamed(tx))
+			return s.dropBranch(tx, d, &due)
 		})
 		if before == nil && errors.Is(err, catalog.ErrFailed) { // the next open may find it deleted: it takes no more writes
 			unknown, err = err, nil
 		}
+		if err != nil {
+			disinherit()
+		}
 		return err
 	})
 	if err != nil {
-		disinherit()
 		s.resume(d)
 		if errors.Is(err, volume.ErrBusy) {
 			return inUse(d.volume)

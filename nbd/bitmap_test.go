@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -175,4 +176,29 @@ func TestABitmapThatHasGoneIsNotServed(t *testing.T) {
 	k.expect(k.option(wire.OptInfo, goData("disk"))[1:], "ACK")
 	k.expect(k.option(wire.OptGo, goData("disk"))[1:], "ACK")
 	k.expect(k.command(wire.Request{Command: wire.CmdBlockStatus, Length: 4096}, ""), "status of 4: 4096x0", "status of 8: 4096x0")
+}
+
+// Whatever a client says of bitmaps, at its end none is open.
+func FuzzDirtyBitmaps(f *testing.F) {
+	hello := binary.BigEndian.AppendUint32(nil, wire.ClientFixedNewstyle|wire.ClientNoZeroes)
+	for form, option := range map[wire.Form]uint32{wire.Structured: wire.OptStructuredReply, wire.Extended: wire.OptExtendedHeaders} {
+		say := wire.AppendOption(bytes.Clone(hello), option, nil)
+		say = wire.AppendOption(say, wire.OptListMeta, metaData("disk", "qemu:", wire.ContextBitmap))
+		say = wire.AppendOption(say, wire.OptSetMeta, metaData("disk", wire.ContextBitmap+"a", wire.ContextBitmap+"many", wire.ContextBitmap+"none"))
+		f.Add(wire.AppendOption(bytes.Clone(say), wire.OptGo, goData("plain")))
+		f.Add(wire.AppendOption(bytes.Clone(say), wire.OptExportName, []byte("disk")))
+		say = wire.AppendOption(say, wire.OptGo, goData("disk"))
+		k := talk{t: f, form: form}
+		say = append(say, k.message(wire.Request{Command: wire.CmdBlockStatus, Offset: 512, Length: 1 << 20}, "")...)
+		say = append(say, k.message(wire.Request{Command: wire.CmdBlockStatus, Flags: wire.FlagReqOne, Length: 1 << 30}, "")...)
+		f.Add(append(say, k.message(wire.Request{Command: wire.CmdDisc}, "")...))
+	}
+	f.Fuzz(func(t *testing.T, say []byte) {
+		d := newDated("a", "b", "many")
+		d.ended = make(chan struct{}, len(say)/wire.OptionSize+1)
+		NewServer(d, Options{}).ServeConn(&script{say: say, piece: 1 << 20})
+		if n := d.open.Load(); n != 0 {
+			t.Fatalf("%d bitmaps are open", n)
+		}
+	})
 }

@@ -16,7 +16,7 @@ var levels = [][]string{
 	{"internal/vfs", "lookup", "nbd/internal/wire", "api/tidemarkv1", "access", "keep"},
 	{"image", "blocklock", "nbd/client", "api/tidemarkv1/tidemarkv1connect"},
 	{"image/file", "image/mem", "image/sealed", "image/imagetest", "load"},
-	{"journal", "catalog"},
+	{"journal", "catalog", "stream"},
 	{"volume"},
 	{"volume/volumetest", "store"},
 	{"nbd", "volume/historytest"},

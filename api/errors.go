@@ -41,6 +41,7 @@ var conditions = []struct {
 	{access.ErrDenied, tidemarkv1.Reason_REASON_DENIED, connect.CodePermissionDenied},
 	{errUnproved, tidemarkv1.Reason_REASON_DENIED, connect.CodeUnauthenticated},
 	{store.ErrCorrupt, tidemarkv1.Reason_REASON_CORRUPT, connect.CodeDataLoss},
+	{store.ErrDiffers, tidemarkv1.Reason_REASON_DIFFERS, connect.CodeFailedPrecondition},
 	{context.Canceled, tidemarkv1.Reason_REASON_UNSPECIFIED, connect.CodeCanceled},
 	{os.ErrDeadlineExceeded, tidemarkv1.Reason_REASON_UNSPECIFIED, connect.CodeDeadlineExceeded},
 	{context.DeadlineExceeded, tidemarkv1.Reason_REASON_UNSPECIFIED, connect.CodeDeadlineExceeded},

@@ -52,6 +52,7 @@ var procedures = []struct {
 	{rpc.TidemarkServiceHoldProcessProcedure, true},
 	{rpc.TidemarkServiceImportProcedure, true},
 	{rpc.TidemarkServiceExportProcedure, true},
+	{rpc.TidemarkServiceApplyProcedure, true},
 }
 
 // inMemory is a store in memory with a volume v, its snapshot v@s and a process t.
@@ -116,6 +117,10 @@ func FuzzRequest(f *testing.F) {
 	add(rpc.TidemarkServiceImportProcedure, &tidemarkv1.ImportRequest{Volume: "v", OffsetBytes: 100, Content: &tidemarkv1.ImportRequest_Data{Data: []byte("x")}})
 	add(rpc.TidemarkServiceImportProcedure, &tidemarkv1.ImportRequest{Volume: "v", OffsetBytes: 1<<63 - 1, Content: &tidemarkv1.ImportRequest_HoleBytes{HoleBytes: 1<<63 - 1}})
 	add(rpc.TidemarkServiceExportProcedure, &tidemarkv1.ExportRequest{Name: "v@s"})
+	add(rpc.TidemarkServiceExportProcedure, &tidemarkv1.ExportRequest{Name: "v@s", Since: "v@s"})
+	add(rpc.TidemarkServiceExportProcedure, &tidemarkv1.ExportRequest{Name: "v", UntilSealed: true})
+	add(rpc.TidemarkServiceApplyProcedure, &tidemarkv1.ApplyRequest{Header: &tidemarkv1.ApplyHeader{Volume: "w", Snapshot: "s", SizeBytes: 1 << 20, Hash: strings.Repeat("0", 64)}})
+	add(rpc.TidemarkServiceApplyProcedure, &tidemarkv1.ApplyRequest{Header: &tidemarkv1.ApplyHeader{Volume: "v", Snapshot: "t", SizeBytes: 1 << 62, Hash: "x", BaseHash: "y", BaseSizeBytes: -1}})
 	f.Fuzz(func(t *testing.T, which uint8, asJSON bool, body []byte) {
 		p := procedures[int(which)%len(procedures)]
 		kind := map[bool]string{false: "proto", true: "json"}[asJSON]

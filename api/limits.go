@@ -135,7 +135,7 @@ func (l *limits) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	places, what := all.calls, "calls"
 	switch r.URL.Path {
-	case rpc.TidemarkServiceImportProcedure, rpc.TidemarkServiceExportProcedure, rpc.TidemarkServiceVerifySnapshotProcedure, rpc.TidemarkServiceDiffSnapshotsProcedure:
+	case rpc.TidemarkServiceImportProcedure, rpc.TidemarkServiceApplyProcedure, rpc.TidemarkServiceExportProcedure, rpc.TidemarkServiceVerifySnapshotProcedure, rpc.TidemarkServiceDiffSnapshotsProcedure:
 		places, what = all.transfers, "imports, exports, comparisons and verifications"
 	}
 	select {
@@ -145,7 +145,7 @@ func (l *limits) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, r, fmt.Errorf("%w: %d %s at once are allowed; try again later", store.ErrLimit, cap(places), what))
 		return
 	}
-	if r.URL.Path != rpc.TidemarkServiceImportProcedure {
+	if r.URL.Path != rpc.TidemarkServiceImportProcedure && r.URL.Path != rpc.TidemarkServiceApplyProcedure {
 		if err := receive(w, r); err != nil {
 			refuse(w, r, err)
 			return

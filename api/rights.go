@@ -42,7 +42,9 @@ var rights = map[string]access.Rights{
 	rpc.TidemarkServiceListProcessesProcedure:  access.Read,
 	rpc.TidemarkServiceHoldProcessProcedure:    access.Write,
 	rpc.TidemarkServiceImportProcedure:         access.Write,
-	rpc.TidemarkServiceExportProcedure:         access.Read,
+
+	rpc.TidemarkServiceExportProcedure: access.Read, // of both
+	rpc.TidemarkServiceApplyProcedure:  access.Admin,
 
 	// A schedule deletes, and a hold keeps those from deleting who may.
 	rpc.TidemarkServiceHoldSnapshotProcedure:    access.Admin,

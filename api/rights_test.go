@@ -242,6 +242,15 @@ func calls(ctx context.Context, c Client, v, p string) map[string]func() error {
 			_ = stream.Send(&tidemarkv1.ImportRequest{Volume: v})
 			return unary(stream.CloseAndReceive())
 		},
+		"Apply": func() error {
+			stream, err := c.Apply(ctx)
+			if err != nil {
+				return err
+			}
+			_ = stream.Send(&tidemarkv1.ApplyRequest{Header: &tidemarkv1.ApplyHeader{Volume: v + "3", Snapshot: "s", SizeBytes: 1 << 20, Hash: strings.Repeat("0", 64)}})
+			_ = stream.Send(&tidemarkv1.ApplyRequest{Content: &tidemarkv1.ApplyRequest_End{End: true}})
+			return unary(stream.CloseAndReceive())
+		},
 		"Export": func() error {
 			stream, err := c.Export(ctx, &tidemarkv1.ExportRequest{Name: snapshot})
 			if err == nil && !stream.Receive() {

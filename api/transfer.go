@@ -71,7 +71,9 @@ func importInto(view *volume.View, stream *connect.ClientStream[tidemarkv1.Impor
 	}
 }
 
-func makeHole(view *volume.View, off, lengthBytes int64) error {
+func makeHole(view interface {
+	Trim(off, lengthBytes int64) error
+}, off, lengthBytes int64) error {
 	if lengthBytes < 0 {
 		return fmt.Errorf("%w: hole of %d bytes", store.ErrInvalid, lengthBytes)
 	}
@@ -86,8 +88,15 @@ func makeHole(view *volume.View, off, lengthBytes int64) error {
 }
 
 func (s *service) Export(ctx context.Context, r *tidemarkv1.ExportRequest, stream *connect.ServerStream[tidemarkv1.ExportResponse]) error {
-	if err := s.may(ctx, rpc.TidemarkServiceExportProcedure, r.GetName()); err != nil {
+	names := []string{r.GetName()}
+	if r.GetSince() != "" {
+		names = append(names, r.GetSince())
+	}
+	if err := s.may(ctx, rpc.TidemarkServiceExportProcedure, names...); err != nil {
 		return wireError(err, nil)
+	}
+	if r.GetSince() != "" {
+		return s.exportSince(ctx, r, stream)
 	}
 	view, err := s.openExport(r.GetName())
 	if err != nil {
@@ -95,7 +104,11 @@ func (s *service) Export(ctx context.Context, r *tidemarkv1.ExportRequest, strea
 	}
 	// It has only read: there is nothing that its close could lose.
 	defer func() { _ = view.Close() }()
-	if err := stream.Send(&tidemarkv1.ExportResponse{SizeBytes: view.SizeBytes()}); err != nil {
+	hash, err := s.hash(ctx, r)
+	if err != nil {
+		return wireError(err, nil)
+	}
+	if err := stream.Send(&tidemarkv1.ExportResponse{SizeBytes: view.SizeBytes(), Hash: hash}); err != nil {
 		return err
 	}
 	buf := make([]byte, chunkBytes)
@@ -108,6 +121,62 @@ func (s *service) Export(ctx context.Context, r *tidemarkv1.ExportRequest, strea
 		}
 	}
 	return nil
+}
+
+// hash is the content hash of what is exported, empty if that has none.
+func (s *service) hash(ctx context.Context, r *tidemarkv1.ExportRequest) (string, error) {
+	if r.GetUntilSealed() {
+		info, err := s.store.Sealed(ctx, r.GetName())
+		return info.Hash, err
+	}
+	if !strings.Contains(r.GetName(), "@") {
+		return "", nil
+	}
+	info, err := s.store.Snapshot(r.GetName())
+	return info.Hash, err
+}
+
+// exportSince sends what a snapshot has that an older one has not. Both are held
+// open meanwhile, so that neither goes.
+func (s *service) exportSince(ctx context.Context, r *tidemarkv1.ExportRequest, stream *connect.ServerStream[tidemarkv1.ExportResponse]) error {
+	begin := &tidemarkv1.ExportResponse{}
+	var view *volume.View
+	for i, name := range []string{r.GetSince(), r.GetName()} {
+		info, err := s.store.Sealed(ctx, name)
+		if err != nil {
+			return wireError(err, nil)
+		}
+		if view, err = s.store.OpenView(name); err != nil {
+			return wireError(err, nil)
+		}
+		defer func() { _ = view.Close() }()
+		if i == 0 {
+			begin.BaseSizeBytes, begin.BaseHash = info.SizeBytes, info.Hash
+		} else {
+			begin.SizeBytes, begin.Hash = info.SizeBytes, info.Hash
+		}
+	}
+	err := s.store.Diff(r.GetSince(), r.GetName(), func(x store.DiffExtent) error {
+		begin.ChangedBytes += x.LengthBytes
+		return nil
+	})
+	if err != nil {
+		return wireError(err, nil)
+	}
+	if err := stream.Send(begin); err != nil {
+		return err
+	}
+	buf := make([]byte, chunkBytes)
+	err = s.store.Diff(r.GetSince(), r.GetName(), func(x store.DiffExtent) error {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		return sendRange(view, x.OffsetBytes, stretch{x.LengthBytes, !x.Data}, buf, stream.Send)
+	})
+	if err != nil {
+		err = fmt.Errorf("export: %w", err)
+	}
+	return wireError(err, nil)
 }
 
 // openExport opens a snapshot, or a live volume at request scope: a caller who
@@ -134,23 +203,28 @@ func exportWindow(view *volume.View, off, lengthBytes int64, buf []byte, send fu
 		return err
 	}
 	for _, s := range stretches {
-		if s.hole {
-			if err := send(&tidemarkv1.ExportResponse{OffsetBytes: off, Content: &tidemarkv1.ExportResponse_HoleBytes{HoleBytes: s.lengthBytes}}); err != nil {
-				return err
-			}
-			off += s.lengthBytes
-			continue
+		if err := sendRange(view, off, s, buf, send); err != nil {
+			return err
 		}
-		for end := off + s.lengthBytes; off < end; {
-			p := buf[:min(chunkBytes, end-off)]
-			if _, err := view.ReadAt(p, off); err != nil {
-				return err
-			}
-			if err := send(&tidemarkv1.ExportResponse{OffsetBytes: off, Content: &tidemarkv1.ExportResponse_Data{Data: p}}); err != nil {
-				return err
-			}
-			off += int64(len(p))
+		off += s.lengthBytes
+	}
+	return nil
+}
+
+// sendRange sends a range that begins at off.
+func sendRange(view *volume.View, off int64, s stretch, buf []byte, send func(*tidemarkv1.ExportResponse) error) error {
+	if s.hole {
+		return send(&tidemarkv1.ExportResponse{OffsetBytes: off, Content: &tidemarkv1.ExportResponse_HoleBytes{HoleBytes: s.lengthBytes}})
+	}
+	for end := off + s.lengthBytes; off < end; {
+		p := buf[:min(chunkBytes, end-off)]
+		if _, err := view.ReadAt(p, off); err != nil {
+			return err
 		}
+		if err := send(&tidemarkv1.ExportResponse{OffsetBytes: off, Content: &tidemarkv1.ExportResponse_Data{Data: p}}); err != nil {
+			return err
+		}
+		off += int64(len(p))
 	}
 	return nil
 }

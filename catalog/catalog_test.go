@@ -272,6 +272,10 @@ func TestLoadFindsChainsThatCannotBe(t *testing.T) {
 	sameName.Name = "a"
 	past := v1
 	past.Past = true
+	staged := sameName
+	staged.Staged = true
+	both := staged
+	both.Past = true
 	x := func(target, every string) Schedule { return Schedule{Target: target, Every: every, Keep: "1d:1h"} }
 	sound := []Link{l(1, 1, false, ""), l(2, 2, false, "")}
 	for what, test := range map[string]struct {
@@ -286,15 +290,17 @@ func TestLoadFindsChainsThatCannotBe(t *testing.T) {
 		"groups that are not": {[]Volume{v1, v2}, sound, []string{`"a" follows "b"`, `no volume has the name "c"`, `"g" and "h": both are the default of volume "a"`, `"i": it has no volume`}, []any{
 			Group{Name: "f", Volumes: []string{"b", "a"}}, Group{Name: "g", Volumes: []string{"a", "c"}, Default: true}, Group{Name: "h", Volumes: []string{"a"}, Default: true}, Group{Name: "i"},
 		}},
-		"all is well":           {[]Volume{v1, v2}, []Link{l(1, 1, true, "s"), l(1, 2, true, ""), l(1, 4, false, "t"), l(1, 5, false, ""), l(2, 3, false, "")}, nil, nil},
-		"a volume name twice":   {[]Volume{v1, sameName}, []Link{l(1, 1, false, ""), l(2, 2, false, "")}, []string{`both have the name "a"`}, nil},
-		"no image":              {[]Volume{v1, v2}, []Link{l(2, 2, false, "")}, []string{"volume 1: it has no image"}, nil},
-		"links of no volume":    {[]Volume{v2}, []Link{l(1, 1, false, ""), l(2, 2, false, ""), l(3, 3, false, "")}, []string{"image 1: no volume 1", "image 3: no volume 3"}, nil},
-		"the tip is a snapshot": {[]Volume{v1}, []Link{l(1, 1, false, "s")}, []string{"it has no tip"}, nil},
-		"the tip is sealed":     {[]Volume{v1}, []Link{l(1, 1, true, "")}, []string{"it has no tip"}, nil},
-		"sealed out of order":   {[]Volume{v1}, []Link{l(1, 1, false, "s"), l(1, 2, true, "t"), l(1, 3, false, "")}, []string{"image 2 is sealed, the older 1 is not"}, nil},
-		"a snapshot name twice": {[]Volume{v1}, []Link{l(1, 1, true, "s"), l(1, 2, true, "s"), l(1, 3, false, "")}, []string{`images 1 and 2 both have the name "s"`}, nil},
-		"schedules":             {[]Volume{v1}, []Link{l(1, 1, false, "")}, nil, []any{x("a", "1h"), x("group:g", "1h")}},
+		"all is well":            {[]Volume{v1, v2}, []Link{l(1, 1, true, "s"), l(1, 2, true, ""), l(1, 4, false, "t"), l(1, 5, false, ""), l(2, 3, false, "")}, nil, nil},
+		"a volume name twice":    {[]Volume{v1, sameName}, []Link{l(1, 1, false, ""), l(2, 2, false, "")}, []string{`both have the name "a"`}, nil},
+		"one is still to come":   {[]Volume{v1, staged}, []Link{l(1, 1, false, ""), l(2, 2, false, "")}, nil, nil},
+		"past and still to come": {[]Volume{both}, []Link{l(2, 2, false, "")}, []string{"it is past, and still being received"}, nil},
+		"no image":               {[]Volume{v1, v2}, []Link{l(2, 2, false, "")}, []string{"volume 1: it has no image"}, nil},
+		"links of no volume":     {[]Volume{v2}, []Link{l(1, 1, false, ""), l(2, 2, false, ""), l(3, 3, false, "")}, []string{"image 1: no volume 1", "image 3: no volume 3"}, nil},
+		"the tip is a snapshot":  {[]Volume{v1}, []Link{l(1, 1, false, "s")}, []string{"it has no tip"}, nil},
+		"the tip is sealed":      {[]Volume{v1}, []Link{l(1, 1, true, "")}, []string{"it has no tip"}, nil},
+		"sealed out of order":    {[]Volume{v1}, []Link{l(1, 1, false, "s"), l(1, 2, true, "t"), l(1, 3, false, "")}, []string{"image 2 is sealed, the older 1 is not"}, nil},
+		"a snapshot name twice":  {[]Volume{v1}, []Link{l(1, 1, true, "s"), l(1, 2, true, "s"), l(1, 3, false, "")}, []string{`images 1 and 2 both have the name "s"`}, nil},
+		"schedules":              {[]Volume{v1}, []Link{l(1, 1, false, "")}, nil, []any{x("a", "1h"), x("group:g", "1h")}},
 		"a schedule of no volume, one of a past and one that is never due": {
 			[]Volume{past, v2}, []Link{l(1, 1, false, ""), l(2, 2, false, "")},
 			[]string{"schedule of a: no such volume", `schedule of b: every "never"`, "schedule of none: no such volume"},

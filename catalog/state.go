@@ -95,10 +95,10 @@ func joinChains(state *State, links []Link, next counters) error {
 		v.Chain, links = links[:n:n], links[n:]
 
 		note(v.check(next))
-		if other, taken := names[v.Name]; taken && !v.Past {
+		if other, taken := names[v.Name]; taken && v.named() {
 			note(fmt.Errorf("volumes %d and %d: both have the name %q", other, v.ID, v.Name))
 		}
-		if !v.Past {
+		if v.named() {
 			names[v.Name] = v.ID
 		}
 		for _, err := range checkChain(v.Chain, v.ID, next) {
@@ -154,7 +154,7 @@ func checkGroups(state State) error {
 	}
 	defaults := make(map[string]string) // by volume; empty: it has none
 	for _, v := range state.Volumes {
-		if !v.Past {
+		if !v.Past && !v.Staged {
 			defaults[v.Name] = ""
 		}
 	}
@@ -201,6 +201,8 @@ func (v Volume) check(next counters) error {
 		return fmt.Errorf("volume %d: its size is %d bytes", v.ID, v.SizeBytes)
 	case v.Scope != "request" && v.Scope != "session":
 		return fmt.Errorf("volume %d: its scope is %q, not request or session", v.ID, v.Scope)
+	case v.Past && v.Staged:
+		return fmt.Errorf("volume %d: it is past, and still being received", v.ID)
 	}
 	return nil
 }

@@ -124,7 +124,7 @@ func (tx *Tx) counted() {
 }
 
 // PutVolume inserts or replaces a volume. Its name must be its own, but of those
-// that are Past.
+// that are Past or Staged.
 func (tx *Tx) PutVolume(v Volume) error {
 	if err := v.check(tx.meta.counters); err != nil {
 		return err
@@ -135,7 +135,7 @@ func (tx *Tx) PutVolume(v Volume) error {
 		if _, err := decode(key, value, &other); err != nil {
 			return err
 		}
-		if other.Name == v.Name && !other.Past && !v.Past && !bytes.Equal(key, volumeKey(v.ID)) {
+		if other.Name == v.Name && other.named() && v.named() && !bytes.Equal(key, volumeKey(v.ID)) {
 			return fmt.Errorf("put volume %d: another has the name %q", v.ID, v.Name)
 		}
 	}

@@ -41,7 +41,13 @@ type Volume struct {
 	// Held: it is the clone of a restore drill, and goes with whoever holds it: the
 	// next open of the data directory deletes it.
 	Held bool `json:"held,omitempty"`
+	// Staged: it is still being received, and will have the name when it is whole.
+	// One that a crash left has none, and is deleted when the directory is opened.
+	Staged bool `json:"staged,omitempty"`
 }
+
+// named tells whether the name is the volume's own.
+func (v Volume) named() bool { return !v.Past && !v.Staged }
 
 // Link is one image of a volume's chain. The newest image is the tip; its size
 // follows the volume's.

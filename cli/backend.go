@@ -37,7 +37,13 @@ func (b backend) Open(name string, c nbd.Client) (nbd.Device, nbd.Info, error) {
 	if err != nil {
 		return nil, nbd.Info{}, refuse(err)
 	}
-	return device{view}, nbd.Info{
+	var dev nbd.Device = device{view}
+	if strings.Contains(name, "@") {
+		who := proved(c)
+		who.Certificate = slices.Clone(who.Certificate)
+		dev = compared{device{view}, b, name, who}
+	}
+	return dev, nbd.Info{
 		ReadOnly: readOnly || view.ReadOnly(),
 		// A flush covers the whole volume, whoever wrote; but a session is one
 		// connection, and a second one would be another process.
@@ -93,6 +99,46 @@ var (
 	_ nbd.Device    = device{}
 	_ nbd.Evictable = device{}
 )
+
+// compared is a snapshot as the NBD server sees it: it can tell what has changed
+// since older ones, those that its client may read too.
+type compared struct {
+	device
+	of   backend
+	name string // VOLUME@SNAPSHOT
+	who  access.Client
+}
+
+var _ nbd.Compared = compared{}
+
+func (c compared) Bases() (bases []string) {
+	older, _ := c.of.store.Older(c.name) // it is open, so it is there
+	for _, full := range older {
+		if c.of.guard.Rights(c.who, full).Has(access.Read) {
+			_, base, _ := strings.Cut(full, "@")
+			bases = append(bases, base)
+		}
+	}
+	return bases
+}
+
+func (c compared) Since(base string) (nbd.Bitmap, error) {
+	volumeName, _, _ := strings.Cut(c.name, "@")
+	full := volumeName + "@" + base
+	if err := c.of.guard.Check(c.who, access.Read, full); err != nil {
+		return nil, err
+	}
+	changes, err := c.of.store.Changes(full, c.name)
+	if err != nil {
+		return nil, err
+	}
+	return bitmap{changes}, nil
+}
+
+// bitmap is a snapshot's changes as the NBD server sees them.
+type bitmap struct{ *store.Changes }
+
+func (b bitmap) Close() { _ = b.Changes.Close() } // it has only read
 
 func (d device) Extents(off, lengthBytes int64, yield func(nbd.Extent) bool) error {
 	return d.View.Extents(off, lengthBytes, func(e volume.Extent) bool {

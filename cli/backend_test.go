@@ -149,3 +149,48 @@ func TestAReaderNeitherWritesNorHoldsUpAPreserve(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A client compares with the older snapshots that it may read, and sees no others.
+func TestAnNBDClientComparesWithWhatItMayRead(t *testing.T) {
+	b := guardedBackend(t, `
+certificates:
+  all: [{exports: ["a", "a@*"], rights: [read]}]
+  some: [{exports: ["a@t", "a@u"], rights: [read]}]
+`)
+	if _, err := b.store.EndProcess("p", false); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"t", "u"} {
+		if _, err := b.store.Preserve(t.Context(), store.PreserveRequest{Volumes: []string{"a"}, Name: name, Wait: time.Minute}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for who, want := range map[string][]string{"all": {"s", "t"}, "some": {"t"}} {
+		device, _, err := b.Open("a@u", nbd.Client{TLS: true, Names: []string{who}, Remote: &net.TCPAddr{}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := device.(nbd.Compared)
+		if got := c.Bases(); !slices.Equal(got, want) {
+			t.Errorf("%s may compare with %q, want %q", who, got, want)
+		}
+		for _, base := range []string{"s", "t", "u", "none"} {
+			bitmap, err := c.Since(base)
+			if (err == nil) != slices.Contains(want, base) {
+				t.Errorf("%s compares with %s: %v", who, base, err)
+			}
+			if err == nil {
+				bitmap.Close()
+			}
+		}
+		device.Close(false)
+	}
+	device, _, err := b.Open("a", nbd.Client{TLS: true, Names: []string{"all"}, Remote: &net.TCPAddr{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := device.(nbd.Compared); ok {
+		t.Error("a live volume can be compared")
+	}
+	device.Close(false)
+}

@@ -55,6 +55,7 @@ var exitCodes = map[tidemarkv1.Reason]int{
 	tidemarkv1.Reason_REASON_CORRUPT:   exitFailed,
 	tidemarkv1.Reason_REASON_HELD:      exitTaken,
 	tidemarkv1.Reason_REASON_CLOCK:     exitFailed,
+	tidemarkv1.Reason_REASON_DIFFERS:   exitFailed,
 }
 
 // exitError ends the program with a code. An empty line prints nothing: the

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -15,7 +16,8 @@ import (
 
 func (a *app) exportCommand() *cobra.Command {
 	var force bool
-	format := newFormat()
+	var since string
+	format := choice{formatAuto, append(slices.Clone(imageFormats), formatStream)}
 	c := &cobra.Command{
 		Use:   "export VOLUME[@SNAPSHOT] FILE|-",
 		Short: "Write a snapshot or a volume to an image",
@@ -28,18 +30,29 @@ standard output, where they are zeros. An existing file is overwritten only with
 qemu-img, and an NBD address of the server that is reachable from here, without
 TLS.
 
+--since A writes a stream: what the snapshot has that A, another snapshot of the
+volume, has not. --format stream writes all of the snapshot so. 'tidemark import
+--apply' makes a snapshot of the same content of it, here or elsewhere, and
+finds every stream that is damaged or cut off; docs/stream.md says what is in
+it. A stream goes to the standard output too, but not to a terminal.
+
 A live volume is read while its clients write: the image mixes instants. Export
 a snapshot instead: 'tidemark preserve VOLUME --name NAME' makes one at once.`,
-		Example:           "  tidemark export db@before-upgrade db.img\n  tidemark export db@before-upgrade db.qcow2\n  tidemark export db@before-upgrade - | zstd > db.img.zst",
+		Example:           "  tidemark export db@before-upgrade db.img\n  tidemark export db@before-upgrade db.qcow2\n  tidemark export db@before-upgrade - | zstd > db.img.zst\n  tidemark export db@tuesday - --since monday | ssh host tidemark import --apply - db",
 		Args:              cobra.ExactArgs(2),
 		ValidArgsFunction: a.completeExport,
 		RunE: func(c *cobra.Command, args []string) error {
+			if since != "" || format.value == formatStream {
+				return a.exportStream(c, args[0], since, args[1], format.value, force)
+			}
 			return a.exportVolume(c, args[0], args[1], format.value, force)
 		},
 	}
 	c.Flags().BoolVar(&force, "force", false, "overwrite FILE")
 	c.Flags().Var(&format, "format", "format of FILE")
-	completeWords(c, "format", imageFormats)
+	c.Flags().StringVar(&since, "since", "", "write what has changed since this snapshot of the volume, as a stream")
+	completeWords(c, "format", format.allowed)
+	programmed(c.RegisterFlagCompletionFunc("since", a.completeSince))
 	return exits(c, exitNotFound, exitTaken, exitNoServer)
 }
 
@@ -48,6 +61,18 @@ func (a *app) completeExport(c *cobra.Command, args []string, to string) ([]stri
 		return nil, cobra.ShellCompDirectiveDefault
 	}
 	return a.complete(1, listSnapshotNames, listVolumeNames)(c, args, to)
+}
+
+// completeSince completes with the snapshots of the volume that is exported.
+func (a *app) completeSince(c *cobra.Command, args []string, to string) (names []string, _ cobra.ShellCompDirective) {
+	all, directive := a.completeSnapshots()(c, nil, to)
+	for _, full := range all {
+		volume, snapshot, _ := strings.Cut(full, "@")
+		if len(args) > 0 && strings.HasPrefix(args[0], volume+"@") && full != args[0] {
+			names = append(names, snapshot)
+		}
+	}
+	return names, directive
 }
 
 func (a *app) exportVolume(c *cobra.Command, name, file, format string, force bool) error {

@@ -8,12 +8,17 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/tidemark/tidemark/stream"
 )
 
 const (
 	formatAuto = "auto"
 	formatRaw  = "raw"
 )
+
+// formatStream is of export alone; import has --apply for it.
+const formatStream = "stream"
 
 // imageFormats are those of --format, by the names that qemu-img has for them.
 var imageFormats = []string{formatAuto, formatRaw, "qcow2", "vmdk", "vhdx", "vdi", "vpc"}
@@ -27,6 +32,7 @@ var magics = []struct {
 	at     int
 	text   string
 }{
+	{formatStream, 0, stream.Magic},
 	{"qcow", 0, "QFI\xfb\x00\x00\x00\x01"},
 	{"qcow2", 0, "QFI\xfb"},
 	{"vmdk", 0, "KDMV"},

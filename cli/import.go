@@ -19,7 +19,7 @@ import (
 const deleteWait = 10 * time.Second
 
 func (a *app) importCommand() *cobra.Command {
-	var create bool
+	var create, apply bool
 	flags := newImageFlags()
 	c := &cobra.Command{
 		Use:   "import FILE|- VOLUME",
@@ -32,8 +32,15 @@ The volume must exist and be large enough; --create makes it, as large as the
 image (rounded up to 4 KiB), and deletes it again if the import fails. Each
 write is a request of its own: a preserve meanwhile has a part of the image.
 
+--apply reads FILE as a stream, as 'tidemark export --since' writes it, and
+makes the snapshot that it was made of, under the same name. A stream of all of
+a snapshot makes VOLUME. For one of changes, VOLUME must hold just what they are
+changes of: it has a sealed snapshot of that content, under any name, was not
+written to since, and nobody is connected to it. When the stream is damaged, cut
+off or does not fit, nothing has changed.
+
 ` + formatHelp,
-		Example: "  tidemark import disk.img db --create\n  tidemark import disk.qcow2 db --create\n  zstdcat disk.img.zst | tidemark import - db",
+		Example: "  tidemark import disk.img db --create\n  tidemark import disk.qcow2 db --create\n  zstdcat disk.img.zst | tidemark import - db\n  tidemark import --apply monday-to-tuesday.stream db",
 		Args:    cobra.ExactArgs(2),
 		ValidArgsFunction: func(c *cobra.Command, args []string, to string) ([]string, cobra.ShellCompDirective) {
 			if len(args) == 0 {
@@ -42,11 +49,18 @@ write is a request of its own: a preserve meanwhile has a part of the image.
 			return a.completeVolumes(2)(c, args, to)
 		},
 		RunE: func(c *cobra.Command, args []string) error {
+			if apply {
+				return a.applyStream(c, args[0], args[1])
+			}
 			return a.importVolume(c, args[0], args[1], create, flags)
 		},
 	}
 	c.Flags().BoolVar(&create, "create", false, "create the volume, as large as the image")
+	c.Flags().BoolVar(&apply, "apply", false, "FILE is a stream: make a snapshot of it")
 	flags.add(c)
+	for _, other := range []string{"create", "format", "allow-backing"} {
+		c.MarkFlagsMutuallyExclusive("apply", other)
+	}
 	return exits(c, exitNotFound, exitTaken, exitNoServer)
 }
 
@@ -151,6 +165,8 @@ func openSource(ctx context.Context, file string, flags *imageFlags) (_ *source,
 	switch {
 	case src.format == formatRaw:
 		return src, nil
+	case src.format == formatStream:
+		return nil, failed("%s is a stream: import it with --apply%s", file, next)
 	case !slices.Contains(imageFormats, src.format):
 		return nil, failed("%s is an image of format %s, which is not supported: convert it with qemu-img first; or import its bytes as they are with --format raw", file, src.format)
 	case sizeBytes < 0:

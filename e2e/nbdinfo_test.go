@@ -29,6 +29,7 @@ func TestNbdinfoSeesThreeImages(t *testing.T) {
 		"depth":        {"--map=qemu:allocation-depth", s.uri("db")},
 		"depth-first":  {"--map=qemu:allocation-depth", s.uri("db@first")},
 		"depth-second": {"--map=qemu:allocation-depth", s.uri("db@second")},
+		"dirty-second": {"--map=qemu:dirty-bitmap:first", s.uri("db@second")},
 	} {
 		t.Run(name, func(t *testing.T) { golden(t, "nbdinfo-"+name, s.normal(run(t, "nbdinfo", args...))) })
 	}

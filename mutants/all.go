@@ -234,6 +234,31 @@ var all = []mutant{
 		packages: "./store", tests: "Diff",
 	},
 	{
+		name: "what was received is not held against the hash that was promised", file: "store/incoming.go",
+		old: "case rec.hash != in.hash:", new: "case rec.hash != in.hash && s.closed:",
+		packages: "./store", tests: "Receiv|ChangesThat",
+	},
+	{
+		name: "the volume may be written to while its changes come", file: "store/incoming.go",
+		old: "if !in.request.unchangedSince(chain[:len(chain)-2], live) {", new: "if len(chain) < 2 {",
+		packages: "./store", tests: "Receiv|ChangesThat",
+	},
+	{
+		name: "the snapshots of a volume are lost when what was received takes its place", file: "store/incoming.go",
+		old: "		in.disk.snapshots[own] = &same\n", new: "		_ = same\n",
+		packages: "./store", tests: "Receiv|ChangesThat",
+	},
+	{
+		name: "what a crash met on its way in stays", file: "store/incoming.go",
+		old: "				err = tx.DeleteVolume(v.ID)\n", new: "",
+		packages: "./store", tests: "WhatACrashMeets",
+	},
+	{
+		name: "the frames of a stream are not bound to each other", file: "stream/stream.go",
+		old: "	binary.LittleEndian.PutUint32(seed[:], before)\n", new: "	_ = before\n",
+		packages: "./stream",
+	},
+	{
 		name: "a preserve that was given up keeps its name", file: "store/preserve.go",
 		old: "			d.forget(k)\n", new: "",
 		packages: "./store", tests: "Preserve|Abort|Model|Give|Crash",

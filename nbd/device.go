@@ -101,6 +101,26 @@ type Evictable interface {
 	OnEvict(leave func(now bool))
 }
 
+// Compared is a Device that can tell where it may differ from older states of what it
+// shows, as "qemu:dirty-bitmap:NAME". What it shows never changes.
+type Compared interface {
+	Device
+	// Bases lists the names of the older states.
+	Bases() []string
+	// Since opens the differences from one of them; one Close meets each. It is to be
+	// cheap: clients may ask often. Errors: there is none of that name for this client.
+	Since(name string) (Bitmap, error)
+}
+
+// Bitmap is where a Device may differ from an older state. Its methods may run at the
+// same time, but for Close, which is the last, before that of the Device.
+type Bitmap interface {
+	// Extents yields consecutive stretches from off, dirty or not, until yield returns
+	// false or lengthBytes are told.
+	Extents(off, lengthBytes int64, yield func(lengthBytes int64, dirty bool) bool)
+	Close()
+}
+
 // Extent is a stretch of an export with one state.
 type Extent struct {
 	Length int64  // bytes, > 0

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -46,11 +47,22 @@ const (
 	depthID      contextSet = 1 << 1
 )
 
-// contexts lists what there is, in the order of replies.
+// contexts lists what every export has, in the order of replies. What follows in a
+// contextSet are dirty bitmaps.
 var contexts = [...]struct {
 	id   contextSet
 	name string
 }{{allocationID, wire.ContextAllocation}, {depthID, wire.ContextDepth}}
+
+// maxBitmaps is how many dirty bitmaps a connection may select, and maxContexts how
+// many contexts that makes.
+const (
+	maxBitmaps  = 4
+	maxContexts = len(contexts) + maxBitmaps
+)
+
+// bitmapID is the context of the bitmap that was selected i-th.
+func bitmapID(i int) contextSet { return 1 << (len(contexts) + i) }
 
 // A handshake is a connection in option haggling ("Fixed newstyle negotiation").
 type handshake struct {
@@ -71,14 +83,24 @@ type handshake struct {
 type agreed struct {
 	form       wire.Form
 	selected   contextSet
-	contextsOf string // the export for which contexts were selected
+	bases      []string // names of the bitmaps that were selected
+	contextsOf string   // the export for which contexts were selected
 }
 
 // A decision ends the handshake: the export to serve.
 type decision struct {
-	name   string
-	device Device
-	info   Info
+	name    string
+	device  Device
+	info    Info
+	bitmaps []Bitmap
+}
+
+// close is for a decision that comes to nothing.
+func (d *decision) close(torn bool) {
+	for _, b := range d.bitmaps {
+		b.Close()
+	}
+	d.device.Close(torn)
 }
 
 // handshake haggles until the client chooses an export, and returns the session over it.
@@ -115,7 +137,7 @@ func (s *Server) handshake(c *connection) (_ *session, err error) {
 		}
 		if end != nil {
 			if d != nil {
-				d.device.Close(true)
+				d.close(true)
 			}
 			return nil, fmt.Errorf("handshake: option %d: %w", option, end)
 		}
@@ -221,7 +243,7 @@ func (h *handshake) answer(option uint32, data []byte) (*decision, error) {
 	case wire.OptStructuredReply, wire.OptExtendedHeaders:
 		h.setForm(option, data)
 	case wire.OptListMeta, wire.OptSetMeta:
-		h.metaContext(option, data)
+		return nil, h.metaContext(option, data)
 	case wire.OptStartTLS:
 		return nil, h.startTLS(data)
 	default:
@@ -299,12 +321,17 @@ func (h *handshake) exportName(name string) (*decision, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open export %q: %w", name, err)
 	}
+	d := &decision{name: name, device: device, info: info}
+	if err := h.openBitmaps(d); err != nil {
+		d.close(false)
+		return nil, err
+	}
 	h.out = binary.BigEndian.AppendUint64(h.out, uint64(device.SizeBytes()))
 	h.out = binary.BigEndian.AppendUint16(h.out, h.transmissionFlags(wire.OptExportName, name, info))
 	if !h.noZeroes {
 		h.out = append(h.out, make([]byte, 124)...)
 	}
-	return &decision{name, device, info}, nil
+	return d, nil
 }
 
 // list tells the names as it goes: however many they are, a client that does
@@ -342,6 +369,14 @@ func (h *handshake) infoOrGo(option uint32, data []byte) *decision {
 	if !ok {
 		return nil
 	}
+	d := &decision{name: name, device: device, info: info}
+	if option == wire.OptGo {
+		if err := h.openBitmaps(d); err != nil {
+			d.close(false)
+			h.fail(option, wire.RepErrPolicy, err.Error())
+			return nil
+		}
+	}
 	h.reply(option, wire.RepInfo, 2+8+2)
 	h.out = binary.BigEndian.AppendUint16(h.out, wire.InfoExport)
 	h.out = binary.BigEndian.AppendUint64(h.out, uint64(device.SizeBytes()))
@@ -373,7 +408,7 @@ func (h *handshake) infoOrGo(option uint32, data []byte) *decision {
 		device.Close(false)
 		return nil
 	}
-	return &decision{name, device, info}
+	return d
 }
 
 func (h *handshake) infoText(option uint32, kind uint16, text string) {
@@ -385,70 +420,157 @@ func (h *handshake) infoText(option uint32, kind uint16, text string) {
 // metaContext lists or selects metadata contexts. Data: the export's name, led
 // by its length in 32 bits; a count in 32 bits; so many queries, each led by
 // its length in 32 bits.
-func (h *handshake) metaContext(option uint32, data []byte) {
+func (h *handshake) metaContext(option uint32, data []byte) error {
 	if h.form == wire.Simple {
 		h.fail(option, wire.RepErrInvalid, "metadata contexts need structured replies or extended headers first")
-		return
+		return nil
 	}
 	if option == wire.OptSetMeta {
-		h.selected = 0 // a failed selection too replaces the one before
+		h.selected, h.bases = 0, nil // a failed selection too replaces the one before
 	}
 	name, rest, ok := cutString(data)
 	if !ok || len(rest) < 4 {
 		h.fail(option, wire.RepErrInvalid, "malformed data")
-		return
+		return nil
 	}
 	queries := binary.BigEndian.Uint32(rest)
 	rest = rest[4:]
-	var found contextSet
+	var asked queried
 	if queries == 0 && option == wire.OptListMeta {
-		found = allocationID | depthID
+		asked.add(option, "")
 	}
 	for range queries {
 		var query string
 		if query, rest, ok = cutString(rest); !ok {
 			h.fail(option, wire.RepErrInvalid, "malformed query")
-			return
+			return nil
 		}
-		found |= match(option, query)
+		asked.add(option, query)
 	}
 	if len(rest) != 0 {
 		h.fail(option, wire.RepErrInvalid, "data after the last query")
-		return
+		return nil
 	}
 	device, _, ok := h.open(option, name)
 	if !ok {
-		return
+		return nil
 	}
-	device.Close(false)
-	for _, c := range contexts {
-		if found&c.id == 0 {
-			continue
-		}
-		id := c.id
-		if option == wire.OptListMeta {
-			id = 0 // reserved there
-		}
-		h.reply(option, wire.RepMetaContext, 4+len(c.name))
-		h.out = binary.BigEndian.AppendUint32(h.out, uint32(id))
-		h.out = append(h.out, c.name...)
+	defer device.Close(false)
+	if option == wire.OptListMeta {
+		return h.listContexts(&asked, device)
 	}
-	if option == wire.OptSetMeta {
-		h.selected, h.contextsOf = found, name
-	}
-	h.ack(option)
+	h.selectContexts(&asked, device, name)
+	return nil
 }
 
-// match finds the contexts that a query means: the one of that name and, to
-// list them, those of a namespace ("base:") or all ("").
-func match(option uint32, query string) (found contextSet) {
+// selectContexts answers NBD_OPT_SET_META_CONTEXT.
+func (h *handshake) selectContexts(asked *queried, device Device, name string) {
+	bases := asked.basesOf(device)
+	if len(bases) > maxBitmaps {
+		h.fail(wire.OptSetMeta, wire.RepErrTooBig, fmt.Sprintf("%d dirty bitmaps are more than the %d that one connection may use", len(bases), maxBitmaps))
+		return
+	}
+	for _, c := range contexts {
+		if asked.found&c.id != 0 {
+			h.context(wire.OptSetMeta, c.id, c.name)
+		}
+	}
+	for i, base := range bases {
+		asked.found |= bitmapID(i)
+		h.context(wire.OptSetMeta, bitmapID(i), wire.ContextBitmap+base)
+	}
+	h.selected, h.bases, h.contextsOf = asked.found, bases, name
+	h.ack(wire.OptSetMeta)
+}
+
+// listContexts answers NBD_OPT_LIST_META_CONTEXT. It tells them as it goes, as list
+// does. An id is reserved there.
+func (h *handshake) listContexts(asked *queried, device Device) error {
+	for _, c := range contexts {
+		if asked.found&c.id != 0 {
+			h.context(wire.OptListMeta, 0, c.name)
+		}
+	}
+	bases := asked.basesOf(device)
+	if asked.all {
+		h.patience -= listPatience
+		if c, ok := device.(Compared); ok {
+			bases = c.Bases()
+		}
+	}
+	for _, base := range bases {
+		h.context(wire.OptListMeta, 0, wire.ContextBitmap+base)
+		if len(h.out) >= smallBytes {
+			if _, err := h.nc.Write(h.out); err != nil {
+				return fmt.Errorf("reply: %w", err)
+			}
+			h.out = h.out[:0]
+		}
+	}
+	h.ack(wire.OptListMeta)
+	return nil
+}
+
+func (h *handshake) context(option uint32, id contextSet, name string) {
+	h.reply(option, wire.RepMetaContext, 4+len(name))
+	h.out = binary.BigEndian.AppendUint32(h.out, uint32(id))
+	h.out = append(h.out, name...)
+}
+
+// queried is what the queries of one option mean.
+type queried struct {
+	found contextSet // of those that every export has
+	bases []string   // of dirty bitmaps, each once
+	all   bool       // all dirty bitmaps
+}
+
+// add takes a query in: the context of that name and, to list them, those of a
+// namespace ("base:", "qemu:dirty-bitmap:") or all ("").
+func (q *queried) add(option uint32, query string) {
 	wild := option == wire.OptListMeta && (query == "" || strings.HasSuffix(query, ":"))
 	for _, c := range contexts {
 		if c.name == query || wild && strings.HasPrefix(c.name, query) {
-			found |= c.id
+			q.found |= c.id
 		}
 	}
-	return found
+	if base, ok := strings.CutPrefix(query, wire.ContextBitmap); ok && base != "" && !slices.Contains(q.bases, base) {
+		q.bases = append(q.bases, base)
+	}
+	q.all = q.all || wild && strings.HasPrefix(wire.ContextBitmap, query)
+}
+
+// basesOf are those of the names that a device can be compared with.
+func (q *queried) basesOf(device Device) (bases []string) {
+	c, ok := device.(Compared)
+	if !ok {
+		return nil
+	}
+	for _, base := range q.bases {
+		if b, err := c.Since(base); err == nil {
+			b.Close()
+			bases = append(bases, base)
+		}
+	}
+	return bases
+}
+
+// openBitmaps opens what was selected, on the device that is served.
+func (h *handshake) openBitmaps(d *decision) error {
+	if h.contextsOf != d.name {
+		return nil
+	}
+	for _, base := range h.bases {
+		c, ok := d.device.(Compared)
+		if !ok {
+			return errors.New("the export that contexts were selected for is another one now")
+		}
+		b, err := c.Since(base)
+		if err != nil {
+			return err
+		}
+		d.bitmaps = append(d.bitmaps, b)
+	}
+	return nil
 }
 
 // open opens an export, or replies why not.

@@ -63,6 +63,7 @@ type session struct {
 	sizeBytes uint64
 	form      wire.Form
 	contexts  contextSet
+	bitmaps   []Bitmap // of the contexts behind those that every export has
 
 	in      *intake
 	replies replies
@@ -89,6 +90,7 @@ func newSession(d *decision, in *intake, a *account, form wire.Form, selected co
 		sizeBytes: uint64(d.device.SizeBytes()),
 		form:      form,
 		contexts:  selected,
+		bitmaps:   d.bitmaps,
 		in:        in,
 		account:   a,
 	}
@@ -121,7 +123,7 @@ func (s *session) serve() error {
 	if s.account.stalled.Load() {
 		err = errStalled
 	}
-	s.device.Close(!errors.Is(err, errDisconnected) && !s.in.closing)
+	(&decision{device: s.device, bitmaps: s.bitmaps}).close(!errors.Is(err, errDisconnected) && !s.in.closing)
 	_ = s.in.nc.Close() // over TLS it says so first
 	return err
 }
@@ -373,7 +375,7 @@ func (s *session) refuseWithPayload(r *request, e wire.Errno) error {
 // length and which of the selected contexts, and serves it. Payload: length 64
 // bits; context ids of 32 bits.
 func (s *session) blockStatus(r *request) error {
-	const most = 8 + 4*len(contexts)
+	const most = 8 + 4*maxContexts
 	if r.Length > uint64(most) || r.Length%4 != 0 {
 		return s.refuseWithPayload(r, wire.EINVAL)
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"math"
+	"math/bits"
 	"sync"
 
 	"github.com/tidemark/tidemark/nbd/internal/wire"
@@ -23,7 +24,7 @@ type task struct {
 	failed bool   // the reply is an error
 
 	scratch []byte
-	status  [len(contexts)]statusList
+	status  [maxContexts]statusList
 	note    func(Extent) bool // noteExtent, bound once
 	left    int64             // bytes of the range that noteExtent has not seen
 	limit   int               // descriptors a context
@@ -125,7 +126,7 @@ const maxDescriptors = 4096
 // statusBytes is the memory that a status reply takes: the descriptors of each
 // context, which are of blocks or longer, in their list and in the reply.
 func statusBytes(r *request) int {
-	return 2 * 16 * len(contexts) * int(min(maxDescriptors, r.Length/preferredBlockBytes+2))
+	return 2 * 16 * bits.OnesCount32(uint32(r.contexts)) * int(min(maxDescriptors, r.Length/preferredBlockBytes+2))
 }
 
 // A statusList is the descriptors of one context: equal neighbours are one.
@@ -146,13 +147,20 @@ func (t *task) blockStatus(s *session) error {
 		t.status[i] = statusList{
 			descriptors: t.status[i].descriptors[:0],
 			wide:        s.form == wire.Extended,
-			full:        t.contexts&contexts[i].id == 0,
+			full:        t.contexts&(1<<i) == 0,
 		}
 	}
-	t.left, t.limit = int64(t.Length), maxDescriptors
+	t.limit = maxDescriptors
 	if t.Flags&wire.FlagReqOne != 0 {
 		t.limit = 1
 	}
+	for i, b := range s.bitmaps {
+		t.compare(b, &t.status[len(contexts)+i])
+	}
+	if t.contexts&(allocationID|depthID) == 0 {
+		return nil
+	}
+	t.left = int64(t.Length)
 	if err := s.device.Extents(int64(t.Offset), int64(t.Length), t.note); err != nil {
 		return err
 	}
@@ -160,6 +168,24 @@ func (t *task) blockStatus(s *session) error {
 		return errNoExtents
 	}
 	return nil
+}
+
+// compare collects where the range differs, if that was asked for.
+func (t *task) compare(b Bitmap, list *statusList) {
+	if list.full {
+		return
+	}
+	left := int64(t.Length)
+	b.Extents(int64(t.Offset), left, func(length int64, dirty bool) bool {
+		length = min(length, left)
+		left -= length
+		state := uint32(0)
+		if dirty {
+			state = wire.StateDirty
+		}
+		list.add(length, state, t.limit)
+		return left > 0 && !list.full
+	})
 }
 
 // noteExtent adds an extent, cut at the end of the range; false when no more
@@ -214,23 +240,24 @@ func (l *statusList) close() {
 // appendStatus appends one chunk for each context, the last one with ChunkDone.
 func (t *task) appendStatus(b []byte, form wire.Form) []byte {
 	selected := t.contexts
-	for i, c := range contexts {
-		if selected&c.id == 0 {
+	for i := range t.status {
+		id := contextSet(1) << i
+		if selected&id == 0 {
 			continue
 		}
 		l := &t.status[i]
 		l.close()
 		var flags uint16
-		if selected &^= c.id; selected == 0 {
+		if selected &^= id; selected == 0 {
 			flags = wire.ChunkDone
 		}
 		if l.wide {
 			b = form.AppendChunk(b, flags, wire.ChunkBlockStatusExt, &t.Request, 4+4+len(l.descriptors))
-			b = binary.BigEndian.AppendUint32(b, uint32(c.id))
+			b = binary.BigEndian.AppendUint32(b, uint32(id))
 			b = binary.BigEndian.AppendUint32(b, uint32(l.count))
 		} else {
 			b = form.AppendChunk(b, flags, wire.ChunkBlockStatus, &t.Request, 4+len(l.descriptors))
-			b = binary.BigEndian.AppendUint32(b, uint32(c.id))
+			b = binary.BigEndian.AppendUint32(b, uint32(id))
 		}
 		b = append(b, l.descriptors...)
 	}

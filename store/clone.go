@@ -111,6 +111,15 @@ func (s *Store) nameClones(c cloning, grafts []graft) error {
 	return s.groupFree(c.group.Name)
 }
 
+// Sealed describes a snapshot when it is sealed: it waits for the seal of one that
+// has drained. Errors: ErrInvalid, ErrNotFound, ErrDraining, ctx's.
+func (s *Store) Sealed(ctx context.Context, full string) (SnapshotInfo, error) {
+	if err := s.sealedSoon(ctx, only(full)); err != nil {
+		return SnapshotInfo{}, err
+	}
+	return s.Snapshot(full)
+}
+
 // sealedSoon waits for the seal of snapshots that have drained.
 func (s *Store) sealedSoon(ctx context.Context, which selection) error {
 	s.mu.Lock()
@@ -143,6 +152,7 @@ type graft struct {
 	name string
 	past *disk // loses its name to the branch; nil if the name is free
 	held bool
+	as   *catalog.Volume // what is recorded of it, without its ID; nil: as of a clone
 }
 
 // branchable returns sealed snapshots.
@@ -219,6 +229,9 @@ func (s *Store) cut(grafts []graft) ([]scion, error) {
 	for i, g := range grafts {
 		scions[i].graft = g
 		scions[i].record = catalog.Volume{Name: g.name, SizeBytes: g.vlun.SizeBytes(), Scope: g.disk.record.Scope, Created: now, Held: g.held}
+		if g.as != nil {
+			scions[i].record = *g.as
+		}
 		if g.past != nil {
 			scions[i].record.Created, scions[i].record.Held = g.past.record.Created, g.past.record.Held
 		}

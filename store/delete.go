@@ -38,7 +38,7 @@ func (s *Store) DeleteSnapshot(full string) error {
 	empty := d.record.Past && len(d.snapshots) == 0
 	s.mu.Unlock()
 	if empty { // of a past that nobody can see any more nothing is left
-		return s.deleteBranch(d)
+		return s.deleteBranch(d, nil)
 	}
 	s.sealer.punch(due...)
 	return nil

@@ -27,12 +27,8 @@ func (s *Store) Diff(from, to string, each func(DiffExtent) error) error {
 	if err != nil {
 		return err
 	}
-	shared := 0
-	for shared < min(len(older), len(newer)) && older[shared].ImageID() == newer[shared].ImageID() {
-		shared++
-	}
 	changed := lookup.NewTable()
-	for _, k := range slices.Concat(older[shared:], newer[shared:]) {
+	for _, k := range unshared(older, newer) {
 		for x := range k.Table().Extents(0, lookup.MaxBlocks) {
 			changed.Set(x.Block, x.Count, lookup.Data)
 		}
@@ -56,6 +52,15 @@ func (s *Store) Diff(from, to string, each func(DiffExtent) error) error {
 		}
 	}
 	return nil
+}
+
+// unshared lists what only one of two chains has.
+func unshared(older, newer []*volume.VLUN) []*volume.VLUN {
+	shared := 0
+	for shared < min(len(older), len(newer)) && older[shared].ImageID() == newer[shared].ImageID() {
+		shared++
+	}
+	return slices.Concat(older[shared:], newer[shared:])
 }
 
 // diffed returns the chains of both sides, oldest image first, and their sizes.

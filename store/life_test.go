@@ -193,7 +193,7 @@ func TestSnapshotsClonesAndRollbacksAtRandomHoldWhatTheyMust(t *testing.T) {
 // step does something to a volume or a snapshot.
 func (l *lives) step() {
 	l.t.Helper()
-	switch live, snap := l.any(false), l.any(true); l.rng.IntN(10) {
+	switch live, snap := l.any(false), l.any(true); l.rng.IntN(11) {
 	case 0, 1, 2:
 		l.write(live)
 	case 3, 4:
@@ -213,6 +213,8 @@ func (l *lives) step() {
 			l.rollback(snap)
 		}
 	case 9:
+		l.receive(live)
+	case 10:
 		if len(l.names(false)) > 1 && l.rng.IntN(2) == 0 {
 			l.log("delete %s", live)
 			l.must(l.store.DeleteVolume(live, true))

@@ -132,10 +132,10 @@ func (s *Store) findLocked(volumeName, name string) (*disk, *volume.VLUN, *snaps
 }
 
 // branchesLocked lists the volume that has a name and those that had it before a
-// rollback, oldest first; Store.mu is held.
+// rollback, oldest first; not those that are still being received. Store.mu is held.
 func (s *Store) branchesLocked(volumeName string) (list []*disk) {
 	for _, d := range s.byVolume {
-		if d.record.Name == volumeName {
+		if d.record.Name == volumeName && !d.record.Staged {
 			list = append(list, d)
 		}
 	}

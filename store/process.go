@@ -186,7 +186,7 @@ func (s *Store) Exports() []string {
 	}
 	for _, d := range s.byVolume {
 		for k, snap := range d.snapshots {
-			if k.Cut() {
+			if k.Cut() && !d.record.Staged {
 				names = append(names, d.record.Name+"@"+snap.name)
 			}
 		}

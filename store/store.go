@@ -227,6 +227,9 @@ func Open(dir string, o Options) (_ *Store, err error) {
 	if err != nil {
 		return nil, openError(dir, err)
 	}
+	if err := s.dropStaged(&state); err != nil {
+		return nil, fmt.Errorf("open %s: %w", dir, err)
+	}
 	if err := s.removeOrphans(state); err != nil {
 		return nil, fmt.Errorf("open %s: %w", dir, err)
 	}
@@ -479,7 +482,7 @@ func (s *Store) CreateVolume(name string, sizeBytes int64, scope volume.Scope) (
 	if err := s.reserve.spare(); err != nil {
 		return VolumeInfo{}, fmt.Errorf("create volume %s: %w", name, err)
 	}
-	d, err := s.createVolume(name, sizeBytes, scope)
+	d, err := s.createVolume(catalog.Volume{Name: name, SizeBytes: sizeBytes, Scope: scope.String(), Created: time.Now().UTC()})
 	if err != nil {
 		return VolumeInfo{}, fmt.Errorf("create volume %s: %w", name, err)
 	}
@@ -488,8 +491,7 @@ func (s *Store) CreateVolume(name string, sizeBytes int64, scope volume.Scope) (
 
 // createVolume makes the files first and the record last: what has no record
 // when the directory is opened is removed.
-func (s *Store) createVolume(name string, sizeBytes int64, scope volume.Scope) (*disk, error) {
-	record := catalog.Volume{Name: name, SizeBytes: sizeBytes, Scope: scope.String(), Created: time.Now().UTC()}
+func (s *Store) createVolume(record catalog.Volume) (*disk, error) {
 	if err := s.catalog.Update(func(tx *catalog.Tx) (err error) {
 		record.ID, err = tx.NewVolumeID()
 		return err
@@ -505,7 +507,7 @@ func (s *Store) createVolume(name string, sizeBytes int64, scope volume.Scope) (
 	if err == nil {
 		err = s.catalog.Update(func(tx *catalog.Tx) error {
 			return errors.Join(tx.PutVolume(record),
-				tx.PutLink(catalog.Link{Volume: record.ID, Image: id, SizeBytes: sizeBytes}))
+				tx.PutLink(catalog.Link{Volume: record.ID, Image: id, SizeBytes: record.SizeBytes}))
 		})
 	}
 	if err != nil {
@@ -513,7 +515,7 @@ func (s *Store) createVolume(name string, sizeBytes int64, scope volume.Scope) (
 	}
 	s.spares.refill()
 	return s.addDisk(record, j, map[image.ID]image.Image{id: img}, []volume.Link{
-		{ID: id, Image: img, Table: lookup.NewTable(), SizeBytes: sizeBytes},
+		{ID: id, Image: img, Table: lookup.NewTable(), SizeBytes: record.SizeBytes},
 	})
 }
 
@@ -553,7 +555,7 @@ func (s *Store) addDisk(record catalog.Volume, j *journal.Journal, images map[im
 // showLocked gives a volume to the maps; Store.mu is held.
 func (s *Store) showLocked(d *disk) {
 	s.byVolume[d.volume] = d
-	if !d.record.Past {
+	if !d.record.Past && !d.record.Staged {
 		s.volumes[d.record.Name] = d
 	}
 }
@@ -724,7 +726,7 @@ func (s *Store) DeleteVolume(name string, withSnapshots bool) error {
 		}
 	}
 	for _, b := range branches { // the one that has the name is the last
-		if err := s.deleteBranch(b); err != nil {
+		if err := s.deleteBranch(b, nil); err != nil {
 			return err
 		}
 	}
@@ -732,8 +734,9 @@ func (s *Store) DeleteVolume(name string, withSnapshots bool) error {
 }
 
 // deleteBranch deletes one volume of a name. What its images held that stand in
-// other chains too may now be seen by nobody. Store.admin is held.
-func (s *Store) deleteBranch(d *disk) error {
+// other chains too may now be seen by nobody. An heir, if it is not nil, gets the
+// name and all snapshots in the same step. Store.admin is held.
+func (s *Store) deleteBranch(d *disk, heir *Incoming) error {
 	name := d.record.Name
 	s.mu.Lock()
 	d.cancel()
@@ -746,15 +749,25 @@ func (s *Store) deleteBranch(d *disk) error {
 	defer unlock()
 	var due []image.ID
 	err := s.engine.RemoveVolume(d.volume, func() error {
+		disinherit, err := heir.inherit(d)
+		if err != nil {
+			return err
+		}
 		before := s.catalog.Failed()
-		err := s.catalog.Update(func(tx *catalog.Tx) error {
+		err = s.catalog.Update(func(tx *catalog.Tx) error {
 			s.mu.Lock()
 			defer s.mu.Unlock()
+			if heir != nil { // it sees all that the volume did
+				return errors.Join(tx.DeleteVolume(d.record.ID), heir.putLocked(tx))
+			}
 			due = due[:0]
 			return s.dropBranch(tx, d, &due)
 		})
 		if before == nil && errors.Is(err, catalog.ErrFailed) { // the next open may find it deleted: it takes no more writes
 			unknown, err = err, nil
+		}
+		if err != nil {
+			disinherit()
 		}
 		return err
 	})
@@ -763,14 +776,20 @@ func (s *Store) deleteBranch(d *disk) error {
 		if errors.Is(err, volume.ErrBusy) {
 			return inUse(d.volume)
 		}
+		if heir != nil {
+			return err
+		}
 		return fmt.Errorf("delete volume %s: %w", name, err)
 	}
 	s.mu.Lock()
 	if s.volumes[name] == d {
 		delete(s.volumes, name)
-		delete(s.schedules.byTarget, name)
-		s.leftGroupsLocked(name)
+		if heir == nil {
+			delete(s.schedules.byTarget, name)
+			s.leftGroupsLocked(name)
+		}
 	}
+	heir.namedLocked()
 	delete(s.byVolume, d.volume)
 	for k := range d.snapshots {
 		d.forget(k)
@@ -797,7 +816,7 @@ func (s *Store) dropBranch(tx *catalog.Tx, d *disk, due *[]image.ID) error {
 	if err := tx.DeleteVolume(d.record.ID); err != nil {
 		return err
 	}
-	if !d.record.Past { // schedule and groups are of the name
+	if !d.record.Past && !d.record.Staged { // schedule and groups are of the name
 		if err := errors.Join(tx.DeleteSchedule(d.record.Name), s.leaveGroups(tx, d.record.Name)); err != nil {
 			return err
 		}

@@ -43,8 +43,11 @@ var (
 	// ErrFormat: the data directory was written by another format version, or
 	// is not one.
 	ErrFormat = errors.New("wrong format")
-	// ErrCorrupt: what a sealed snapshot has on the disk is not what was sealed.
+	// ErrCorrupt: what a sealed snapshot has on the disk is not what was sealed; or
+	// what came is not what was promised.
 	ErrCorrupt = errors.New("corrupt")
+	// ErrDiffers: a volume is not what the changes that are to come are the changes of.
+	ErrDiffers = errors.New("another state")
 )
 
 // VolumeInfo describes a volume.

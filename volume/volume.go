@@ -91,18 +91,29 @@ func (v *Volume) SizeBytes() int64 { return v.tip().SizeBytes() }
 func (v *Volume) Freeze() error {
 	v.engine.mu.Lock()
 	defer v.engine.mu.Unlock()
-	live := v.views
-	for _, k := range *v.chain.Load() {
-		if len(k.processes) > 0 {
-			return ErrBusy
-		}
-		live -= k.views
-	}
-	if live > 0 {
+	if v.busyLocked() {
 		return ErrBusy
 	}
 	v.frozen = true
 	return nil
+}
+
+// Busy tells whether Freeze would be refused now.
+func (v *Volume) Busy() bool {
+	v.engine.mu.Lock()
+	defer v.engine.mu.Unlock()
+	return v.busyLocked()
+}
+
+func (v *Volume) busyLocked() bool {
+	live := v.views
+	for _, k := range *v.chain.Load() {
+		if len(k.processes) > 0 {
+			return true
+		}
+		live -= k.views
+	}
+	return live > 0
 }
 
 // Thaw undoes Freeze and Evict; who was told to go goes.

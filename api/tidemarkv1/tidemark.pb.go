@@ -366,6 +366,8 @@ const (
 	// The clock of the server was moved back, so that nobody can tell what is held
 	// (failed_precondition).
 	Reason_REASON_CLOCK Reason = 13
+	// The volume does not hold what the changes are the changes of.
+	Reason_REASON_DIFFERS Reason = 14
 )
 
 // Enum value maps for Reason.
@@ -385,6 +387,7 @@ var (
 		11: "REASON_CORRUPT",
 		12: "REASON_HELD",
 		13: "REASON_CLOCK",
+		14: "REASON_DIFFERS",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED": 0,
@@ -401,6 +404,7 @@ var (
 		"REASON_CORRUPT":     11,
 		"REASON_HELD":        12,
 		"REASON_CLOCK":       13,
+		"REASON_DIFFERS":     14,
 	}
 )
 
@@ -5953,7 +5957,12 @@ func (x *ImportResponse) GetHoleBytes() int64 {
 type ExportRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "VOLUME" or "VOLUME@SNAPSHOT".
-	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// "VOLUME@SNAPSHOT": only what name, a snapshot of the same volume, has that
+	// this one has not. Waits until both are sealed.
+	Since string `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
+	// Wait until the snapshot is sealed, so that it has a hash.
+	UntilSealed   bool `protobuf:"varint,3,opt,name=until_sealed,json=untilSealed,proto3" json:"until_sealed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5995,10 +6004,31 @@ func (x *ExportRequest) GetName() string {
 	return ""
 }
 
+func (x *ExportRequest) GetSince() string {
+	if x != nil {
+		return x.Since
+	}
+	return ""
+}
+
+func (x *ExportRequest) GetUntilSealed() bool {
+	if x != nil {
+		return x.UntilSealed
+	}
+	return false
+}
+
 type ExportResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Size of what is exported; in the first message only, which has no content.
 	SizeBytes int64 `protobuf:"varint,1,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// In the first message only: content hash of what is exported, if it is a sealed
+	// snapshot; and with since the size and the content hash of that, and how much
+	// may have changed.
+	Hash          string `protobuf:"bytes,5,opt,name=hash,proto3" json:"hash,omitempty"`
+	BaseSizeBytes int64  `protobuf:"varint,6,opt,name=base_size_bytes,json=baseSizeBytes,proto3" json:"base_size_bytes,omitempty"`
+	BaseHash      string `protobuf:"bytes,7,opt,name=base_hash,json=baseHash,proto3" json:"base_hash,omitempty"`
+	ChangedBytes  int64  `protobuf:"varint,8,opt,name=changed_bytes,json=changedBytes,proto3" json:"changed_bytes,omitempty"`
 	// Where the range begins.
 	OffsetBytes int64 `protobuf:"varint,2,opt,name=offset_bytes,json=offsetBytes,proto3" json:"offset_bytes,omitempty"`
 	// Types that are valid to be assigned to Content:
@@ -6043,6 +6073,34 @@ func (*ExportResponse) Descriptor() ([]byte, []int) {
 func (x *ExportResponse) GetSizeBytes() int64 {
 	if x != nil {
 		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *ExportResponse) GetHash() string {
+	if x != nil {
+		return x.Hash
+	}
+	return ""
+}
+
+func (x *ExportResponse) GetBaseSizeBytes() int64 {
+	if x != nil {
+		return x.BaseSizeBytes
+	}
+	return 0
+}
+
+func (x *ExportResponse) GetBaseHash() string {
+	if x != nil {
+		return x.BaseHash
+	}
+	return ""
+}
+
+func (x *ExportResponse) GetChangedBytes() int64 {
+	if x != nil {
+		return x.ChangedBytes
 	}
 	return 0
 }
@@ -6096,6 +6154,275 @@ type ExportResponse_HoleBytes struct {
 func (*ExportResponse_Data) isExportResponse_Content() {}
 
 func (*ExportResponse_HoleBytes) isExportResponse_Content() {}
+
+type ApplyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the first message only, which has no content.
+	Header *ApplyHeader `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	// Where the range begins.
+	OffsetBytes int64 `protobuf:"varint,2,opt,name=offset_bytes,json=offsetBytes,proto3" json:"offset_bytes,omitempty"`
+	// Types that are valid to be assigned to Content:
+	//
+	//	*ApplyRequest_Data
+	//	*ApplyRequest_HoleBytes
+	//	*ApplyRequest_End
+	Content       isApplyRequest_Content `protobuf_oneof:"content"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyRequest) Reset() {
+	*x = ApplyRequest{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[95]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyRequest) ProtoMessage() {}
+
+func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[95]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
+func (*ApplyRequest) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{95}
+}
+
+func (x *ApplyRequest) GetHeader() *ApplyHeader {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *ApplyRequest) GetOffsetBytes() int64 {
+	if x != nil {
+		return x.OffsetBytes
+	}
+	return 0
+}
+
+func (x *ApplyRequest) GetContent() isApplyRequest_Content {
+	if x != nil {
+		return x.Content
+	}
+	return nil
+}
+
+func (x *ApplyRequest) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Content.(*ApplyRequest_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+func (x *ApplyRequest) GetHoleBytes() int64 {
+	if x != nil {
+		if x, ok := x.Content.(*ApplyRequest_HoleBytes); ok {
+			return x.HoleBytes
+		}
+	}
+	return 0
+}
+
+func (x *ApplyRequest) GetEnd() bool {
+	if x != nil {
+		if x, ok := x.Content.(*ApplyRequest_End); ok {
+			return x.End
+		}
+	}
+	return false
+}
+
+type isApplyRequest_Content interface {
+	isApplyRequest_Content()
+}
+
+type ApplyRequest_Data struct {
+	// Bytes of the range; at most 4 MiB.
+	Data []byte `protobuf:"bytes,3,opt,name=data,proto3,oneof"`
+}
+
+type ApplyRequest_HoleBytes struct {
+	// Length of a hole: the range reads as zeros.
+	HoleBytes int64 `protobuf:"varint,4,opt,name=hole_bytes,json=holeBytes,proto3,oneof"`
+}
+
+type ApplyRequest_End struct {
+	// All has been sent; in the last message only.
+	End bool `protobuf:"varint,5,opt,name=end,proto3,oneof"`
+}
+
+func (*ApplyRequest_Data) isApplyRequest_Content() {}
+
+func (*ApplyRequest_HoleBytes) isApplyRequest_Content() {}
+
+func (*ApplyRequest_End) isApplyRequest_Content() {}
+
+// ApplyHeader says what is to come.
+type ApplyHeader struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The volume, and the name of the snapshot to make.
+	Volume   string `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Snapshot string `protobuf:"bytes,2,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// Size and content hash of the snapshot.
+	SizeBytes int64  `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	Hash      string `protobuf:"bytes,4,opt,name=hash,proto3" json:"hash,omitempty"`
+	// Size and content hash of the base; empty: there is none, and no volume yet.
+	BaseSizeBytes int64  `protobuf:"varint,5,opt,name=base_size_bytes,json=baseSizeBytes,proto3" json:"base_size_bytes,omitempty"`
+	BaseHash      string `protobuf:"bytes,6,opt,name=base_hash,json=baseHash,proto3" json:"base_hash,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyHeader) Reset() {
+	*x = ApplyHeader{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[96]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyHeader) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyHeader) ProtoMessage() {}
+
+func (x *ApplyHeader) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[96]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyHeader.ProtoReflect.Descriptor instead.
+func (*ApplyHeader) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{96}
+}
+
+func (x *ApplyHeader) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *ApplyHeader) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+func (x *ApplyHeader) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *ApplyHeader) GetHash() string {
+	if x != nil {
+		return x.Hash
+	}
+	return ""
+}
+
+func (x *ApplyHeader) GetBaseSizeBytes() int64 {
+	if x != nil {
+		return x.BaseSizeBytes
+	}
+	return 0
+}
+
+func (x *ApplyHeader) GetBaseHash() string {
+	if x != nil {
+		return x.BaseHash
+	}
+	return ""
+}
+
+type ApplyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The snapshot, sealed.
+	Snapshot *Snapshot `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// Sum of the data written and of the holes made.
+	DataBytes     int64 `protobuf:"varint,2,opt,name=data_bytes,json=dataBytes,proto3" json:"data_bytes,omitempty"`
+	HoleBytes     int64 `protobuf:"varint,3,opt,name=hole_bytes,json=holeBytes,proto3" json:"hole_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyResponse) Reset() {
+	*x = ApplyResponse{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[97]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyResponse) ProtoMessage() {}
+
+func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[97]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
+func (*ApplyResponse) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{97}
+}
+
+func (x *ApplyResponse) GetSnapshot() *Snapshot {
+	if x != nil {
+		return x.Snapshot
+	}
+	return nil
+}
+
+func (x *ApplyResponse) GetDataBytes() int64 {
+	if x != nil {
+		return x.DataBytes
+	}
+	return 0
+}
+
+func (x *ApplyResponse) GetHoleBytes() int64 {
+	if x != nil {
+		return x.HoleBytes
+	}
+	return 0
+}
 
 var File_tidemark_v1_tidemark_proto protoreflect.FileDescriptor
 
@@ -6486,17 +6813,45 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\n" +
 	"data_bytes\x18\x01 \x01(\x03R\tdataBytes\x12\x1d\n" +
 	"\n" +
-	"hole_bytes\x18\x02 \x01(\x03R\tholeBytes\"#\n" +
+	"hole_bytes\x18\x02 \x01(\x03R\tholeBytes\"\\\n" +
 	"\rExportRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\x94\x01\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05since\x18\x02 \x01(\tR\x05since\x12!\n" +
+	"\funtil_sealed\x18\x03 \x01(\bR\vuntilSealed\"\x92\x02\n" +
 	"\x0eExportResponse\x12\x1d\n" +
 	"\n" +
-	"size_bytes\x18\x01 \x01(\x03R\tsizeBytes\x12!\n" +
+	"size_bytes\x18\x01 \x01(\x03R\tsizeBytes\x12\x12\n" +
+	"\x04hash\x18\x05 \x01(\tR\x04hash\x12&\n" +
+	"\x0fbase_size_bytes\x18\x06 \x01(\x03R\rbaseSizeBytes\x12\x1b\n" +
+	"\tbase_hash\x18\a \x01(\tR\bbaseHash\x12#\n" +
+	"\rchanged_bytes\x18\b \x01(\x03R\fchangedBytes\x12!\n" +
 	"\foffset_bytes\x18\x02 \x01(\x03R\voffsetBytes\x12\x14\n" +
 	"\x04data\x18\x03 \x01(\fH\x00R\x04data\x12\x1f\n" +
 	"\n" +
 	"hole_bytes\x18\x04 \x01(\x03H\x00R\tholeBytesB\t\n" +
-	"\acontent*X\n" +
+	"\acontent\"\xb9\x01\n" +
+	"\fApplyRequest\x120\n" +
+	"\x06header\x18\x01 \x01(\v2\x18.tidemark.v1.ApplyHeaderR\x06header\x12!\n" +
+	"\foffset_bytes\x18\x02 \x01(\x03R\voffsetBytes\x12\x14\n" +
+	"\x04data\x18\x03 \x01(\fH\x00R\x04data\x12\x1f\n" +
+	"\n" +
+	"hole_bytes\x18\x04 \x01(\x03H\x00R\tholeBytes\x12\x12\n" +
+	"\x03end\x18\x05 \x01(\bH\x00R\x03endB\t\n" +
+	"\acontent\"\xb9\x01\n" +
+	"\vApplyHeader\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x1a\n" +
+	"\bsnapshot\x18\x02 \x01(\tR\bsnapshot\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x03 \x01(\x03R\tsizeBytes\x12\x12\n" +
+	"\x04hash\x18\x04 \x01(\tR\x04hash\x12&\n" +
+	"\x0fbase_size_bytes\x18\x05 \x01(\x03R\rbaseSizeBytes\x12\x1b\n" +
+	"\tbase_hash\x18\x06 \x01(\tR\bbaseHash\"\x80\x01\n" +
+	"\rApplyResponse\x121\n" +
+	"\bsnapshot\x18\x01 \x01(\v2\x15.tidemark.v1.SnapshotR\bsnapshot\x12\x1d\n" +
+	"\n" +
+	"data_bytes\x18\x02 \x01(\x03R\tdataBytes\x12\x1d\n" +
+	"\n" +
+	"hole_bytes\x18\x03 \x01(\x03R\tholeBytes*X\n" +
 	"\x05Scope\x12\x15\n" +
 	"\x11SCOPE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rSCOPE_REQUEST\x10\x01\x12\x11\n" +
@@ -6522,7 +6877,7 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"OnConflict\x12\x1b\n" +
 	"\x17ON_CONFLICT_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11ON_CONFLICT_COUNT\x10\x01\x12\x15\n" +
-	"\x11ON_CONFLICT_ABORT\x10\x02*\x9d\x02\n" +
+	"\x11ON_CONFLICT_ABORT\x10\x02*\xb1\x02\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eREASON_INVALID\x10\x01\x12\x14\n" +
@@ -6538,12 +6893,13 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\x12\x12\n" +
 	"\x0eREASON_CORRUPT\x10\v\x12\x0f\n" +
 	"\vREASON_HELD\x10\f\x12\x10\n" +
-	"\fREASON_CLOCK\x10\r*p\n" +
+	"\fREASON_CLOCK\x10\r\x12\x12\n" +
+	"\x0eREASON_DIFFERS\x10\x0e*p\n" +
 	"\vVerifyState\x12\x1c\n" +
 	"\x18VERIFY_STATE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14VERIFY_STATE_RUNNING\x10\x01\x12\x13\n" +
 	"\x0fVERIFY_STATE_OK\x10\x02\x12\x14\n" +
-	"\x10VERIFY_STATE_BAD\x10\x032\x89\x1a\n" +
+	"\x10VERIFY_STATE_BAD\x10\x032\xcb\x1a\n" +
 	"\x0fTidemarkService\x12[\n" +
 	"\rGetServerInfo\x12!.tidemark.v1.GetServerInfoRequest\x1a\".tidemark.v1.GetServerInfoResponse\"\x03\x90\x02\x01\x12S\n" +
 	"\fCreateVolume\x12 .tidemark.v1.CreateVolumeRequest\x1a!.tidemark.v1.CreateVolumeResponse\x12U\n" +
@@ -6586,7 +6942,8 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\rListProcesses\x12!.tidemark.v1.ListProcessesRequest\x1a\".tidemark.v1.ListProcessesResponse\"\x03\x90\x02\x01\x12R\n" +
 	"\vHoldProcess\x12\x1f.tidemark.v1.HoldProcessRequest\x1a .tidemark.v1.HoldProcessResponse0\x01\x12C\n" +
 	"\x06Import\x12\x1a.tidemark.v1.ImportRequest\x1a\x1b.tidemark.v1.ImportResponse(\x01\x12C\n" +
-	"\x06Export\x12\x1a.tidemark.v1.ExportRequest\x1a\x1b.tidemark.v1.ExportResponse0\x01B\xa5\x01\n" +
+	"\x06Export\x12\x1a.tidemark.v1.ExportRequest\x1a\x1b.tidemark.v1.ExportResponse0\x01\x12@\n" +
+	"\x05Apply\x12\x19.tidemark.v1.ApplyRequest\x1a\x1a.tidemark.v1.ApplyResponse(\x01B\xa5\x01\n" +
 	"\x0fcom.tidemark.v1B\rTidemarkProtoP\x01Z6github.com/tidemark/tidemark/api/tidemarkv1;tidemarkv1\xa2\x02\x03TXX\xaa\x02\vTidemark.V1\xca\x02\vTidemark\\V1\xe2\x02\x17Tidemark\\V1\\GPBMetadata\xea\x02\fTidemark::V1b\x06proto3"
 
 var (
@@ -6602,7 +6959,7 @@ func file_tidemark_v1_tidemark_proto_rawDescGZIP() []byte {
 }
 
 var file_tidemark_v1_tidemark_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_tidemark_v1_tidemark_proto_msgTypes = make([]protoimpl.MessageInfo, 99)
+var file_tidemark_v1_tidemark_proto_msgTypes = make([]protoimpl.MessageInfo, 102)
 var file_tidemark_v1_tidemark_proto_goTypes = []any{
 	(Scope)(0),                      // 0: tidemark.v1.Scope
 	(State)(0),                      // 1: tidemark.v1.State
@@ -6706,12 +7063,15 @@ var file_tidemark_v1_tidemark_proto_goTypes = []any{
 	(*ImportResponse)(nil),          // 99: tidemark.v1.ImportResponse
 	(*ExportRequest)(nil),           // 100: tidemark.v1.ExportRequest
 	(*ExportResponse)(nil),          // 101: tidemark.v1.ExportResponse
-	nil,                             // 102: tidemark.v1.Snapshot.LabelsEntry
-	nil,                             // 103: tidemark.v1.LabelSnapshotRequest.SetEntry
-	nil,                             // 104: tidemark.v1.PreserveRequest.LabelsEntry
-	nil,                             // 105: tidemark.v1.ListSnapshotsRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil),   // 106: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 107: google.protobuf.Duration
+	(*ApplyRequest)(nil),            // 102: tidemark.v1.ApplyRequest
+	(*ApplyHeader)(nil),             // 103: tidemark.v1.ApplyHeader
+	(*ApplyResponse)(nil),           // 104: tidemark.v1.ApplyResponse
+	nil,                             // 105: tidemark.v1.Snapshot.LabelsEntry
+	nil,                             // 106: tidemark.v1.LabelSnapshotRequest.SetEntry
+	nil,                             // 107: tidemark.v1.PreserveRequest.LabelsEntry
+	nil,                             // 108: tidemark.v1.ListSnapshotsRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil),   // 109: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 110: google.protobuf.Duration
 }
 var file_tidemark_v1_tidemark_proto_depIdxs = []int32{
 	5,   // 0: tidemark.v1.ErrorDetail.reason:type_name -> tidemark.v1.Reason
@@ -6720,7 +7080,7 @@ var file_tidemark_v1_tidemark_proto_depIdxs = []int32{
 	11,  // 3: tidemark.v1.Space.warn_at:type_name -> tidemark.v1.Mark
 	11,  // 4: tidemark.v1.Space.refuse_preserves_at:type_name -> tidemark.v1.Mark
 	0,   // 5: tidemark.v1.Volume.scope:type_name -> tidemark.v1.Scope
-	106, // 6: tidemark.v1.Volume.create_time:type_name -> google.protobuf.Timestamp
+	109, // 6: tidemark.v1.Volume.create_time:type_name -> google.protobuf.Timestamp
 	13,  // 7: tidemark.v1.Volume.sizes:type_name -> tidemark.v1.Sizes
 	13,  // 8: tidemark.v1.Volume.sizes_with_snapshots:type_name -> tidemark.v1.Sizes
 	0,   // 9: tidemark.v1.CreateVolumeRequest.scope:type_name -> tidemark.v1.Scope
@@ -6730,7 +7090,7 @@ var file_tidemark_v1_tidemark_proto_depIdxs = []int32{
 	12,  // 13: tidemark.v1.ResizeVolumeResponse.volume:type_name -> tidemark.v1.Volume
 	12,  // 14: tidemark.v1.CloneVolumeResponse.volume:type_name -> tidemark.v1.Volume
 	12,  // 15: tidemark.v1.RollbackVolumeResponse.volume:type_name -> tidemark.v1.Volume
-	106, // 16: tidemark.v1.Group.create_time:type_name -> google.protobuf.Timestamp
+	109, // 16: tidemark.v1.Group.create_time:type_name -> google.protobuf.Timestamp
 	28,  // 17: tidemark.v1.CreateGroupResponse.group:type_name -> tidemark.v1.Group
 	28,  // 18: tidemark.v1.ChangeGroupResponse.group:type_name -> tidemark.v1.Group
 	28,  // 19: tidemark.v1.GetGroupResponse.group:type_name -> tidemark.v1.Group
@@ -6741,142 +7101,146 @@ var file_tidemark_v1_tidemark_proto_depIdxs = []int32{
 	12,  // 24: tidemark.v1.HoldDrillResponse.volume:type_name -> tidemark.v1.Volume
 	47,  // 25: tidemark.v1.EndDrillRequest.result:type_name -> tidemark.v1.Drill
 	58,  // 26: tidemark.v1.EndDrillResponse.snapshot:type_name -> tidemark.v1.Snapshot
-	106, // 27: tidemark.v1.Drill.time:type_name -> google.protobuf.Timestamp
-	107, // 28: tidemark.v1.Drill.took:type_name -> google.protobuf.Duration
+	109, // 27: tidemark.v1.Drill.time:type_name -> google.protobuf.Timestamp
+	110, // 28: tidemark.v1.Drill.took:type_name -> google.protobuf.Duration
 	13,  // 29: tidemark.v1.PreviewDeleteResponse.sizes:type_name -> tidemark.v1.Sizes
 	54,  // 30: tidemark.v1.AwaitReclaimResponse.reclaim:type_name -> tidemark.v1.Reclaim
-	107, // 31: tidemark.v1.Reclaim.left:type_name -> google.protobuf.Duration
+	110, // 31: tidemark.v1.Reclaim.left:type_name -> google.protobuf.Duration
 	57,  // 32: tidemark.v1.DiffSnapshotsResponse.extents:type_name -> tidemark.v1.DiffExtent
 	1,   // 33: tidemark.v1.Snapshot.state:type_name -> tidemark.v1.State
 	2,   // 34: tidemark.v1.Snapshot.consistency:type_name -> tidemark.v1.Consistency
-	106, // 35: tidemark.v1.Snapshot.cut_time:type_name -> google.protobuf.Timestamp
-	107, // 36: tidemark.v1.Snapshot.drain_duration:type_name -> google.protobuf.Duration
+	109, // 35: tidemark.v1.Snapshot.cut_time:type_name -> google.protobuf.Timestamp
+	110, // 36: tidemark.v1.Snapshot.drain_duration:type_name -> google.protobuf.Duration
 	76,  // 37: tidemark.v1.Snapshot.verification:type_name -> tidemark.v1.Verification
-	102, // 38: tidemark.v1.Snapshot.labels:type_name -> tidemark.v1.Snapshot.LabelsEntry
-	106, // 39: tidemark.v1.Snapshot.held_until:type_name -> google.protobuf.Timestamp
+	105, // 38: tidemark.v1.Snapshot.labels:type_name -> tidemark.v1.Snapshot.LabelsEntry
+	109, // 39: tidemark.v1.Snapshot.held_until:type_name -> google.protobuf.Timestamp
 	47,  // 40: tidemark.v1.Snapshot.drill:type_name -> tidemark.v1.Drill
 	13,  // 41: tidemark.v1.Snapshot.sizes:type_name -> tidemark.v1.Sizes
 	58,  // 42: tidemark.v1.HoldSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
 	58,  // 43: tidemark.v1.ReleaseSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
-	103, // 44: tidemark.v1.LabelSnapshotRequest.set:type_name -> tidemark.v1.LabelSnapshotRequest.SetEntry
+	106, // 44: tidemark.v1.LabelSnapshotRequest.set:type_name -> tidemark.v1.LabelSnapshotRequest.SetEntry
 	58,  // 45: tidemark.v1.LabelSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
-	106, // 46: tidemark.v1.Schedule.next_time:type_name -> google.protobuf.Timestamp
-	106, // 47: tidemark.v1.Schedule.last_time:type_name -> google.protobuf.Timestamp
+	109, // 46: tidemark.v1.Schedule.next_time:type_name -> google.protobuf.Timestamp
+	109, // 47: tidemark.v1.Schedule.last_time:type_name -> google.protobuf.Timestamp
 	65,  // 48: tidemark.v1.SetScheduleResponse.schedule:type_name -> tidemark.v1.Schedule
-	106, // 49: tidemark.v1.PreviewScheduleResponse.next_times:type_name -> google.protobuf.Timestamp
+	109, // 49: tidemark.v1.PreviewScheduleResponse.next_times:type_name -> google.protobuf.Timestamp
 	65,  // 50: tidemark.v1.ListSchedulesResponse.schedules:type_name -> tidemark.v1.Schedule
 	65,  // 51: tidemark.v1.GetScheduleResponse.schedule:type_name -> tidemark.v1.Schedule
 	6,   // 52: tidemark.v1.Verification.state:type_name -> tidemark.v1.VerifyState
-	106, // 53: tidemark.v1.Verification.last_time:type_name -> google.protobuf.Timestamp
-	107, // 54: tidemark.v1.PreserveRequest.wait:type_name -> google.protobuf.Duration
+	109, // 53: tidemark.v1.Verification.last_time:type_name -> google.protobuf.Timestamp
+	110, // 54: tidemark.v1.PreserveRequest.wait:type_name -> google.protobuf.Duration
 	3,   // 55: tidemark.v1.PreserveRequest.on_timeout:type_name -> tidemark.v1.OnTimeout
 	4,   // 56: tidemark.v1.PreserveRequest.on_conflict:type_name -> tidemark.v1.OnConflict
-	104, // 57: tidemark.v1.PreserveRequest.labels:type_name -> tidemark.v1.PreserveRequest.LabelsEntry
+	107, // 57: tidemark.v1.PreserveRequest.labels:type_name -> tidemark.v1.PreserveRequest.LabelsEntry
 	79,  // 58: tidemark.v1.PreserveResponse.report:type_name -> tidemark.v1.PreserveReport
-	106, // 59: tidemark.v1.PreserveReport.cut_time:type_name -> google.protobuf.Timestamp
-	107, // 60: tidemark.v1.PreserveReport.drain_duration:type_name -> google.protobuf.Duration
-	107, // 61: tidemark.v1.PreserveReport.largest_stall:type_name -> google.protobuf.Duration
-	107, // 62: tidemark.v1.PreserveReport.largest_stall_before:type_name -> google.protobuf.Duration
-	107, // 63: tidemark.v1.PreserveReport.took:type_name -> google.protobuf.Duration
+	109, // 59: tidemark.v1.PreserveReport.cut_time:type_name -> google.protobuf.Timestamp
+	110, // 60: tidemark.v1.PreserveReport.drain_duration:type_name -> google.protobuf.Duration
+	110, // 61: tidemark.v1.PreserveReport.largest_stall:type_name -> google.protobuf.Duration
+	110, // 62: tidemark.v1.PreserveReport.largest_stall_before:type_name -> google.protobuf.Duration
+	110, // 63: tidemark.v1.PreserveReport.took:type_name -> google.protobuf.Duration
 	58,  // 64: tidemark.v1.PreserveReport.snapshots:type_name -> tidemark.v1.Snapshot
-	105, // 65: tidemark.v1.ListSnapshotsRequest.labels:type_name -> tidemark.v1.ListSnapshotsRequest.LabelsEntry
+	108, // 65: tidemark.v1.ListSnapshotsRequest.labels:type_name -> tidemark.v1.ListSnapshotsRequest.LabelsEntry
 	58,  // 66: tidemark.v1.ListSnapshotsResponse.snapshots:type_name -> tidemark.v1.Snapshot
 	54,  // 67: tidemark.v1.ListSnapshotsResponse.reclaim:type_name -> tidemark.v1.Reclaim
 	58,  // 68: tidemark.v1.GetSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
 	86,  // 69: tidemark.v1.VerifySnapshotResponse.progress:type_name -> tidemark.v1.VerifyProgress
 	87,  // 70: tidemark.v1.VerifySnapshotResponse.report:type_name -> tidemark.v1.VerifyReport
 	88,  // 71: tidemark.v1.VerifyReport.bad:type_name -> tidemark.v1.BadBlock
-	107, // 72: tidemark.v1.VerifyReport.took:type_name -> google.protobuf.Duration
+	110, // 72: tidemark.v1.VerifyReport.took:type_name -> google.protobuf.Duration
 	0,   // 73: tidemark.v1.Process.scope:type_name -> tidemark.v1.Scope
-	106, // 74: tidemark.v1.Process.begin_time:type_name -> google.protobuf.Timestamp
-	106, // 75: tidemark.v1.Process.waited_since:type_name -> google.protobuf.Timestamp
+	109, // 74: tidemark.v1.Process.begin_time:type_name -> google.protobuf.Timestamp
+	109, // 75: tidemark.v1.Process.waited_since:type_name -> google.protobuf.Timestamp
 	89,  // 76: tidemark.v1.BeginProcessResponse.process:type_name -> tidemark.v1.Process
 	89,  // 77: tidemark.v1.EndProcessResponse.process:type_name -> tidemark.v1.Process
 	89,  // 78: tidemark.v1.ListProcessesResponse.processes:type_name -> tidemark.v1.Process
 	89,  // 79: tidemark.v1.HoldProcessResponse.process:type_name -> tidemark.v1.Process
-	8,   // 80: tidemark.v1.TidemarkService.GetServerInfo:input_type -> tidemark.v1.GetServerInfoRequest
-	14,  // 81: tidemark.v1.TidemarkService.CreateVolume:input_type -> tidemark.v1.CreateVolumeRequest
-	16,  // 82: tidemark.v1.TidemarkService.ListVolumes:input_type -> tidemark.v1.ListVolumesRequest
-	18,  // 83: tidemark.v1.TidemarkService.GetVolume:input_type -> tidemark.v1.GetVolumeRequest
-	20,  // 84: tidemark.v1.TidemarkService.ResizeVolume:input_type -> tidemark.v1.ResizeVolumeRequest
-	22,  // 85: tidemark.v1.TidemarkService.DeleteVolume:input_type -> tidemark.v1.DeleteVolumeRequest
-	77,  // 86: tidemark.v1.TidemarkService.Preserve:input_type -> tidemark.v1.PreserveRequest
-	80,  // 87: tidemark.v1.TidemarkService.ListSnapshots:input_type -> tidemark.v1.ListSnapshotsRequest
-	82,  // 88: tidemark.v1.TidemarkService.GetSnapshot:input_type -> tidemark.v1.GetSnapshotRequest
-	24,  // 89: tidemark.v1.TidemarkService.CloneVolume:input_type -> tidemark.v1.CloneVolumeRequest
-	26,  // 90: tidemark.v1.TidemarkService.RollbackVolume:input_type -> tidemark.v1.RollbackVolumeRequest
-	29,  // 91: tidemark.v1.TidemarkService.CreateGroup:input_type -> tidemark.v1.CreateGroupRequest
-	31,  // 92: tidemark.v1.TidemarkService.ChangeGroup:input_type -> tidemark.v1.ChangeGroupRequest
-	33,  // 93: tidemark.v1.TidemarkService.DeleteGroup:input_type -> tidemark.v1.DeleteGroupRequest
-	35,  // 94: tidemark.v1.TidemarkService.GetGroup:input_type -> tidemark.v1.GetGroupRequest
-	37,  // 95: tidemark.v1.TidemarkService.ListGroups:input_type -> tidemark.v1.ListGroupsRequest
-	39,  // 96: tidemark.v1.TidemarkService.CloneGroup:input_type -> tidemark.v1.CloneGroupRequest
-	41,  // 97: tidemark.v1.TidemarkService.RollbackGroup:input_type -> tidemark.v1.RollbackGroupRequest
-	43,  // 98: tidemark.v1.TidemarkService.HoldDrill:input_type -> tidemark.v1.HoldDrillRequest
-	45,  // 99: tidemark.v1.TidemarkService.EndDrill:input_type -> tidemark.v1.EndDrillRequest
-	48,  // 100: tidemark.v1.TidemarkService.DeleteSnapshot:input_type -> tidemark.v1.DeleteSnapshotRequest
-	50,  // 101: tidemark.v1.TidemarkService.PreviewDelete:input_type -> tidemark.v1.PreviewDeleteRequest
-	55,  // 102: tidemark.v1.TidemarkService.DiffSnapshots:input_type -> tidemark.v1.DiffSnapshotsRequest
-	52,  // 103: tidemark.v1.TidemarkService.AwaitReclaim:input_type -> tidemark.v1.AwaitReclaimRequest
-	59,  // 104: tidemark.v1.TidemarkService.HoldSnapshot:input_type -> tidemark.v1.HoldSnapshotRequest
-	61,  // 105: tidemark.v1.TidemarkService.ReleaseSnapshot:input_type -> tidemark.v1.ReleaseSnapshotRequest
-	63,  // 106: tidemark.v1.TidemarkService.LabelSnapshot:input_type -> tidemark.v1.LabelSnapshotRequest
-	66,  // 107: tidemark.v1.TidemarkService.SetSchedule:input_type -> tidemark.v1.SetScheduleRequest
-	68,  // 108: tidemark.v1.TidemarkService.PreviewSchedule:input_type -> tidemark.v1.PreviewScheduleRequest
-	70,  // 109: tidemark.v1.TidemarkService.ListSchedules:input_type -> tidemark.v1.ListSchedulesRequest
-	72,  // 110: tidemark.v1.TidemarkService.GetSchedule:input_type -> tidemark.v1.GetScheduleRequest
-	74,  // 111: tidemark.v1.TidemarkService.RemoveSchedule:input_type -> tidemark.v1.RemoveScheduleRequest
-	84,  // 112: tidemark.v1.TidemarkService.VerifySnapshot:input_type -> tidemark.v1.VerifySnapshotRequest
-	90,  // 113: tidemark.v1.TidemarkService.BeginProcess:input_type -> tidemark.v1.BeginProcessRequest
-	92,  // 114: tidemark.v1.TidemarkService.EndProcess:input_type -> tidemark.v1.EndProcessRequest
-	94,  // 115: tidemark.v1.TidemarkService.ListProcesses:input_type -> tidemark.v1.ListProcessesRequest
-	96,  // 116: tidemark.v1.TidemarkService.HoldProcess:input_type -> tidemark.v1.HoldProcessRequest
-	98,  // 117: tidemark.v1.TidemarkService.Import:input_type -> tidemark.v1.ImportRequest
-	100, // 118: tidemark.v1.TidemarkService.Export:input_type -> tidemark.v1.ExportRequest
-	9,   // 119: tidemark.v1.TidemarkService.GetServerInfo:output_type -> tidemark.v1.GetServerInfoResponse
-	15,  // 120: tidemark.v1.TidemarkService.CreateVolume:output_type -> tidemark.v1.CreateVolumeResponse
-	17,  // 121: tidemark.v1.TidemarkService.ListVolumes:output_type -> tidemark.v1.ListVolumesResponse
-	19,  // 122: tidemark.v1.TidemarkService.GetVolume:output_type -> tidemark.v1.GetVolumeResponse
-	21,  // 123: tidemark.v1.TidemarkService.ResizeVolume:output_type -> tidemark.v1.ResizeVolumeResponse
-	23,  // 124: tidemark.v1.TidemarkService.DeleteVolume:output_type -> tidemark.v1.DeleteVolumeResponse
-	78,  // 125: tidemark.v1.TidemarkService.Preserve:output_type -> tidemark.v1.PreserveResponse
-	81,  // 126: tidemark.v1.TidemarkService.ListSnapshots:output_type -> tidemark.v1.ListSnapshotsResponse
-	83,  // 127: tidemark.v1.TidemarkService.GetSnapshot:output_type -> tidemark.v1.GetSnapshotResponse
-	25,  // 128: tidemark.v1.TidemarkService.CloneVolume:output_type -> tidemark.v1.CloneVolumeResponse
-	27,  // 129: tidemark.v1.TidemarkService.RollbackVolume:output_type -> tidemark.v1.RollbackVolumeResponse
-	30,  // 130: tidemark.v1.TidemarkService.CreateGroup:output_type -> tidemark.v1.CreateGroupResponse
-	32,  // 131: tidemark.v1.TidemarkService.ChangeGroup:output_type -> tidemark.v1.ChangeGroupResponse
-	34,  // 132: tidemark.v1.TidemarkService.DeleteGroup:output_type -> tidemark.v1.DeleteGroupResponse
-	36,  // 133: tidemark.v1.TidemarkService.GetGroup:output_type -> tidemark.v1.GetGroupResponse
-	38,  // 134: tidemark.v1.TidemarkService.ListGroups:output_type -> tidemark.v1.ListGroupsResponse
-	40,  // 135: tidemark.v1.TidemarkService.CloneGroup:output_type -> tidemark.v1.CloneGroupResponse
-	42,  // 136: tidemark.v1.TidemarkService.RollbackGroup:output_type -> tidemark.v1.RollbackGroupResponse
-	44,  // 137: tidemark.v1.TidemarkService.HoldDrill:output_type -> tidemark.v1.HoldDrillResponse
-	46,  // 138: tidemark.v1.TidemarkService.EndDrill:output_type -> tidemark.v1.EndDrillResponse
-	49,  // 139: tidemark.v1.TidemarkService.DeleteSnapshot:output_type -> tidemark.v1.DeleteSnapshotResponse
-	51,  // 140: tidemark.v1.TidemarkService.PreviewDelete:output_type -> tidemark.v1.PreviewDeleteResponse
-	56,  // 141: tidemark.v1.TidemarkService.DiffSnapshots:output_type -> tidemark.v1.DiffSnapshotsResponse
-	53,  // 142: tidemark.v1.TidemarkService.AwaitReclaim:output_type -> tidemark.v1.AwaitReclaimResponse
-	60,  // 143: tidemark.v1.TidemarkService.HoldSnapshot:output_type -> tidemark.v1.HoldSnapshotResponse
-	62,  // 144: tidemark.v1.TidemarkService.ReleaseSnapshot:output_type -> tidemark.v1.ReleaseSnapshotResponse
-	64,  // 145: tidemark.v1.TidemarkService.LabelSnapshot:output_type -> tidemark.v1.LabelSnapshotResponse
-	67,  // 146: tidemark.v1.TidemarkService.SetSchedule:output_type -> tidemark.v1.SetScheduleResponse
-	69,  // 147: tidemark.v1.TidemarkService.PreviewSchedule:output_type -> tidemark.v1.PreviewScheduleResponse
-	71,  // 148: tidemark.v1.TidemarkService.ListSchedules:output_type -> tidemark.v1.ListSchedulesResponse
-	73,  // 149: tidemark.v1.TidemarkService.GetSchedule:output_type -> tidemark.v1.GetScheduleResponse
-	75,  // 150: tidemark.v1.TidemarkService.RemoveSchedule:output_type -> tidemark.v1.RemoveScheduleResponse
-	85,  // 151: tidemark.v1.TidemarkService.VerifySnapshot:output_type -> tidemark.v1.VerifySnapshotResponse
-	91,  // 152: tidemark.v1.TidemarkService.BeginProcess:output_type -> tidemark.v1.BeginProcessResponse
-	93,  // 153: tidemark.v1.TidemarkService.EndProcess:output_type -> tidemark.v1.EndProcessResponse
-	95,  // 154: tidemark.v1.TidemarkService.ListProcesses:output_type -> tidemark.v1.ListProcessesResponse
-	97,  // 155: tidemark.v1.TidemarkService.HoldProcess:output_type -> tidemark.v1.HoldProcessResponse
-	99,  // 156: tidemark.v1.TidemarkService.Import:output_type -> tidemark.v1.ImportResponse
-	101, // 157: tidemark.v1.TidemarkService.Export:output_type -> tidemark.v1.ExportResponse
-	119, // [119:158] is the sub-list for method output_type
-	80,  // [80:119] is the sub-list for method input_type
-	80,  // [80:80] is the sub-list for extension type_name
-	80,  // [80:80] is the sub-list for extension extendee
-	0,   // [0:80] is the sub-list for field type_name
+	103, // 80: tidemark.v1.ApplyRequest.header:type_name -> tidemark.v1.ApplyHeader
+	58,  // 81: tidemark.v1.ApplyResponse.snapshot:type_name -> tidemark.v1.Snapshot
+	8,   // 82: tidemark.v1.TidemarkService.GetServerInfo:input_type -> tidemark.v1.GetServerInfoRequest
+	14,  // 83: tidemark.v1.TidemarkService.CreateVolume:input_type -> tidemark.v1.CreateVolumeRequest
+	16,  // 84: tidemark.v1.TidemarkService.ListVolumes:input_type -> tidemark.v1.ListVolumesRequest
+	18,  // 85: tidemark.v1.TidemarkService.GetVolume:input_type -> tidemark.v1.GetVolumeRequest
+	20,  // 86: tidemark.v1.TidemarkService.ResizeVolume:input_type -> tidemark.v1.ResizeVolumeRequest
+	22,  // 87: tidemark.v1.TidemarkService.DeleteVolume:input_type -> tidemark.v1.DeleteVolumeRequest
+	77,  // 88: tidemark.v1.TidemarkService.Preserve:input_type -> tidemark.v1.PreserveRequest
+	80,  // 89: tidemark.v1.TidemarkService.ListSnapshots:input_type -> tidemark.v1.ListSnapshotsRequest
+	82,  // 90: tidemark.v1.TidemarkService.GetSnapshot:input_type -> tidemark.v1.GetSnapshotRequest
+	24,  // 91: tidemark.v1.TidemarkService.CloneVolume:input_type -> tidemark.v1.CloneVolumeRequest
+	26,  // 92: tidemark.v1.TidemarkService.RollbackVolume:input_type -> tidemark.v1.RollbackVolumeRequest
+	29,  // 93: tidemark.v1.TidemarkService.CreateGroup:input_type -> tidemark.v1.CreateGroupRequest
+	31,  // 94: tidemark.v1.TidemarkService.ChangeGroup:input_type -> tidemark.v1.ChangeGroupRequest
+	33,  // 95: tidemark.v1.TidemarkService.DeleteGroup:input_type -> tidemark.v1.DeleteGroupRequest
+	35,  // 96: tidemark.v1.TidemarkService.GetGroup:input_type -> tidemark.v1.GetGroupRequest
+	37,  // 97: tidemark.v1.TidemarkService.ListGroups:input_type -> tidemark.v1.ListGroupsRequest
+	39,  // 98: tidemark.v1.TidemarkService.CloneGroup:input_type -> tidemark.v1.CloneGroupRequest
+	41,  // 99: tidemark.v1.TidemarkService.RollbackGroup:input_type -> tidemark.v1.RollbackGroupRequest
+	43,  // 100: tidemark.v1.TidemarkService.HoldDrill:input_type -> tidemark.v1.HoldDrillRequest
+	45,  // 101: tidemark.v1.TidemarkService.EndDrill:input_type -> tidemark.v1.EndDrillRequest
+	48,  // 102: tidemark.v1.TidemarkService.DeleteSnapshot:input_type -> tidemark.v1.DeleteSnapshotRequest
+	50,  // 103: tidemark.v1.TidemarkService.PreviewDelete:input_type -> tidemark.v1.PreviewDeleteRequest
+	55,  // 104: tidemark.v1.TidemarkService.DiffSnapshots:input_type -> tidemark.v1.DiffSnapshotsRequest
+	52,  // 105: tidemark.v1.TidemarkService.AwaitReclaim:input_type -> tidemark.v1.AwaitReclaimRequest
+	59,  // 106: tidemark.v1.TidemarkService.HoldSnapshot:input_type -> tidemark.v1.HoldSnapshotRequest
+	61,  // 107: tidemark.v1.TidemarkService.ReleaseSnapshot:input_type -> tidemark.v1.ReleaseSnapshotRequest
+	63,  // 108: tidemark.v1.TidemarkService.LabelSnapshot:input_type -> tidemark.v1.LabelSnapshotRequest
+	66,  // 109: tidemark.v1.TidemarkService.SetSchedule:input_type -> tidemark.v1.SetScheduleRequest
+	68,  // 110: tidemark.v1.TidemarkService.PreviewSchedule:input_type -> tidemark.v1.PreviewScheduleRequest
+	70,  // 111: tidemark.v1.TidemarkService.ListSchedules:input_type -> tidemark.v1.ListSchedulesRequest
+	72,  // 112: tidemark.v1.TidemarkService.GetSchedule:input_type -> tidemark.v1.GetScheduleRequest
+	74,  // 113: tidemark.v1.TidemarkService.RemoveSchedule:input_type -> tidemark.v1.RemoveScheduleRequest
+	84,  // 114: tidemark.v1.TidemarkService.VerifySnapshot:input_type -> tidemark.v1.VerifySnapshotRequest
+	90,  // 115: tidemark.v1.TidemarkService.BeginProcess:input_type -> tidemark.v1.BeginProcessRequest
+	92,  // 116: tidemark.v1.TidemarkService.EndProcess:input_type -> tidemark.v1.EndProcessRequest
+	94,  // 117: tidemark.v1.TidemarkService.ListProcesses:input_type -> tidemark.v1.ListProcessesRequest
+	96,  // 118: tidemark.v1.TidemarkService.HoldProcess:input_type -> tidemark.v1.HoldProcessRequest
+	98,  // 119: tidemark.v1.TidemarkService.Import:input_type -> tidemark.v1.ImportRequest
+	100, // 120: tidemark.v1.TidemarkService.Export:input_type -> tidemark.v1.ExportRequest
+	102, // 121: tidemark.v1.TidemarkService.Apply:input_type -> tidemark.v1.ApplyRequest
+	9,   // 122: tidemark.v1.TidemarkService.GetServerInfo:output_type -> tidemark.v1.GetServerInfoResponse
+	15,  // 123: tidemark.v1.TidemarkService.CreateVolume:output_type -> tidemark.v1.CreateVolumeResponse
+	17,  // 124: tidemark.v1.TidemarkService.ListVolumes:output_type -> tidemark.v1.ListVolumesResponse
+	19,  // 125: tidemark.v1.TidemarkService.GetVolume:output_type -> tidemark.v1.GetVolumeResponse
+	21,  // 126: tidemark.v1.TidemarkService.ResizeVolume:output_type -> tidemark.v1.ResizeVolumeResponse
+	23,  // 127: tidemark.v1.TidemarkService.DeleteVolume:output_type -> tidemark.v1.DeleteVolumeResponse
+	78,  // 128: tidemark.v1.TidemarkService.Preserve:output_type -> tidemark.v1.PreserveResponse
+	81,  // 129: tidemark.v1.TidemarkService.ListSnapshots:output_type -> tidemark.v1.ListSnapshotsResponse
+	83,  // 130: tidemark.v1.TidemarkService.GetSnapshot:output_type -> tidemark.v1.GetSnapshotResponse
+	25,  // 131: tidemark.v1.TidemarkService.CloneVolume:output_type -> tidemark.v1.CloneVolumeResponse
+	27,  // 132: tidemark.v1.TidemarkService.RollbackVolume:output_type -> tidemark.v1.RollbackVolumeResponse
+	30,  // 133: tidemark.v1.TidemarkService.CreateGroup:output_type -> tidemark.v1.CreateGroupResponse
+	32,  // 134: tidemark.v1.TidemarkService.ChangeGroup:output_type -> tidemark.v1.ChangeGroupResponse
+	34,  // 135: tidemark.v1.TidemarkService.DeleteGroup:output_type -> tidemark.v1.DeleteGroupResponse
+	36,  // 136: tidemark.v1.TidemarkService.GetGroup:output_type -> tidemark.v1.GetGroupResponse
+	38,  // 137: tidemark.v1.TidemarkService.ListGroups:output_type -> tidemark.v1.ListGroupsResponse
+	40,  // 138: tidemark.v1.TidemarkService.CloneGroup:output_type -> tidemark.v1.CloneGroupResponse
+	42,  // 139: tidemark.v1.TidemarkService.RollbackGroup:output_type -> tidemark.v1.RollbackGroupResponse
+	44,  // 140: tidemark.v1.TidemarkService.HoldDrill:output_type -> tidemark.v1.HoldDrillResponse
+	46,  // 141: tidemark.v1.TidemarkService.EndDrill:output_type -> tidemark.v1.EndDrillResponse
+	49,  // 142: tidemark.v1.TidemarkService.DeleteSnapshot:output_type -> tidemark.v1.DeleteSnapshotResponse
+	51,  // 143: tidemark.v1.TidemarkService.PreviewDelete:output_type -> tidemark.v1.PreviewDeleteResponse
+	56,  // 144: tidemark.v1.TidemarkService.DiffSnapshots:output_type -> tidemark.v1.DiffSnapshotsResponse
+	53,  // 145: tidemark.v1.TidemarkService.AwaitReclaim:output_type -> tidemark.v1.AwaitReclaimResponse
+	60,  // 146: tidemark.v1.TidemarkService.HoldSnapshot:output_type -> tidemark.v1.HoldSnapshotResponse
+	62,  // 147: tidemark.v1.TidemarkService.ReleaseSnapshot:output_type -> tidemark.v1.ReleaseSnapshotResponse
+	64,  // 148: tidemark.v1.TidemarkService.LabelSnapshot:output_type -> tidemark.v1.LabelSnapshotResponse
+	67,  // 149: tidemark.v1.TidemarkService.SetSchedule:output_type -> tidemark.v1.SetScheduleResponse
+	69,  // 150: tidemark.v1.TidemarkService.PreviewSchedule:output_type -> tidemark.v1.PreviewScheduleResponse
+	71,  // 151: tidemark.v1.TidemarkService.ListSchedules:output_type -> tidemark.v1.ListSchedulesResponse
+	73,  // 152: tidemark.v1.TidemarkService.GetSchedule:output_type -> tidemark.v1.GetScheduleResponse
+	75,  // 153: tidemark.v1.TidemarkService.RemoveSchedule:output_type -> tidemark.v1.RemoveScheduleResponse
+	85,  // 154: tidemark.v1.TidemarkService.VerifySnapshot:output_type -> tidemark.v1.VerifySnapshotResponse
+	91,  // 155: tidemark.v1.TidemarkService.BeginProcess:output_type -> tidemark.v1.BeginProcessResponse
+	93,  // 156: tidemark.v1.TidemarkService.EndProcess:output_type -> tidemark.v1.EndProcessResponse
+	95,  // 157: tidemark.v1.TidemarkService.ListProcesses:output_type -> tidemark.v1.ListProcessesResponse
+	97,  // 158: tidemark.v1.TidemarkService.HoldProcess:output_type -> tidemark.v1.HoldProcessResponse
+	99,  // 159: tidemark.v1.TidemarkService.Import:output_type -> tidemark.v1.ImportResponse
+	101, // 160: tidemark.v1.TidemarkService.Export:output_type -> tidemark.v1.ExportResponse
+	104, // 161: tidemark.v1.TidemarkService.Apply:output_type -> tidemark.v1.ApplyResponse
+	122, // [122:162] is the sub-list for method output_type
+	82,  // [82:122] is the sub-list for method input_type
+	82,  // [82:82] is the sub-list for extension type_name
+	82,  // [82:82] is the sub-list for extension extendee
+	0,   // [0:82] is the sub-list for field type_name
 }
 
 func init() { file_tidemark_v1_tidemark_proto_init() }
@@ -6896,13 +7260,18 @@ func file_tidemark_v1_tidemark_proto_init() {
 		(*ExportResponse_Data)(nil),
 		(*ExportResponse_HoleBytes)(nil),
 	}
+	file_tidemark_v1_tidemark_proto_msgTypes[95].OneofWrappers = []any{
+		(*ApplyRequest_Data)(nil),
+		(*ApplyRequest_HoleBytes)(nil),
+		(*ApplyRequest_End)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_tidemark_v1_tidemark_proto_rawDesc), len(file_tidemark_v1_tidemark_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   99,
+			NumMessages:   102,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

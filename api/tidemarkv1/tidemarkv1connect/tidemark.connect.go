@@ -170,6 +170,8 @@ const (
 	TidemarkServiceImportProcedure = "/tidemark.v1.TidemarkService/Import"
 	// TidemarkServiceExportProcedure is the fully-qualified name of the TidemarkService's Export RPC.
 	TidemarkServiceExportProcedure = "/tidemark.v1.TidemarkService/Export"
+	// TidemarkServiceApplyProcedure is the fully-qualified name of the TidemarkService's Apply RPC.
+	TidemarkServiceApplyProcedure = "/tidemark.v1.TidemarkService/Apply"
 )
 
 // TidemarkServiceClient is a client for the tidemark.v1.TidemarkService service.
@@ -364,10 +366,22 @@ type TidemarkServiceClient interface {
 	Import(context.Context) (*connect.ClientStreamForClientSimple[tidemarkv1.ImportRequest, tidemarkv1.ImportResponse], error)
 	// Export sends the contents of a snapshot or of a live volume, in ascending
 	// order, each byte of it exactly once, holes as lengths. A live volume is
-	// read while it changes: only a snapshot is one instant.
-	// Errors: REASON_NOT_FOUND.
-	// Needs: read on the volume or the snapshot.
+	// read while it changes: only a snapshot is one instant. Since an older snapshot,
+	// it sends only what may have changed.
+	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_DRAINING.
+	// Needs: read on the volume or the snapshot, and on the older one.
 	Export(context.Context, *tidemarkv1.ExportRequest) (*connect.ServerStreamForClient[tidemarkv1.ExportResponse], error)
+	// Apply makes a snapshot of what comes, all of it or, for a volume that holds
+	// just the base, what has changed since. The first message has the header, the
+	// last one the end. All goes into a clone that nobody sees; when that is sealed
+	// and has the content hash of the header, it takes the place of the volume. After
+	// an error, or without the end, nothing has changed.
+	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_EXISTS (the snapshot, or
+	// without a base the volume), REASON_IN_USE while a client is connected to the
+	// volume, REASON_DIFFERS, REASON_CORRUPT (another content than the header says),
+	// REASON_NO_SPACE.
+	// Needs: admin on the volume.
+	Apply(context.Context) (*connect.ClientStreamForClientSimple[tidemarkv1.ApplyRequest, tidemarkv1.ApplyResponse], error)
 }
 
 // NewTidemarkServiceClient constructs a client for the tidemark.v1.TidemarkService service. By
@@ -627,6 +641,12 @@ func NewTidemarkServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithSchema(tidemarkServiceMethods.ByName("Export")),
 			connect.WithClientOptions(opts...),
 		),
+		apply: connect.NewClient[tidemarkv1.ApplyRequest, tidemarkv1.ApplyResponse](
+			httpClient,
+			baseURL+TidemarkServiceApplyProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("Apply")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -671,6 +691,7 @@ type tidemarkServiceClient struct {
 	holdProcess     *connect.Client[tidemarkv1.HoldProcessRequest, tidemarkv1.HoldProcessResponse]
 	_import         *connect.Client[tidemarkv1.ImportRequest, tidemarkv1.ImportResponse]
 	export          *connect.Client[tidemarkv1.ExportRequest, tidemarkv1.ExportResponse]
+	apply           *connect.Client[tidemarkv1.ApplyRequest, tidemarkv1.ApplyResponse]
 }
 
 // GetServerInfo calls tidemark.v1.TidemarkService.GetServerInfo.
@@ -996,6 +1017,11 @@ func (c *tidemarkServiceClient) Export(ctx context.Context, req *tidemarkv1.Expo
 	return c.export.CallServerStream(ctx, connect.NewRequest(req))
 }
 
+// Apply calls tidemark.v1.TidemarkService.Apply.
+func (c *tidemarkServiceClient) Apply(ctx context.Context) (*connect.ClientStreamForClientSimple[tidemarkv1.ApplyRequest, tidemarkv1.ApplyResponse], error) {
+	return c.apply.CallClientStreamSimple(ctx)
+}
+
 // TidemarkServiceHandler is an implementation of the tidemark.v1.TidemarkService service.
 type TidemarkServiceHandler interface {
 	// GetServerInfo tells the version and the addresses of the server, and how full
@@ -1188,10 +1214,22 @@ type TidemarkServiceHandler interface {
 	Import(context.Context, *connect.ClientStream[tidemarkv1.ImportRequest]) (*tidemarkv1.ImportResponse, error)
 	// Export sends the contents of a snapshot or of a live volume, in ascending
 	// order, each byte of it exactly once, holes as lengths. A live volume is
-	// read while it changes: only a snapshot is one instant.
-	// Errors: REASON_NOT_FOUND.
-	// Needs: read on the volume or the snapshot.
+	// read while it changes: only a snapshot is one instant. Since an older snapshot,
+	// it sends only what may have changed.
+	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_DRAINING.
+	// Needs: read on the volume or the snapshot, and on the older one.
 	Export(context.Context, *tidemarkv1.ExportRequest, *connect.ServerStream[tidemarkv1.ExportResponse]) error
+	// Apply makes a snapshot of what comes, all of it or, for a volume that holds
+	// just the base, what has changed since. The first message has the header, the
+	// last one the end. All goes into a clone that nobody sees; when that is sealed
+	// and has the content hash of the header, it takes the place of the volume. After
+	// an error, or without the end, nothing has changed.
+	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_EXISTS (the snapshot, or
+	// without a base the volume), REASON_IN_USE while a client is connected to the
+	// volume, REASON_DIFFERS, REASON_CORRUPT (another content than the header says),
+	// REASON_NO_SPACE.
+	// Needs: admin on the volume.
+	Apply(context.Context, *connect.ClientStream[tidemarkv1.ApplyRequest]) (*tidemarkv1.ApplyResponse, error)
 }
 
 // NewTidemarkServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -1447,6 +1485,12 @@ func NewTidemarkServiceHandler(svc TidemarkServiceHandler, opts ...connect.Handl
 		connect.WithSchema(tidemarkServiceMethods.ByName("Export")),
 		connect.WithHandlerOptions(opts...),
 	)
+	tidemarkServiceApplyHandler := connect.NewClientStreamHandlerSimple(
+		TidemarkServiceApplyProcedure,
+		svc.Apply,
+		connect.WithSchema(tidemarkServiceMethods.ByName("Apply")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/tidemark.v1.TidemarkService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case TidemarkServiceGetServerInfoProcedure:
@@ -1527,6 +1571,8 @@ func NewTidemarkServiceHandler(svc TidemarkServiceHandler, opts ...connect.Handl
 			tidemarkServiceImportHandler.ServeHTTP(w, r)
 		case TidemarkServiceExportProcedure:
 			tidemarkServiceExportHandler.ServeHTTP(w, r)
+		case TidemarkServiceApplyProcedure:
+			tidemarkServiceApplyHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -1690,4 +1736,8 @@ func (UnimplementedTidemarkServiceHandler) Import(context.Context, *connect.Clie
 
 func (UnimplementedTidemarkServiceHandler) Export(context.Context, *tidemarkv1.ExportRequest, *connect.ServerStream[tidemarkv1.ExportResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.Export is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) Apply(context.Context, *connect.ClientStream[tidemarkv1.ApplyRequest]) (*tidemarkv1.ApplyResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.Apply is not implemented"))
 }

@@ -122,9 +122,12 @@ const (
 const (
 	ContextAllocation = "base:allocation"
 	ContextDepth      = "qemu:allocation-depth"
+	ContextBitmap     = "qemu:dirty-bitmap:" // and a name
 
 	StateHole uint32 = 1 << 0 // of base:allocation
 	StateZero uint32 = 1 << 1
+
+	StateDirty uint32 = 1 << 0 // of ContextBitmap
 )
 
 // Errno is an error value of the protocol ("Error values"); they are fixed, and

@@ -2,6 +2,8 @@ package api
 
 import (
 	"context"
+	"fmt"
+	"strings"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -34,13 +36,18 @@ func (s *service) LabelSnapshot(ctx context.Context, r *tidemarkv1.LabelSnapshot
 	return &tidemarkv1.LabelSnapshotResponse{Snapshot: toSnapshot(info)}, wireError(err, nil)
 }
 
-// mayTarget is may for the volumes of a schedule's target.
+// mayTarget is may for the volumes of a schedule's target. Who may not read all
+// volumes of a group is told that there is no such group.
 func (s *service) mayTarget(ctx context.Context, procedure, target string) error {
 	volumes, err := s.store.VolumesOf(target)
 	if err != nil {
 		volumes = []string{target} // who has no right learns nothing of why
 	}
-	if denied := s.may(ctx, procedure, volumes...); denied != nil {
+	denied := s.may(ctx, procedure, volumes...)
+	if name, is := strings.CutPrefix(target, store.GroupTarget); is && denied != nil && s.may(ctx, rpc.TidemarkServiceListSchedulesProcedure, volumes...) != nil {
+		return fmt.Errorf("group %s %w", name, store.ErrNotFound)
+	}
+	if denied != nil {
 		return denied
 	}
 	return err

@@ -49,7 +49,7 @@ func (x Schedule) check() error {
 func checkSchedules(state *State, note func(error)) {
 	for _, x := range state.Schedules {
 		note(x.check())
-		there := func(v VolumeState) bool { return v.Name == x.Target && !v.Past }
+		there := func(v VolumeState) bool { return v.Name == x.Target && !v.Past && !v.Staged }
 		if !strings.Contains(x.Target, ":") && !slices.ContainsFunc(state.Volumes, there) {
 			note(fmt.Errorf("schedule of %s: no such volume", x.Target))
 		}

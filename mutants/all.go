@@ -220,8 +220,58 @@ var all = []mutant{
 	},
 	{
 		name: "punch: it begins before every volume is there", file: "store/seal.go",
-		old: "if q.opened && !stopping", new: "if !stopping",
+		old: "if !q.opened || len(q.punches)", new: "if len(q.punches)",
 		packages: "./store", tests: "AtRandom|ALife", flags: "-life.seeds 200 -life.crashes 20",
+	},
+	{
+		name: "fold: nobody waits for the readers of the lower image", file: "store/fold.go",
+		old: "		if err := m.vlun.Volume().Moved(ctx, m.from, m.vlun, f.taken); err != nil {\n			return err\n		}\n", new: "		_ = m\n",
+		packages: "./store", tests: "Fold|AtRandom|ALife", flags: "-life.seeds 60",
+	},
+	{
+		name: "fold: the index stays with the lower image", file: "volume/move.go",
+		old: "		if old.Slot() == slot {", new: "		if old.Slot() > slot {",
+		packages: "./store", tests: "Fold|AtRandom|ALife", flags: "-life.seeds 60",
+	},
+	{
+		name: "fold: over the head of a clone", file: "store/fold.go",
+		old: "if i+1 == len(chain) || chain[i+1].ImageID() != f.upper.ImageID() ||", new: "if i+1 == len(chain) ||",
+		packages: "./store", tests: "Fold|AtRandom|ALife", flags: "-life.seeds 60",
+	},
+	{
+		name: "fold: nothing says that the upper image may hold more than its table", file: "store/fold.go",
+		old: "	due, f.rec.due = f.rec.due, true\n", new: "	due = true\n",
+		packages: "./store", tests: "Fold|AtRandom|ALife", flags: "-life.seeds 30 -life.crashes 40",
+	},
+	{
+		name: "fold: the data is not synced before it counts", file: "store/fold.go",
+		old: "	return to.Sync()\n", new: "	return nil\n",
+		packages: "./store", tests: "Fold|AtRandom|ALife", flags: "-life.seeds 30 -life.crashes 40",
+	},
+	{
+		name: "fold: a branch is made with the sums from before", file: "store/fold.go",
+		old: "	s.chains.RLock() // no branch is made with the old one\n	defer s.chains.RUnlock()\n", new: "",
+		packages: "./store", tests: "Fold|AtRandom|ALife", flags: "-life.seeds 60",
+	},
+	{
+		name: "fold: the sums of one that was cut short stay", file: "store/punch.go",
+		old: "	if exact { // else", new: "	if false && exact { // else",
+		packages: "./store", tests: "Fold|AtRandom|ALife", flags: "-life.seeds 30 -life.crashes 40",
+	},
+	{
+		name: "fold: a verification goes on", file: "store/fold.go",
+		old: "	if !s.looking.TryLock() { // 6\n		return errLooking\n	}\n	defer s.looking.Unlock()\n", new: "",
+		packages: "./store", tests: "Fold|AtRandom|ALife", flags: "-life.seeds 60",
+	},
+	{
+		name: "a blank index takes what nobody has asked for yet as newer", file: "volume/read.go",
+		old: "			if e == lookup.Unknown {\n				var newest", new: "			if e == 1 {\n				var newest",
+		packages: "./volume ./store", tests: "Model|Conflict|Blank",
+	},
+	{
+		name: "the index learns a leaf without its newest table", file: "volume/warm.go",
+		old: "		for _, k := range *v.chain.Load() {", new: "		for _, k := range (*v.chain.Load())[:len(*v.chain.Load())-1] {",
+		packages: "./volume ./store", tests: "Model|AtRandom|Blank", flags: "",
 	},
 	{
 		name: "a branch has the next image too", file: "store/clone.go",
@@ -327,7 +377,7 @@ var all = []mutant{
 	},
 	{
 		name: "schedule: it stays when its volume goes", file: "store/store.go",
-		old: "	if !d.record.Past { // the schedule is of the name", new: "	if d.record.Name == \"\" {",
+		old: "errors.Join(tx.DeleteSchedule(d.record.Name), s.leaveGroups(tx, d.record.Name))", new: "s.leaveGroups(tx, d.record.Name)",
 		packages: "./store", tests: "Schedule",
 	},
 	{
@@ -337,7 +387,7 @@ var all = []mutant{
 	},
 	{
 		name: "schedule: it deletes though it can't preserve", file: "store/schedule.go",
-		old: "	if err == nil || errors.Is(err, ErrNoSpace) {", new: "	if err == nil || !errors.Is(err, ErrNoSpace) {",
+		old: "	if err == nil || errors.Is(err, ErrNoSpace) || ", new: "	if err == nil || !errors.Is(err, ErrNoSpace) || ",
 		packages: "./store", tests: "Schedule|Retention",
 	},
 	// The frontends.

@@ -26,7 +26,6 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
-	"maps"
 	"math"
 	"path"
 	"slices"
@@ -253,8 +252,6 @@ func Open(dir string, o Options) (_ *Store, err error) {
 	s.sealer.open()
 	s.spares.refill()
 	s.dropHeld()
-	s.scans.running.Add(1)
-	go s.tidyAlways()
 	if o.ScrubEvery > 0 {
 		s.scans.running.Add(1)
 		go s.scrubAlways(o.ScrubEvery, cmp.Or(o.ScrubBytesPerSecond, DefaultScrubBytesPerSecond))
@@ -270,27 +267,6 @@ func Open(dir string, o Options) (_ *Store, err error) {
 	s.schedules.start(s)
 	return s, nil
 }
-
-// tidyAlways gives memory back that volumes need no more.
-func (s *Store) tidyAlways() {
-	ctx, end := s.scans.join(context.Background())
-	defer end()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(tidyEvery):
-		}
-		s.mu.Lock()
-		volumes := slices.Collect(maps.Keys(s.byVolume))
-		s.mu.Unlock()
-		for _, v := range volumes {
-			v.Tidy()
-		}
-	}
-}
-
-const tidyEvery = time.Second
 
 // takeDirectory makes the directory if need be and takes its lock.
 func (s *Store) takeDirectory() (err error) {
@@ -579,7 +555,7 @@ func (s *Store) newDisk(record catalog.Volume, j *journal.Journal, images map[im
 		d.endCheckpoints()
 		return nil, err
 	}
-	go d.volume.Warm(d.stop)
+	go d.volume.Tend(d.stop)
 	return d, nil
 }
 

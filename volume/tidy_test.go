@@ -19,16 +19,7 @@ func TestZerosInPiecesTakeLittleMemoryOnceTidied(t *testing.T) {
 	const piece = 32 << 20
 	var clients sync.WaitGroup
 	stop := make(chan struct{})
-	clients.Go(func() {
-		for {
-			v.Tidy()
-			select {
-			case <-stop:
-				return
-			default:
-			}
-		}
-	})
+	clients.Go(func() { v.Tend(stop) })
 	for off := int64(0); off < 1<<38; off += piece {
 		if err := w.WriteZeroes(off, piece, false); err != nil {
 			t.Fatal(err)
@@ -41,8 +32,10 @@ func TestZerosInPiecesTakeLittleMemoryOnceTidied(t *testing.T) {
 	}
 	close(stop)
 	clients.Wait()
-	v.tidied = -worthTidying
-	v.Tidy()
+	if n := v.index.DenseLeaves(); n > 3*worthTidying {
+		t.Errorf("%d dense leaves, and %d were to be tidied up", n, worthTidying)
+	}
+	v.tidy()
 	if n := v.index.DenseLeaves(); n != 32 {
 		t.Errorf("%d dense leaves, want the 32 with data in them", n)
 	}

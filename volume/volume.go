@@ -36,9 +36,10 @@ type Volume struct {
 
 	frozen bool // the live VLUN is opened no more; guarded by Engine.mu
 
-	cold chan lookup.BlockNum // leaves of the index that somebody has asked for; of Warm
+	cold chan lookup.BlockNum // leaves of the index that somebody has asked for; of Tend
 
-	tidied int64 // dense leaves of the index that Tidy left; of its caller
+	tidied atomic.Int64  // dense leaves of the index that the last tidy left
+	untidy chan struct{} // of capacity 1: there are many more
 	// Of Evict, guarded by Engine.mu:
 	evicting bool
 	clients  map[*View]client // live views, of those who can be told to go
@@ -63,7 +64,7 @@ func (c chain) newer(k *VLUN) chain { return c[k.slot:] }
 func newVolume(e *Engine, c Config) *Volume {
 	v := &Volume{
 		engine: e, name: c.Name, scope: c.Scope, log: c.Log, locks: blocklock.New(),
-		cold: make(chan lookup.BlockNum, 64), clients: map[*View]client{},
+		cold: make(chan lookup.BlockNum, 64), untidy: make(chan struct{}, 1), clients: map[*View]client{},
 	}
 	v.commits.volume = v
 	return v

@@ -26,10 +26,11 @@ func (v *Volume) wantsWarm(b lookup.BlockNum) {
 	}
 }
 
-// Warm lets the index learn what is asked for, until the end. One goroutine runs it;
-// without one, the volume works all the same. Each leaf of 64 MiB is locked when
-// nobody holds or waits for a block of it, for about 0.1 us an image of the chain.
-func (v *Volume) Warm(end <-chan struct{}) {
+// Tend lets the index learn what is asked for, and gives back the memory that it
+// needs no more, until the end. One goroutine runs it; without one, the volume works
+// all the same. Each leaf of 64 MiB is locked when nobody holds or waits for a block
+// of it, for about 0.1 us an image of the chain.
+func (v *Volume) Tend(end <-chan struct{}) {
 	var held blocklock.Held
 	var tables []*lookup.Table
 	for {
@@ -37,6 +38,9 @@ func (v *Volume) Warm(end <-chan struct{}) {
 		select {
 		case <-end:
 			return
+		case <-v.untidy:
+			v.tidy()
+			continue
 		case b = <-v.cold:
 		}
 		if !v.lockPatiently(end, &held, blocklock.Range{First: b, Count: lookup.LeafBlocks}) {

@@ -41,8 +41,17 @@ var (
 // written there; and after a close, a kill and a power cut the directory opens
 // again, with I4 and I6, and Check finds nothing.
 func TestFaultOfEachFileOperationCostsNoMoreThanItMust(t *testing.T) {
+	runFaults(t, (*world).workload)
+}
+
+// The same for a life of snapshots: they are cloned, deleted, folded and rolled back to.
+func TestFaultOfEachFileOperationOfALifeCostsNoMoreThanItMust(t *testing.T) {
+	runFaults(t, (*world).life)
+}
+
+func runFaults(t *testing.T, workload func(*world)) {
 	var operations []string
-	synctest.Test(t, func(t *testing.T) { operations = runFault(t, fault{}) })
+	synctest.Test(t, func(t *testing.T) { operations = runFault(t, fault{}, workload) })
 	faults := allFaults(operations)
 	t.Logf("%d operations, %d failures", len(operations), len(faults))
 	if !*faultAll {
@@ -53,7 +62,7 @@ func TestFaultOfEachFileOperationCostsNoMoreThanItMust(t *testing.T) {
 			continue
 		}
 		t.Run(f.String(), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { runFault(t, f) })
+			synctest.Test(t, func(t *testing.T) { runFault(t, f, workload) })
 		})
 	}
 }
@@ -130,10 +139,10 @@ func someFaults(faults []fault) (some []fault) {
 }
 
 // runFault runs the workload with one fault, and returns its operations.
-func runFault(t *testing.T, f fault) []string {
+func runFault(t *testing.T, f fault, workload func(*world)) []string {
 	w := &world{t: t, fault: f, sim: vfs.NewSim(t.TempDir()), seen: map[string]int{}, disks: map[string]*modelDisk{}}
 	w.open()
-	w.workload()
+	workload(w)
 	w.wait()
 	w.readAll()
 	operations := w.operations
@@ -190,6 +199,120 @@ func (w *world) workload() {
 	w.flush("w")
 	w.flush("v")
 	w.write("v", 2*block, 512)
+}
+
+// life is that of snapshots.
+func (w *world) life() {
+	const block = lookup.BlockSize
+	w.create("v", 8*block)
+	layer := func(name string, first, blocks int64) {
+		w.write("v", first*block, blocks*block)
+		w.flush("v")
+		w.preserve(name, "v")
+		w.sealed(name, "v")
+	}
+	layer("a", 0, 5)
+	layer("b", 0, 2)
+	layer("c", 3, 2)
+	w.clone("v@b", "k")
+	w.write("k", 0, block+512)
+	w.zero("k", 4*block, block, false)
+	w.flush("k")
+	w.drop("v@a") // punched
+	w.readAll()
+	layer("d", 5, 1)
+	layer("e", 6, 1)
+	layer("f", 0, 1)
+	for _, full := range []string{"v@c", "v@d", "v@e", "v@b"} { // folded, but for what is below the clone's head
+		w.drop(full)
+		w.readAll()
+	}
+	w.rollback("v@f", "kept")
+	w.write("v", 512, 1024)
+	w.readAll()
+	w.drop("v@kept")
+	w.delete("k")
+	w.settle()
+	w.readAll()
+	w.reopen()
+	layer("g", 2, 2)
+	w.drop("v@f")
+	w.write("v", 0, 512)
+	w.killAndReopen()
+	w.settle()
+	w.write("v", 512, 512)
+	w.flush("v")
+}
+
+// settle lets the background give back, fold and pause.
+func (w *world) settle() {
+	time.Sleep(10 * time.Second)
+	w.wait()
+}
+
+func (w *world) clone(full, name string) {
+	w.t.Helper()
+	volumeName, snapName, _ := strings.Cut(full, "@")
+	if d := w.disks[volumeName]; d == nil || d.snaps[snapName] == nil || !d.snaps[snapName].sealed {
+		return
+	}
+	err := w.call("clone "+full, func() error {
+		_, err := w.store.Clone(context.Background(), full, name)
+		return err
+	})
+	if err == nil {
+		w.disks[name] = &modelDisk{live: slices.Clone(w.disks[volumeName].snaps[snapName].cells), snaps: map[string]*modelSnap{}}
+	}
+	w.doubt(err, name)
+}
+
+// drop deletes a snapshot.
+func (w *world) drop(full string) {
+	w.t.Helper()
+	volumeName, snapName, _ := strings.Cut(full, "@")
+	d := w.disks[volumeName]
+	if d == nil || d.snaps[snapName] == nil || d.snaps[snapName].drains {
+		return
+	}
+	err := w.call("delete "+full, func() error { return w.store.DeleteSnapshot(full) })
+	if _, gone := w.store.Snapshot(full); errors.Is(gone, store.ErrNotFound) {
+		delete(d.snaps, snapName)
+	} else if err == nil {
+		w.fatalf("delete %s: it is there", full)
+	}
+	w.doubt(err, full)
+	w.settle()
+}
+
+// rollback goes back to a snapshot. If it fails, the snapshot of what was may be
+// there; if its commit did, nobody knows which state the volume has.
+func (w *world) rollback(full, keep string) {
+	w.t.Helper()
+	volumeName, snapName, _ := strings.Cut(full, "@")
+	d := w.disks[volumeName]
+	if d == nil || d.snaps[snapName] == nil || !d.snaps[snapName].sealed {
+		return
+	}
+	err := w.call("roll back to "+full, func() error {
+		_, err := w.store.Rollback(context.Background(), store.RollbackRequest{Snapshot: full, Keep: keep})
+		return err
+	})
+	if info, there := w.store.Snapshot(volumeName + "@" + keep); there == nil {
+		d.snaps[keep] = &modelSnap{cells: slices.Clone(d.live)}
+		if info.State == volume.Sealing {
+			w.sealed(keep, volumeName)
+		}
+	}
+	switch was := d.snaps[snapName].cells; {
+	case err == nil:
+		d.live = slices.Clone(was)
+	case errors.Is(err, catalog.ErrFailed):
+		for i := range was {
+			d.live[i].now, d.live[i].disk = anything, anything
+		}
+	}
+	w.doubt(err, volumeName+"@"+keep)
+	w.settle()
 }
 
 // aftermaths opens what the run leaves behind after a power cut, a kill and a
@@ -338,7 +461,7 @@ func (w *world) open() {
 	var err error
 	for range 2 { // one that fails can be tried again
 		before := w.hit()
-		w.store, err = store.Open(dataDir, store.Options{FS: vfs.Fault{FS: w.sim, Hook: w.hook}})
+		w.store, err = store.Open(dataDir, store.Options{FS: vfs.Fault{FS: w.sim, Hook: w.hook}, FoldAbove: 1})
 		if err == nil {
 			opened := w.store
 			w.t.Cleanup(func() { _ = opened.Close(context.Background()) })
@@ -702,7 +825,9 @@ func (w *world) adoptSnapshots(name string, d *modelDisk, expect expectation) {
 		snap.sealed = err == nil
 	}
 	for _, snapName := range slices.Collect(maps.Keys(d.snaps)) {
-		if !there[snapName] {
+		if !there[snapName] && w.unsure[name+"@"+snapName] {
+			delete(d.snaps, snapName)
+		} else if !there[snapName] {
 			w.fatalf("snapshot %s@%s is gone", name, snapName)
 		}
 	}

@@ -206,7 +206,7 @@ func checkSums(fsys vfs.FS, dir string, l catalog.Link, t *lookup.Table) (*seale
 // checkData reads all of a sealed image. It names the first block that is bad,
 // and counts the others.
 func (r *CheckReport) checkData(fsys vfs.FS, dir, where string, l catalog.Link, t *lookup.Table) error {
-	reading, err := openReading(fsys, dir, l.Image, t)
+	reading, err := openReading(fsys, dir, l.Image, l.SizeBytes, t)
 	if err != nil {
 		return err
 	}

@@ -94,7 +94,7 @@ func (s *Store) recoverVolume(v catalog.VolumeState) error {
 			d.images[l.Image], tables[l.Image] = other.Image(), other.Table()
 			continue
 		}
-		img, err := file.Open(s.fs, imagesDir(s.dir), l.Image, file.Options{})
+		img, err := file.Open(s.fs, imagesDir(s.dir), l.Image, file.Options{SizeBytes: l.SizeBytes})
 		if err != nil {
 			if errors.Is(err, fs.ErrNotExist) {
 				err = fmt.Errorf("its image %d is missing: %w", l.Image, err)

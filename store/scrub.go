@@ -238,7 +238,7 @@ func (s *Store) scrubImage(ctx context.Context, d *disk, k *volume.VLUN, img ima
 	d.sealed[k].read = time.Now().UTC() // if it fails, the next turn is a period from now
 	s.mu.Unlock()
 
-	reading, err := openReading(s.fs, s.dir, k.ImageID(), k.Table())
+	reading, err := openReading(s.fs, s.dir, k.ImageID(), k.SizeBytes(), k.Table())
 	if err != nil {
 		return err
 	}

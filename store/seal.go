@@ -395,7 +395,7 @@ const writeBackStep = 4 << 20
 // need it more.
 func (s *Store) writeDown(ctx context.Context, d *disk, k *volume.VLUN) (hash sealed.Hash, err error) {
 	fsys := vfs.Labelled{FS: s.fs, Label: "seal"}
-	img, err := file.Open(fsys, imagesDir(s.dir), k.ImageID(), file.Options{})
+	img, err := file.Open(fsys, imagesDir(s.dir), k.ImageID(), file.Options{SizeBytes: k.SizeBytes()})
 	if err != nil {
 		return sealed.Hash{}, err
 	}

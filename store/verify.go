@@ -94,7 +94,7 @@ func (v *verification) run(ctx context.Context, progress func(doneBytes, totalBy
 	}
 	for i, k := range v.vluns {
 		v.images[i] = k.Image()
-		reading, err := openReading(v.store.fs, v.store.dir, k.ImageID(), k.Table())
+		reading, err := openReading(v.store.fs, v.store.dir, k.ImageID(), k.SizeBytes(), k.Table())
 		if err != nil {
 			return err
 		}
@@ -214,18 +214,18 @@ type reading struct {
 
 // openReading opens a sealed image and its sums to be read from the disk. Files
 // that are lost are a matter of the scan.
-func openReading(fsys vfs.FS, dir string, id image.ID, t *lookup.Table) (*reading, error) {
+func openReading(fsys vfs.FS, dir string, id image.ID, sizeBytes int64, t *lookup.Table) (*reading, error) {
 	r := &reading{Scan: sealed.Scan{ID: id, Table: t}, direct: true}
-	err := r.open(vfs.Labelled{FS: fsys, Label: "scan"}, dir, id)
+	err := r.open(vfs.Labelled{FS: fsys, Label: "scan"}, dir, id, sizeBytes)
 	if errors.Is(err, syscall.EINVAL) {
 		r.direct = false
-		err = r.open(vfs.Labelled{FS: fsys, Label: "scan"}, dir, id)
+		err = r.open(vfs.Labelled{FS: fsys, Label: "scan"}, dir, id, sizeBytes)
 	}
 	return r, err
 }
 
-func (r *reading) open(fsys vfs.FS, dir string, id image.ID) error {
-	img, err := file.Open(fsys, imagesDir(dir), id, file.Options{Direct: r.direct})
+func (r *reading) open(fsys vfs.FS, dir string, id image.ID, sizeBytes int64) error {
+	img, err := file.Open(fsys, imagesDir(dir), id, file.Options{Direct: r.direct, SizeBytes: sizeBytes})
 	if errors.Is(err, fs.ErrNotExist) {
 		r.Lost = err
 		return nil

@@ -31,6 +31,9 @@ type Options struct {
 	// multiples of 4096. Where the file system can't, Open fails with
 	// syscall.EINVAL.
 	Direct bool
+	// SizeBytes, if not 0, is what the image holds at most: Open asks for so many
+	// segments, and does not read the directory, which may have many thousand names.
+	SizeBytes int64
 }
 
 // Image is an image.Image in sparse files, its segments. Byte b of the image is
@@ -108,7 +111,7 @@ func Open(fsys vfs.FS, dir string, id image.ID, o Options) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := im.openSegments(); err != nil {
+	if err := im.openSegments(o.SizeBytes); err != nil {
 		return nil, errors.Join(fmt.Errorf("open image %016x: %w", uint64(id), err), im.Close())
 	}
 	return im, nil
@@ -129,15 +132,23 @@ func newImage(fsys vfs.FS, dir string, id image.ID, o Options) (*Image, error) {
 	return im, nil
 }
 
-func (im *Image) openSegments() error {
-	numbers, err := segmentNumbers(im.fsys, im.dir, im.id)
-	if err != nil {
-		return err
+func (im *Image) openSegments(sizeBytes int64) (err error) {
+	var numbers []int64
+	for n := int64(0); n*im.segmentBytes < sizeBytes; n++ {
+		numbers = append(numbers, n)
+	}
+	if sizeBytes == 0 {
+		if numbers, err = segmentNumbers(im.fsys, im.dir, im.id); err != nil {
+			return err
+		}
 	}
 	segments := make(map[int64]*segment, len(numbers))
 	im.segments.Store(&segments)
 	for _, number := range numbers {
 		f, err := im.fsys.Open(segmentPath(im.dir, im.id, number), im.openFlag, 0)
+		if errors.Is(err, fs.ErrNotExist) && number > 0 {
+			continue
+		}
 		if err != nil {
 			return err
 		}

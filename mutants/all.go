@@ -241,12 +241,12 @@ var all = []mutant{
 	{
 		name: "fold: nothing says that the upper image may hold more than its table", file: "store/fold.go",
 		old: "	due, f.rec.due = f.rec.due, true\n", new: "	due = true\n",
-		packages: "./store", tests: "Fold|AtRandom|ALife", flags: "-life.seeds 30 -life.crashes 40",
+		packages: "./store", tests: "Fold|FaultOfEach",
 	},
 	{
 		name: "fold: the data is not synced before it counts", file: "store/fold.go",
 		old: "	return to.Sync()\n", new: "	return nil\n",
-		packages: "./store", tests: "Fold|AtRandom|ALife", flags: "-life.seeds 30 -life.crashes 40",
+		packages: "./store", tests: "Fold|FaultOfEach",
 	},
 	{
 		name: "fold: a branch is made with the sums from before", file: "store/fold.go",
@@ -256,7 +256,7 @@ var all = []mutant{
 	{
 		name: "fold: the sums of one that was cut short stay", file: "store/punch.go",
 		old: "	if exact { // else", new: "	if false && exact { // else",
-		packages: "./store", tests: "Fold|AtRandom|ALife", flags: "-life.seeds 30 -life.crashes 40",
+		packages: "./store", tests: "Fold|FaultOfEach",
 	},
 	{
 		name: "fold: a verification goes on", file: "store/fold.go",

@@ -45,6 +45,9 @@ func (s *Store) AwaitPunches() {
 	}
 }
 
+// FoldNow looks for images to fold, as a delete makes it.
+func (s *Store) FoldNow() { s.sealer.foldAgain() }
+
 // RecordWhileNameless records the image of a snapshot when a delete has taken the
 // name away on the disk and not yet in memory, if anybody can at that time, and lets
 // nothing be punched, which records the image too. restore ends the first.

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+
+	"github.com/tidemark/tidemark/internal/vfs"
 )
 
 // layers makes n snapshots of v, each with a block of its own and one that all
@@ -113,4 +115,52 @@ func TestReadersBesideAFoldSeeWhatTheyMust(t *testing.T) {
 	l.must(<-done)
 	l.must(<-done)
 	l.check()
+}
+
+// Whatever a fold has done when the server dies: the next life goes on, also if it
+// folds no more, and finds nothing wrong.
+func TestAFoldThatIsCutShortAnywhereLeavesNothingWrong(t *testing.T) {
+	sim := vfs.NewSim(memoryDir(t))
+	l := newLifeOn(t, 2, sim, "data") // which folds nothing
+	var names []string
+	for i, blocks := range []int{3, 3, 1, 2} { // the third is folded into the fourth, which has a name
+		w, err := l.store.OpenView("v")
+		l.must(err)
+		for b := range blocks {
+			off := (i*8 + b) * 4096
+			_, err := w.WriteAt(bytes.Repeat([]byte{byte('a' + i)}, 4096), int64(off))
+			l.must(err)
+			copy(l.holds["v"][off:], bytes.Repeat([]byte{byte('a' + i)}, 4096))
+		}
+		l.must(w.Close())
+		names = append(names, l.preserve("v"))
+		l.must(l.store.WaitSealed(t.Context(), names[i]))
+	}
+	for _, full := range names[:3] {
+		l.must(l.store.DeleteSnapshot(full))
+		delete(l.holds, full)
+	}
+	l.store.AwaitPunches()
+	l.must(l.store.Close(t.Context()))
+	before := sim.Ops()
+	l.fold = 1
+	l.store = l.open(sim)
+	l.store.FoldNow()
+	l.store.AwaitPunches()
+	if info, err := l.store.Volume("v"); err != nil || info.Images != 3 {
+		t.Fatalf("%d images, %v; want 3: it has not been folded", info.Images, err)
+	}
+	after := sim.Ops()
+	l.must(l.store.Close(t.Context()))
+	for at := before; at <= after; at++ {
+		for name, disk := range map[string]*vfs.Sim{"a kill": sim.KillAt(at, nil), "a power cut": sim.PowerCut(at, nil)} {
+			next := &lives{t: t, dir: l.dir, fs: disk, holds: l.holds, rng: l.rng, did: []string{fmt.Sprintf("%s at operation %d", name, at)}, fold: -1}
+			next.store = next.open(disk)
+			next.store.AwaitPunches()
+			next.check()
+			next.reopen()
+			next.check()
+			next.must(next.store.Close(t.Context()))
+		}
+	}
 }

@@ -268,6 +268,11 @@ func (c *Catalog) Update(change func(tx *Tx) error) error {
 	if err := tx.finish(); err != nil {
 		return fmt.Errorf("update catalog: %w", err)
 	}
+	// What change saw may be newer than prepare: a simulated disk must not take the
+	// commit for begun before it.
+	if err := c.committed(); err != nil {
+		return fmt.Errorf("update catalog: %w", err)
+	}
 	if err := c.commit(tx); err != nil {
 		c.failed = err
 		return fmt.Errorf("update catalog: %w: %w", ErrFailed, err)

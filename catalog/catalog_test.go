@@ -493,7 +493,7 @@ func TestAPowerCutLeavesTheStateBeforeOrAfterACommit(t *testing.T) {
 func TestAFailedCommitIsFinal(t *testing.T) {
 	eio := errors.New("input/output error")
 	for what, fail := range map[string]func(c *Catalog, failNow *int){
-		"after the commit":  func(_ *Catalog, failNow *int) { *failNow = 2 },
+		"after the commit":  func(_ *Catalog, failNow *int) { *failNow = 3 },
 		"within the commit": func(c *Catalog, _ *int) { c.db.MaxSize = 1 },
 	} {
 		t.Run(what, func(t *testing.T) {

@@ -306,10 +306,12 @@ func (w *world) rollback(full, keep string) {
 	switch was := d.snaps[snapName].cells; {
 	case err == nil:
 		d.live = slices.Clone(was)
-	case errors.Is(err, catalog.ErrFailed):
+	case errors.Is(err, catalog.ErrFailed): // it is one of the two when it is opened again
 		for i := range was {
-			d.live[i].now, d.live[i].disk = anything, anything
+			was, live := was[i], &d.live[i]
+			live.now, live.disk = union(live.now, was.now), union(live.disk, was.disk)
 		}
+		d.frozen = true
 	}
 	w.doubt(err, volumeName+"@"+keep)
 	w.settle()
@@ -654,7 +656,7 @@ func (w *world) change(export string, off, n int64, stamp uint32, do func(*volum
 	w.t.Helper()
 	name, _, inProcess := strings.Cut(export, ":")
 	d := w.disks[name]
-	if d == nil || off+n > d.sizeBytes() || inProcess && len(w.store.Processes()) == 0 {
+	if d == nil || d.frozen || off+n > d.sizeBytes() || inProcess && len(w.store.Processes()) == 0 {
 		return
 	}
 	var changed []cells
@@ -689,7 +691,7 @@ func (w *world) change(export string, off, n int64, stamp uint32, do func(*volum
 func (w *world) flush(name string) {
 	w.t.Helper()
 	d := w.disks[name]
-	if d == nil {
+	if d == nil || d.frozen {
 		return
 	}
 	if w.call("flush "+name, func() error {
@@ -709,7 +711,9 @@ func (w *world) readAll() {
 	w.t.Helper()
 	w.wait()
 	for name, d := range w.disks {
-		w.readView(name, d, d.live, false, now)
+		if !d.frozen {
+			w.readView(name, d, d.live, false, now)
+		}
 		for snapName, snap := range d.snaps {
 			w.readView(name+"@"+snapName, d, snap.cells, snap.sealed, now)
 		}
@@ -776,7 +780,7 @@ func (w *world) adopt(expect expectation) {
 			w.fatalf("volume %s has %d bytes, want %d", info.Name, info.SizeBytes, d.sizeBytes())
 		}
 		d.live = append(d.live, make(cells, info.SizeBytes/512-int64(len(d.live)))...)
-		d.unknown = true
+		d.unknown, d.frozen = true, false
 		if info.Failed != "" && w.disarmed {
 			w.fatalf("volume %s takes no writes after an open: %s", info.Name, info.Failed)
 		}
@@ -861,6 +865,7 @@ func (w *world) take(export string, c cells) {
 type modelDisk struct {
 	live         cells
 	snaps        map[string]*modelSnap
+	frozen       bool  // a rollback of it failed for good: nobody opens it
 	unknown      bool  // since the last good flush nobody knows what an earlier life wrote
 	maySizeBytes int64 // of a resize that failed for good
 }
@@ -911,6 +916,18 @@ type cell struct {
 type values map[uint32]bool
 
 var anything = values{^uint32(0): true}
+
+// union is what one of two sectors may be.
+func union(a, b values) values {
+	u := values{}
+	for _, v := range []values{a, b} {
+		if v == nil {
+			u[0] = true
+		}
+		maps.Copy(u, v)
+	}
+	return u
+}
 
 func (v values) with(stamp uint32) values {
 	w := maps.Clone(v)

@@ -304,7 +304,9 @@ func (in *Incoming) leaveBehind(live *disk) error {
 		})
 	}
 	if err != nil {
-		live.volume.Thaw()
+		if !errors.Is(err, catalog.ErrFailed) { // else the next open may find it in the past
+			live.volume.Thaw()
+		}
 		return err
 	}
 	s.mu.Lock()

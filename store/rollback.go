@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/tidemark/tidemark/catalog"
 	"github.com/tidemark/tidemark/volume"
 )
 
@@ -97,8 +98,9 @@ func (s *Store) keepAndBranch(ctx context.Context, r RollbackRequest, which sele
 	if err != nil {
 		return report, err
 	}
+	unknown := false
 	defer func() {
-		if err != nil {
+		if err != nil && !unknown {
 			thaw()
 		}
 	}()
@@ -114,6 +116,9 @@ func (s *Store) keepAndBranch(ctx context.Context, r RollbackRequest, which sele
 		report.Kept = append(report.Kept, k.Volume+"@"+k.Name)
 	}
 	disks, err := s.branch(grafts, nil)
+	if unknown = errors.Is(err, catalog.ErrFailed); unknown { // what is written now, the next open may not find
+		return report, fmt.Errorf("roll back to %s: whether it is done shows when the directory is opened again, and nobody opens the volume before: %w", r.Snapshot, err)
+	}
 	if err != nil {
 		return report, fmt.Errorf("roll back to %s: %w", r.Snapshot, err)
 	}

@@ -40,7 +40,7 @@ func (s *Store) AwaitPunches() {
 	q := &s.sealer
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for len(q.queue)+len(q.punches) > 0 || q.folds || q.working {
+	for len(q.queue)+len(q.punches) > 0 || q.foldsNow() || q.working {
 		q.rested.Wait()
 	}
 }

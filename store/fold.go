@@ -131,6 +131,9 @@ func (f *fold) run(ctx context.Context, idle func()) error {
 		return err
 	}
 	if err := f.copy(ctx, idle); err != nil {
+		if errors.Is(err, image.ErrSyncFailed) { // none of it will succeed
+			f.giveUp()
+		}
 		s.sealer.punch(f.upper.ImageID())
 		return fmt.Errorf("fold image %d into %d: %w", f.lower.ImageID(), f.upper.ImageID(), err)
 	}

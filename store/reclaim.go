@@ -118,7 +118,7 @@ const reclaimLook = 100 * time.Millisecond
 func (q *sealer) reclaims() bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return len(q.punches) > 0 || q.folds || q.working && len(q.queue) == 0
+	return len(q.punches) > 0 || q.foldsNow() || q.working && len(q.queue) == 0
 }
 
 // deadBytes counts the data among blocks that nobody sees.

@@ -29,6 +29,7 @@ type sealer struct {
 	queue    []*volume.VLUN
 	punches  []image.ID // of which blocks may be seen by nobody any more
 	folds    bool       // a volume may have too many images without a name
+	resting  bool       // what was to be folded could not be: it is tried again later
 	working  bool       // on what is in neither any more
 	opened   bool       // every volume is there: before, nobody knows what is seen
 	stopping bool
@@ -107,7 +108,7 @@ func (q *sealer) run(ctx context.Context) {
 	defer close(q.done)
 	for {
 		q.mu.Lock()
-		stopping, idle := q.stopping, len(q.queue)+len(q.punches) == 0 && !q.folds
+		stopping, idle := q.stopping, len(q.queue)+len(q.punches) == 0 && !q.foldsNow()
 		if q.working = false; idle {
 			q.rested.Broadcast()
 		}
@@ -151,7 +152,7 @@ func (q *sealer) sealNext(ctx context.Context) bool {
 // reclaimNext punches one image or folds one, if there is one.
 func (q *sealer) reclaimNext(ctx context.Context) bool {
 	q.mu.Lock()
-	if !q.opened || len(q.punches) == 0 && !q.folds {
+	if !q.opened || len(q.punches) == 0 && !q.foldsNow() {
 		q.mu.Unlock()
 		return false
 	}
@@ -182,16 +183,26 @@ func (q *sealer) fold(ctx context.Context) {
 		q.foldAgain() // there may be more
 	case errors.Is(err, context.Canceled):
 	case errors.Is(err, errLooking), errors.Is(err, errFolded):
-		time.AfterFunc(foldPause, q.foldAgain)
+		q.foldLater(foldPause)
 	default:
 		q.store.logger.Error("bound the number of images without a name; it is tried again later", "err", err)
-		time.AfterFunc(longestSealPause, q.foldAgain)
+		q.foldLater(longestSealPause)
 	}
+}
+
+// foldsNow tells whether it is time to look for something to fold; mu is held.
+func (q *sealer) foldsNow() bool { return q.folds && !q.resting }
+
+func (q *sealer) foldLater(pause time.Duration) {
+	q.mu.Lock()
+	q.resting = true
+	q.mu.Unlock()
+	time.AfterFunc(pause, q.foldAgain)
 }
 
 func (q *sealer) foldAgain() {
 	q.mu.Lock()
-	q.folds = true
+	q.folds, q.resting = true, false
 	q.mu.Unlock()
 	q.poke()
 }

@@ -146,10 +146,12 @@ func (s *service) exportSince(ctx context.Context, r *tidemarkv1.ExportRequest, 
 		if err != nil {
 			return wireError(err, nil)
 		}
-		if view, err = s.store.OpenView(name); err != nil {
+		opened, err := s.store.OpenView(name)
+		if err != nil {
 			return wireError(err, nil)
 		}
-		defer func() { _ = view.Close() }()
+		defer func() { _ = opened.Close() }()
+		view = opened
 		if i == 0 {
 			begin.BaseSizeBytes, begin.BaseHash = info.SizeBytes, info.Hash
 		} else {

@@ -61,6 +61,9 @@ func (s *Store) nextFold() (next *fold) {
 	defer s.mu.Unlock()
 	most := s.foldAbove
 	for _, d := range s.byVolume {
+		if d.namelessLocked() <= most { // most volumes, and that is quickly said
+			continue
+		}
 		var found *fold
 		chain, nameless := d.chainLocked(), 0
 		for i, k := range chain[:len(chain)-1] {
@@ -78,6 +81,17 @@ func (s *Store) nextFold() (next *fold) {
 		}
 	}
 	return next
+}
+
+// namelessLocked counts the sealed images of a chain that have no name in it, though
+// they may have one in another; Store.mu is held.
+func (d *disk) namelessLocked() (n int) {
+	for _, k := range d.volume.VLUNs() {
+		if d.snapshots[k] == nil && d.sealed[k] != nil && d.images[k.ImageID()] != nil {
+			n++
+		}
+	}
+	return n
 }
 
 // possibleLocked returns why it can't be done, nil if it can; Store.mu is held.

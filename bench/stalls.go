@@ -146,9 +146,13 @@ func (b *bench) stallSteps() (steps []step) {
 			{write1, 0.5, b.stallCount, []string{control, "tidemark"}}, {write1, 2, b.stallCount / 4, []string{control, "tidemark"}},
 			{write32, 0.5, b.stallCount, []string{control, "tidemark"}}, {write32, 2, b.stallCount / 4, []string{control, "tidemark"}},
 			{steadyLoad(), 0.5, b.stallCount, []string{control, "tidemark"}}, {steadyLoad(), 2, b.stallCount / 4, []string{control, "tidemark"}},
-			{b.deleteLoad(), 0.5, b.stallCount, []string{control, "tidemark"}},
 			{scrubLoad(), 0.5, b.stallCount, []string{control, "tidemark"}}, {crowdLoad(), 0.5, b.stallCount, []string{control, "tidemark"}},
 			{write1, 2, max(4, b.stallCount/8), []string{storageDaemon.name}}, {write32, 2, max(4, b.stallCount/8), []string{storageDaemon.name}},
+		}
+		if round == 0 { // each makes as many snapshots before
+			cells = append(cells, cells[0])
+			last := &cells[len(cells)-1]
+			last.l, last.every, last.count = b.deleteLoad(), 0.5, b.stallCount/2
 		}
 		for _, c := range cells {
 			if round%2 == 1 {

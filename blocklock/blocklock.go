@@ -36,8 +36,7 @@ const (
 //
 // Goal: a request waits only for requests that came earlier, overlap with it by
 // at least a block, and are not both shared with it; a wide range (a trim of
-// terabytes) costs a bounded amount; nothing is allocated, but by
-// who waits.
+// terabytes) costs a bounded amount; nothing is allocated.
 //
 // The volume is cut into regions of 32 MiB and each region belongs to one of 64
 // shards. A shard is a mutex and the list, in order of arrival, of an entry for
@@ -105,12 +104,39 @@ func (e *entry) conflicts(with *entry) bool {
 // with any Table. What it allocated for a range in more than two regions it keeps.
 type Held struct {
 	inUse    bool
-	shards   uint64        // a bit for each shard entered
-	blockers atomic.Int32  // 0 when not waiting
-	nextWake *Held         // in the list of those that an Unlock wakes
-	ready    chan struct{} // of capacity 1, so that waking never blocks
+	shards   uint64       // a bit for each shard entered
+	blockers atomic.Int32 // 0 when not waiting
+	nextWake *Held        // in the list of those that an Unlock wakes
+	ready    signal
 	few      [2]entry
 	many     []entry
+}
+
+// signal is given once for each wait. It is no channel, as that would tie whoever keeps
+// it to the synctest bubble of its first wait.
+type signal struct {
+	mu    sync.Mutex
+	cond  sync.Cond // of mu
+	given bool
+}
+
+func (s *signal) give() {
+	s.mu.Lock()
+	s.given = true
+	if s.cond.L != nil { // else nobody has come to wait yet
+		s.cond.Signal()
+	}
+	s.mu.Unlock()
+}
+
+func (s *signal) wait() {
+	s.mu.Lock()
+	s.cond.L = &s.mu
+	for !s.given {
+		s.cond.Wait()
+	}
+	s.given = false
+	s.mu.Unlock()
 }
 
 // New returns a table in which nothing is locked.
@@ -123,8 +149,7 @@ func (t *Table) Lock(h *Held, r Range, m Mode) {
 	h.prepare(r, m)
 	if blockers := t.enter(h); blockers > 0 {
 		yield.Here("lock: before its wait")
-		<-h.ready
-		h.ready = nil // a wait costs far more than a channel, and a test may have its next one in another synctest bubble
+		h.ready.wait()
 	}
 }
 
@@ -161,7 +186,7 @@ func (t *Table) Unlock(h *Held) {
 		wake.nextWake = nil
 		t.waiting.Add(-1)
 		yield.Here("unlock: before a wake")
-		wake.ready <- struct{}{}
+		wake.ready.give()
 		wake = next
 	}
 }
@@ -228,9 +253,6 @@ func (t *Table) enter(h *Held) (blockers int32) {
 		blockers += t.shards[bits.TrailingZeros64(set)].enter(&entries[i])
 	}
 	if blockers > 0 { // known to none but us before the shards are unlocked
-		if h.ready == nil {
-			h.ready = make(chan struct{}, 1)
-		}
 		h.blockers.Store(blockers)
 		t.waiting.Add(1)
 	}

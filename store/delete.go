@@ -8,7 +8,6 @@ import (
 	"github.com/tidemark/tidemark/catalog"
 	"github.com/tidemark/tidemark/image"
 	"github.com/tidemark/tidemark/internal/yield"
-	"github.com/tidemark/tidemark/lookup"
 	"github.com/tidemark/tidemark/volume"
 )
 
@@ -86,37 +85,6 @@ func (s *Store) nameless(d *disk, k *volume.VLUN) (due []image.ID, err error) {
 
 // Tests do something between the two.
 var nameDropped func()
-
-// Freed returns how many bytes of data would be given back if all of these
-// snapshots were deleted, and nobody wrote meanwhile: exact, from the tables alone.
-// Errors: ErrInvalid, ErrNotFound.
-func (s *Store) Freed(fulls ...string) (sizeBytes int64, err error) {
-	s.mu.Lock()
-	deleted, images := map[*volume.VLUN]bool{}, map[image.ID][]ceiling{}
-	tables := map[image.ID]*lookup.Table{}
-	named := map[*volume.VLUN]*disk{}
-	for _, full := range fulls {
-		d, k, _, err := s.snapshotLocked(full)
-		if err != nil {
-			s.mu.Unlock()
-			return 0, err
-		}
-		deleted[k], named[k] = true, d
-	}
-	for k, d := range named {
-		chain := d.chainLocked()
-		for i := slices.Index(chain, k); i >= 0 && (d.snapshots[chain[i]] == nil || deleted[chain[i]]); i-- {
-			id := chain[i].ImageID()
-			images[id], tables[id] = ceilingsLocked(s.holdersLocked(id), deleted), chain[i].Table()
-		}
-	}
-	s.mu.Unlock()
-	for id, ceilings := range images {
-		dead, _ := findDead(tables[id], ceilings)
-		sizeBytes += deadBytes(dead)
-	}
-	return sizeBytes, nil
-}
 
 // dropName records that a VLUN has no name any more, and of which images that may
 // make blocks invisible: its own, and those below it that no other name protects.

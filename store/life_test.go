@@ -356,8 +356,8 @@ func TestADeletedSnapshotGivesBackWhatNobodySees(t *testing.T) {
 	if l.blocks() != 70 {
 		t.Fatalf("%d blocks, want 70", l.blocks())
 	}
-	if n, err := l.store.Freed(one); err != nil || n != 30*4096 {
-		t.Errorf("%d bytes, %v, would be freed, want 30 blocks", n, err)
+	if z, err := l.store.SizesTogether(one); err != nil || z.UniqueBytes != 30*4096 {
+		t.Errorf("%d bytes, %v, would be freed, want 30 blocks", z.UniqueBytes, err)
 	}
 	l.must(l.store.DeleteSnapshot(one))
 	delete(l.holds, one)

@@ -57,7 +57,7 @@ func (s *Store) punch(ctx context.Context, id image.ID) error {
 	}
 	s.mu.Lock()
 	rec := d.sealed[k]
-	was, ceilings := *rec, ceilingsLocked(holders, nil)
+	was, ceilings := *rec, ceilingsLocked(holders)
 	s.mu.Unlock()
 
 	dead, live := findDead(k.Table(), ceilings)
@@ -146,14 +146,13 @@ type ceiling struct {
 	none  bool
 }
 
-// ceilingsLocked finds the ceiling of an image in each chain, as if the snapshots of
-// some VLUNs were deleted; Store.mu is held.
-func ceilingsLocked(holders []holder, deleted map[*volume.VLUN]bool) []ceiling {
+// ceilingsLocked finds the ceiling of an image in each chain; Store.mu is held.
+func ceilingsLocked(holders []holder) []ceiling {
 	list := make([]ceiling, len(holders))
 	for i, h := range holders {
 		vluns := h.disk.volume.VLUNs()
 		at := slices.Index(vluns, h.vlun)
-		top := slices.IndexFunc(vluns[at:], func(k *volume.VLUN) bool { return !deleted[k] && h.disk.countsLocked(k) })
+		top := slices.IndexFunc(vluns[at:], func(k *volume.VLUN) bool { return h.disk.countsLocked(k) })
 		if list[i].none = top < 0; list[i].none {
 			top = len(vluns) - at - 1
 		}

@@ -271,6 +271,39 @@ func TestAViewThatShowsAnotherVLUNsBytesIsRefused(t *testing.T) {
 	s.want(t, "no linearizable register")
 }
 
+// A preserve that is given up, or degraded, leaves a VLUN without a name. A
+// request that was on its way through it sees what its processes write late, and
+// not what came before them through a younger VLUN.
+func TestAReadThroughAVLUNWithoutANameMayMissWhatCameAfterItsCut(t *testing.T) {
+	build := func(outcome Outcome) *story {
+		s := newStory()
+		first := s.write(0, 1, 2)
+		s.reads(Op{}, first, 10, 100) // bound to the VLUN until 20
+		s.op(Op{Kind: Zero, Count: 1}, 10, 100)
+		young := s.op(Op{Kind: Write, Count: 2}, 50, 60) // came before the zeros, which both see
+		s.Ops[1].Got[0] = 0
+		after := s.reads(Op{}, first, 110, 120)
+		after.Got[0], after.Got[1] = 0, young.Stamp
+		s.Preserves = append(s.Preserves, &Preserve{Name: "p", Volumes: []int{0}, Outcome: outcome, Span: Span{5, 105}, CutBy: 20})
+		return s
+	}
+	build(Aborted).want(t, "")
+	s := build(Aborted)
+	s.Preserves[0].Call, s.Ops[1].Call = 1, 30 // begun after the cut
+	s.want(t, "no order of their operations")
+	s = build(Aborted)
+	s.Preserves[0].Volumes[0] = 1 // of another volume
+	s.want(t, "no order of their operations")
+	s = build(Nothing)
+	s.want(t, "no order of their operations")
+
+	s = build(Complete)
+	degraded := s.Preserves[0]
+	degraded.Crossing, degraded.CutBy, degraded.Exact = DidCross, 104, 105
+	degraded.Final = map[int][]Stamp{0: s.Ops[4].Got}
+	s.want(t, "")
+}
+
 func TestConflictsThatAreNotCountedOrHadNoCauseAreRefused(t *testing.T) {
 	build := func(counted uint64) *story {
 		s := newStory()

@@ -14,6 +14,9 @@
 //     A whole-block read at request scope that overlaps with a cut, a write from
 //     before it and one from after it may see the old write's sectors without
 //     the new one's, though the old took effect last: in 1 a block is 8 registers.
+//     The VLUN of a preserve that was given up, or that of the first cut of a
+//     degraded one, has no name, and what it holds is never seen; reads that may
+//     be bound to it are held to 1 alone.
 //  3. Every snapshot is a cut: there is an instant between the command and the
 //     cut time reported such that each process (request, session, token) begun
 //     before it is in whole and none begun after it is, and all bytes of all

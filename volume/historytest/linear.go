@@ -129,7 +129,8 @@ func (h *History) checkRow(vol, first, count int, chain []*cut, limit time.Durat
 	for _, c := range chain {
 		names = append(names, fmt.Sprintf("%s[%d, %d]", c.Name, c.at.Call, c.at.Return))
 	}
-	return result, fmt.Errorf("sectors %d+%d of volume %d: no order of their operations explains what they read through the VLUNs %v (%v):%s", first, count, vol, names, result, list(shown))
+	return result, fmt.Errorf("sectors %d+%d of volume %d: no order of their operations explains what they read through the VLUNs %v (%v):%s\nof the preserves%s",
+		first, count, vol, names, result, list(shown), list(h.Preserves))
 }
 
 // bindings returns to which of the cuts' VLUNs, or the live one after them, an op
@@ -146,7 +147,7 @@ func (h *History) bindings(o *Op, chain []*cut) (to uint16) {
 		}
 		return 0 // of one that was given up
 	}
-	if o.Kind == Read && o.Process != nil && h.betweenVLUNs(o) {
+	if o.Kind == Read && h.mayMissCuts(o) {
 		return 0
 	}
 	for i, c := range chain {
@@ -160,12 +161,19 @@ func (h *History) bindings(o *Op, chain []*cut) (to uint16) {
 	return to | 1<<len(chain)
 }
 
-// betweenVLUNs tells whether a read of a process may have come while it was bound
-// to the VLUN of a preserve that was given up, which has no name.
-func (h *History) betweenVLUNs(o *Op) bool {
+// mayMissCuts tells whether a read may be bound to a VLUN without a name: that of
+// a preserve that was given up, or of the first cut of a degraded one. It then
+// sees nothing of who was bound to a younger VLUN, and no snapshot says who that
+// was. A write there changes all VLUNs that have a name as one that is bound to
+// the next of them does.
+func (h *History) mayMissCuts(o *Op) bool {
+	begun := o.Call
+	if o.Process != nil {
+		begun = o.Process.Call
+	}
 	return slices.ContainsFunc(h.Preserves, func(p *Preserve) bool {
 		return p.has(o.Volume) && (p.Outcome == Aborted || p.Crossing != Stayed) &&
-			o.Process.Call <= p.CutBy && !o.before(p.Span) && !p.before(o.Span)
+			begun <= p.CutBy && !o.before(p.Span) && !p.before(o.Span)
 	})
 }
 
@@ -201,10 +209,10 @@ func (o bound) step(now views) (next []any) {
 	return next
 }
 
-// list shows operations, by call.
-func list(ops []*Op) string {
+// list shows operations or preserves, a line each.
+func list[T fmt.Stringer](all []T) string {
 	var b strings.Builder
-	for _, o := range ops {
+	for _, o := range all {
 		fmt.Fprintf(&b, "\n\t%v", o)
 	}
 	return b.String()

@@ -329,8 +329,18 @@ func (s *Store) sealedAs(d *disk, k *volume.VLUN, img *sealed.Image) {
 // sealed. What was known to be bad is not, and the next scrub reads it all.
 func (s *Store) sealAgain(ctx context.Context, d *disk, k *volume.VLUN, lost *sealed.Image) error {
 	s.mu.Lock()
-	want, punched := d.sealed[k].hash, d.sealed[k].punched
+	want, punched, due := d.sealed[k].hash, d.sealed[k].punched, d.sealed[k].due
 	s.mu.Unlock()
+	if !errors.Is(lost.Lost(), image.ErrCorrupt) { // the disk did not give it, and may give it now
+		if img, err := s.withSums(lost.Image, k, want); err == nil {
+			s.sealedAs(d, k, img)
+			if due {
+				s.sealer.punch(k.ImageID())
+			}
+			s.logger.Info("the checksum file of an image can be read again", "volume", k.Volume().Name(), "image", k.ImageID())
+			return nil
+		}
+	}
 	if punched {
 		return fmt.Errorf("%w: image %d has lost its checksum file, and it was punched: nothing says what is left of it", ErrCorrupt, k.ImageID())
 	}
@@ -372,7 +382,7 @@ func (s *Store) withSums(bare image.Image, k *volume.VLUN, hash sealed.Hash) (*s
 	}
 	s.mu.Lock()
 	rec := s.byVolume[k.Volume()].sealed[k]
-	punched := rec != nil && rec.punched
+	punched := rec != nil && (rec.punched || rec.due)
 	s.mu.Unlock()
 	if err := sums.Matches(k.Table(), hash, k.SizeBytes(), punched); err != nil {
 		return nil, errors.Join(err, sums.Close())

@@ -79,6 +79,44 @@ func TestAPowerCutWhileAChecksumFileIsMadeAnewCostsNoSealedBlock(t *testing.T) {
 	}
 }
 
+// An image that was punched can't be hashed again, so nothing can be made anew of it.
+func TestAChecksumFileThatTheDiskRefusesAtTheOpenIsReadWhenItDoesNotAnyMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sim := vfs.NewSim(memoryDir(t))
+		s := openWith(t, dataDir, store.Options{FS: sim, FoldAbove: -1})
+		createVolume(t, s, "v")
+		w := openView(t, s, "v")
+		write(t, w, 0, 'a')
+		write(t, w, lookup.BlockSize, 'a')
+		mustSeal(t, s, "one", "v")
+		write(t, w, 0, 'b')
+		mustSeal(t, s, "two", "v")
+		oldest := fmt.Sprintf("%s/images/%016x.sum", dataDir, uint64(w.Volume().VLUNs()[0].ImageID()))
+		_ = w.Close()
+		if err := s.DeleteSnapshot("v@one"); err != nil {
+			t.Fatal(err)
+		}
+		pass(time.Minute)
+		closeStore(t, s)
+
+		var refused atomic.Int64
+		s = openWith(t, dataDir, store.Options{FS: vfs.Fault{FS: sim, Hook: func(op vfs.Op) error {
+			if op.Kind == vfs.OpOpen && op.Name == oldest && refused.Add(1) == 1 {
+				return syscall.EIO
+			}
+			return nil
+		}}})
+		defer closeStore(t, s)
+		pass(time.Minute)
+		w = openView(t, s, "v@two")
+		defer func() { _ = w.Close() }()
+		p := make([]byte, 2*lookup.BlockSize)
+		if _, err := w.ReadAt(p, 0); err != nil || p[0] != 'b' || p[lookup.BlockSize] != 'a' || refused.Load() < 2 {
+			t.Errorf("it reads %c%c, %v, after the file was opened %d times", p[0], p[lookup.BlockSize], err, refused.Load())
+		}
+	})
+}
+
 func TestASealWaitsForAnOlderImageToGetItsSumsBackAndIsTriedLessAndLessOften(t *testing.T) {
 	sim := lostSums(t)
 	synctest.Test(t, func(t *testing.T) {

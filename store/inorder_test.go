@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"errors"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -54,4 +55,34 @@ func TestASnapshotIsNotSealedBeforeTheOlderOne(t *testing.T) {
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// What a sealed snapshot holds is not younger than the live volume: a write that came
+// late into it, over a newer one, has its place in the live volume too, flushed or not.
+func TestAPowerCutLeavesInTheLiveVolumeWhatASealedSnapshotHolds(t *testing.T) {
+	sim := vfs.NewSim(memoryDir(t))
+	s := openWith(t, dataDir, store.Options{FS: sim})
+	createVolume(t, s, "v")
+	live := openView(t, s, "v")
+	if _, err := s.BeginProcess([]string{"v"}, "p"); err != nil {
+		t.Fatal(err)
+	}
+	_, err := s.Preserve(t.Context(), store.PreserveRequest{Volumes: []string{"v"}, Name: "s", OnTimeout: volume.TimeoutKeep})
+	if !errors.Is(err, store.ErrDraining) {
+		t.Fatal(err)
+	}
+	write(t, live, 0, 'n')
+	if err := live.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	old := openView(t, s, "v:process:p")
+	write(t, old, 0, 'o')
+	_, err = s.EndProcess("p", false)
+	if err := errors.Join(err, old.Close(), s.WaitSealed(t.Context(), "v@s")); err != nil {
+		t.Fatal(err)
+	}
+
+	s = openWith(t, dataDir, store.Options{FS: sim.PowerCut(sim.Ops(), nil)})
+	wantByte(t, openView(t, s, "v@s"), 0, 'o')
+	wantByte(t, openView(t, s, "v"), 0, 'o')
 }

@@ -197,7 +197,7 @@ func checkSums(fsys vfs.FS, dir string, l catalog.Link, t *lookup.Table) (*seale
 	if err != nil {
 		return nil, err
 	}
-	if err := sums.Matches(t, rec.hash, l.SizeBytes, rec.punched || rec.due); err != nil {
+	if err := sums.Matches(t, rec.hash, l.SizeBytes, rec.mayLack()); err != nil {
 		return nil, errors.Join(err, sums.Close())
 	}
 	return sums, nil

@@ -23,6 +23,9 @@ type seal struct {
 	due      bool   // blocks that its table has not may still be in the file
 }
 
+// mayLack tells whether blocks may be gone that the checksum file still has.
+func (rec *seal) mayLack() bool { return rec.punched || rec.due }
+
 // record writes it into a link.
 func (rec *seal) record(l *catalog.Link) {
 	l.Sealed, l.Hash, l.Scrubbed, l.Bad = true, rec.hash.String(), rec.scrubbed, rec.bad

@@ -178,8 +178,8 @@ func each(images map[image.ID]*file.Image, do func(*file.Image) error) func(imag
 }
 
 // recoverSums joins a sealed image and its checksum file. Where that is lost or
-// damaged the volume opens all the same, and reads of the image fail until the
-// file has been made anew (sealAgain).
+// damaged, or the disk refuses it, the volume opens all the same, and reads of the
+// image fail until the file can be read, or has been made anew (sealAgain).
 func (s *Store) recoverSums(l catalog.Link, bare image.Image, t *lookup.Table) (image.Image, error) {
 	rec, err := recoveredSeal(l)
 	if err != nil {
@@ -190,7 +190,7 @@ func (s *Store) recoverSums(l catalog.Link, bare image.Image, t *lookup.Table) (
 	}
 	sums, err := sealed.OpenSums(s.fs, imagesDir(s.dir), l.Image, false)
 	if err == nil {
-		if err = sums.Matches(t, rec.hash, l.SizeBytes, rec.punched || rec.due); err == nil {
+		if err = sums.Matches(t, rec.hash, l.SizeBytes, rec.mayLack()); err == nil {
 			return sealed.New(bare, sums, s.sums, s.metRot), nil
 		}
 		err = errors.Join(err, sums.Close())

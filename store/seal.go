@@ -324,9 +324,10 @@ func (s *Store) sealedAs(d *disk, k *volume.VLUN, img *sealed.Image) {
 	s.scans.poke()
 }
 
-// sealAgain makes the checksum file of a sealed image anew that has lost it. The
-// data then has the hash that was recorded at the seal, or it is not what was
-// sealed. What was known to be bad is not, and the next scrub reads it all.
+// sealAgain gives a sealed image its checksum file back. One that the disk refused is
+// opened again; where that fails, and where it is lost, it is made anew. The data
+// then has the hash that was recorded at the seal, or it is not what was sealed. What
+// was known to be bad is not, and the next scrub reads it all.
 func (s *Store) sealAgain(ctx context.Context, d *disk, k *volume.VLUN, lost *sealed.Image) error {
 	s.mu.Lock()
 	want, punched, due := d.sealed[k].hash, d.sealed[k].punched, d.sealed[k].due
@@ -382,9 +383,9 @@ func (s *Store) withSums(bare image.Image, k *volume.VLUN, hash sealed.Hash) (*s
 	}
 	s.mu.Lock()
 	rec := s.byVolume[k.Volume()].sealed[k]
-	punched := rec != nil && (rec.punched || rec.due)
+	lacks := rec != nil && rec.mayLack()
 	s.mu.Unlock()
-	if err := sums.Matches(k.Table(), hash, k.SizeBytes(), punched); err != nil {
+	if err := sums.Matches(k.Table(), hash, k.SizeBytes(), lacks); err != nil {
 		return nil, errors.Join(err, sums.Close())
 	}
 	return sealed.New(bare, sums, s.sums, s.metRot), nil

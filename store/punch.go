@@ -42,17 +42,14 @@ import (
 // asked to delete; the more lives the dearer), reference counts a block (each
 // write would pay for it).
 func (s *Store) punch(ctx context.Context, id image.ID) error {
-	s.mu.Lock()
-	holders := s.holdersLocked(id)
-	s.mu.Unlock()
+	holders, release := s.holdFiles(id)
 	if len(holders) == 0 {
 		return nil // gone meanwhile
 	}
+	defer release()
 	d, k := holders[0].disk, holders[0].vlun
-	d.files.Lock() // a delete of the volume waits for the end of this
-	defer d.files.Unlock()
 	img, ok := k.Image().(*sealed.Image)
-	if d.deleted || !ok || img.Lost() != nil || s.isStuck(id) {
+	if !ok || img.Lost() != nil || s.isStuck(id) {
 		return nil
 	}
 	s.mu.Lock()
@@ -107,6 +104,25 @@ func (s *Store) punch(ctx context.Context, id image.ID) error {
 	rec.due = false
 	s.mu.Unlock()
 	return s.putLinks(d, volume.Sealed, k)
+}
+
+// holdFiles returns who holds an image, and holds the files of the first until
+// release: a delete of that volume waits. One that was deleted while this waited has
+// left the image to the others.
+func (s *Store) holdFiles(id image.ID) (holders []holder, release func()) {
+	for {
+		s.mu.Lock()
+		holders = s.holdersLocked(id)
+		s.mu.Unlock()
+		if len(holders) == 0 {
+			return nil, nil
+		}
+		d := holders[0].disk
+		if d.files.Lock(); !d.deleted {
+			return holders, d.files.Unlock
+		}
+		d.files.Unlock()
+	}
 }
 
 // Reclaim asks for every image that has no name to be looked at: what was written

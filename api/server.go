@@ -63,6 +63,7 @@ func NewServer(s *store.Store, o Options) *Server {
 	)
 	mux := http.NewServeMux()
 	mux.Handle(path, handler)
+	addProfiles(mux)
 	ctx, end := context.WithCancelCause(context.Background())
 	return &Server{end: end, http: &http.Server{
 		// A web page that the user visits must not reach a local server.

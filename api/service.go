@@ -46,7 +46,7 @@ func (s *service) GetServerInfo(ctx context.Context, _ *tidemarkv1.GetServerInfo
 		return nil, wireError(err, nil)
 	}
 	info := proto.CloneOf(s.info)
-	heap := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
+	heap := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
 	metrics.Read(heap)
 	info.HeapBytes, info.Goroutines = int64(heap[0].Value.Uint64()), int64(runtime.NumGoroutine())
 	if space, err := s.store.Space(); err == nil { // what can't be asked is left out

@@ -1,7 +1,8 @@
 // Command soak lets a real server live a long, hard day and looks at what becomes
-// of it: clients of every scope write and check what they wrote, volumes
-// are preserved every second, snapshots are read back, verified and deleted with
-// their volumes, the server scrubs, is stopped and killed, and other clients
+// of it: clients of every scope write and check what they wrote, volumes and groups
+// are preserved every second and on schedules, snapshots are read back, verified,
+// cloned, drilled, held, sent as streams, rolled back to under clients, and deleted
+// with their volumes, the server scrubs, is stopped and killed, and other clients
 // behave badly. In the second half the server is let live, and its memory,
 // goroutines, file descriptors and the disk that it takes must stay flat.
 package main
@@ -23,7 +24,7 @@ import (
 
 type options struct {
 	duration time.Duration
-	volumes  int
+	groups   int
 	program  string
 	dir      string
 }
@@ -31,7 +32,7 @@ type options struct {
 func main() {
 	var o options
 	flag.DurationVar(&o.duration, "duration", time.Hour, "how `LONG` it lasts")
-	flag.IntVar(&o.volumes, "volumes", 3, "`NUMBER` of volumes in use at a time")
+	flag.IntVar(&o.groups, "groups", 2, "`NUMBER` of groups in use at a time, each of two volumes")
 	flag.StringVar(&o.program, "program", "bin/tidemark", "the server's `PROGRAM`")
 	flag.StringVar(&o.dir, "dir", "", "`DIRECTORY` to work in; a temporary one if empty")
 	flag.Parse()
@@ -45,9 +46,10 @@ func main() {
 
 // counts are what was done; the report shows them.
 type counts struct {
-	reads, writes, trims, flushes, sessions, processes         atomic.Int64
-	preserves, aborted, snapshotsRead, verified, clones, letGo atomic.Int64
-	generations, kills, stops, attacks                         atomic.Int64
+	reads, writes, trims, flushes, sessions, processes, pairs            atomic.Int64
+	preserves, aborted, snapshotsRead, pairsRead, verified               atomic.Int64
+	clones, drills, holds, refused, streams, rollbacks, scheduled, letGo atomic.Int64
+	generations, kills, stops, attacks                                   atomic.Int64
 }
 
 func run(ctx context.Context, o options) (err error) {
@@ -93,12 +95,12 @@ func live(ctx context.Context, s *server, w *watch, o options, done *counts) err
 	g.Go(func() error { return s.endAndStart(ctx, o.duration/2, done) })
 	g.Go(func() error { return w.run(ctx, o.duration) })
 	g.Go(func() error { return attack(ctx, s, done) })
-	for i := range o.volumes {
+	for i := range o.groups {
 		g.Go(func() error {
 			for generation := 0; ctx.Err() == nil; generation++ {
 				name := fmt.Sprintf("v%d-%d", i, generation)
-				if err := generationOf(ctx, s, name, done); err != nil {
-					return fmt.Errorf("volume %s: %w", name, err)
+				if err := liveAGeneration(ctx, s, name, done); err != nil {
+					return fmt.Errorf("volumes %s: %w", name, err)
 				}
 				done.generations.Add(1)
 			}

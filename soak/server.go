@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -27,6 +28,7 @@ type server struct {
 
 	mu      sync.Mutex
 	cmd     *exec.Cmd
+	lives   int // this is the last of them
 	started time.Time
 	api     api.Client
 }
@@ -44,13 +46,14 @@ func (s *server) start(ctx context.Context) error {
 		return err
 	}
 	cmd := exec.Command(s.program, "serve", "--data", s.path("data"), "--nbd", "unix:"+s.path("nbd.sock"), "--api", addr.String(),
-		"--checksum-cache", "8MiB", "--reclaim-every", "20s", "--scrub-every", "2m", "--scrub-rate", "64MiB", "--shutdown-timeout", "60s")
+		"--checksum-cache", "8MiB", "--reclaim-every", "20s", "--fold-above", "6", "--scrub-every", "2m", "--scrub-rate", "64MiB", "--shutdown-timeout", "60s")
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		return err
 	}
 	s.mu.Lock()
 	s.cmd, s.started, s.api = cmd, time.Now(), api.NewClient(addr, api.Credentials{})
+	s.lives++
 	s.mu.Unlock()
 	for range 600 { // a minute: recovery may have much to do
 		if _, err = s.client().GetServerInfo(ctx, &tidemarkv1.GetServerInfoRequest{}); err == nil || ctx.Err() != nil {
@@ -65,6 +68,13 @@ func (s *server) client() api.Client {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.api
+}
+
+// life numbers the present server, from 1.
+func (s *server) life() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lives
 }
 
 // process returns the present server's process ID, and when it was started.
@@ -165,6 +175,15 @@ func (s *server) call(ctx context.Context, command func(context.Context, api.Cli
 		}
 		pause(ctx, 50*time.Millisecond)
 	}
+}
+
+// unless returns the error of a call, unless its time was over, the server ended, or
+// it has one of these reasons.
+func unless(ctx context.Context, err error, reasons ...tidemarkv1.Reason) error {
+	if err == nil || over(ctx, err) || gone(err) || slices.Contains(reasons, reason(err)) {
+		return nil
+	}
+	return err
 }
 
 // over tells whether a call failed because its time was over, which the server may

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -52,13 +54,39 @@ const every = 5 * time.Second
 
 func (w *watch) run(ctx context.Context, duration time.Duration) error {
 	w.began, w.half = time.Now(), duration/2
+	next := w.half
 	for ctx.Err() == nil {
 		pause(ctx, every)
 		if s, ok := w.sample(ctx); ok {
 			w.samples = append(w.samples, s)
 		}
+		if time.Since(w.began) > next && w.profile(ctx) == nil { // should the heap grow, it says why
+			next += duration / 8
+		}
 	}
 	return nil
+}
+
+// profile writes what the server's heap holds to a file in the directory.
+func (w *watch) profile(ctx context.Context) error {
+	over := http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", w.server.path("api.sock"))
+	}}
+	defer over.CloseIdleConnections()
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://tidemark/debug/pprof/heap?gc=1", nil)
+	if err != nil {
+		return err
+	}
+	answer, err := over.RoundTrip(r)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = answer.Body.Close() }()
+	heap, err := io.ReadAll(answer.Body)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(w.server.path(fmt.Sprintf("heap-%ds", int(time.Since(w.began).Seconds()))), heap, 0o600)
 }
 
 // sample measures, unless the server is about to end or has just begun.
@@ -147,10 +175,12 @@ func median(samples []sample, measure int) int64 {
 
 func (w *watch) report(out io.Writer, done *counts) error {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "%d writes, %d trims, %d flushes, %d reads; %d connections, %d of them under %d explicit processes\n",
-		done.writes.Load(), done.trims.Load(), done.flushes.Load(), done.reads.Load(), done.sessions.Load()+done.processes.Load(), done.processes.Load(), done.processes.Load())
-	fmt.Fprintf(&b, "%d preserves, %d more given up; snapshots read back %d times, verified %d times, cloned %d times, deleted %d times; %d volumes lived and were deleted\n",
-		done.preserves.Load(), done.aborted.Load(), done.snapshotsRead.Load(), done.verified.Load(), done.clones.Load(), done.letGo.Load(), done.generations.Load())
+	fmt.Fprintf(&b, "%d writes, %d trims, %d flushes, %d reads; %d connections, %d of them under an explicit process; %d processes of two connections to a group\n",
+		done.writes.Load(), done.trims.Load(), done.flushes.Load(), done.reads.Load(), done.sessions.Load()+done.processes.Load(), done.processes.Load(), done.pairs.Load())
+	fmt.Fprintf(&b, "%d preserves, %d more given up; snapshots, or what was made of them, read back %d times, %d times with what such a process wrote in both; verified %d times, deleted %d times\n",
+		done.preserves.Load(), done.aborted.Load(), done.snapshotsRead.Load(), done.pairsRead.Load(), done.verified.Load(), done.letGo.Load())
+	fmt.Fprintf(&b, "%d clones, %d drills, %d holds and %d deletes that they refused, %d streams, %d rollbacks, %d looks at schedules; %d groups lived and were deleted\n",
+		done.clones.Load(), done.drills.Load(), done.holds.Load(), done.refused.Load(), done.streams.Load(), done.rollbacks.Load(), done.scheduled.Load(), done.generations.Load())
 	fmt.Fprintf(&b, "the server was killed %d times and stopped %d times; %d connections meant harm\n\n",
 		done.kills.Load(), done.stops.Load(), done.attacks.Load())
 	var table bytes.Buffer

@@ -17,10 +17,10 @@ import (
 
 const (
 	sectorBytes   = 512
-	volumeBytes   = 32 << 20
-	workers       = 4 // of a volume, each with a region of its own
-	regionBytes   = volumeBytes / workers
+	regionBytes   = 8 << 20
 	regionSectors = regionBytes / sectorBytes
+	workers       = 4 // of a volume at most, each with a region of its own
+	volumeBytes   = workers*regionBytes + pairBytes
 	mostSectors   = 128 // of one request
 )
 
@@ -37,18 +37,20 @@ type content struct {
 // worker writes to its region of a volume and knows what must be there: one
 // request at a time, so that only one is uncertain when the server ends.
 type worker struct {
-	server *server
-	volume string
-	scope  string // "request", "session" or "process"
-	off    int64  // of the region
-	done   *counts
-	random *rand.Rand
+	server  *server
+	volume  string
+	scope   string // "request", "session" or "process"
+	off     int64  // of the region
+	rolling *gate
+	done    *counts
+	random  *rand.Rand
 
 	mu      sync.Mutex // for those who look at a cut; the worker alone changes
 	issued  seq
 	acked   []content
 	zeroed  []seq // the last write of zeros that was issued, by sector
 	pending *request
+	rolled  *bounds // of the snapshot that the region was rolled back to, until it is read
 }
 
 type request struct {
@@ -56,23 +58,68 @@ type request struct {
 	content
 }
 
-func newWorker(s *server, volume, scope string, i int, done *counts) *worker {
+// bounds of what a cut may hold of a worker's region: at least what had been
+// acknowledged before the command, at most what had been issued at its answer.
+type bounds struct {
+	least  []content
+	issued seq
+	zeroed []seq
+}
+
+func newWorker(v *generation, volume, scope string, i int) *worker {
 	return &worker{
-		server: s, volume: volume, scope: scope, off: int64(i) * regionBytes, done: done,
+		server: v.server, volume: volume, scope: scope, off: int64(i) * regionBytes, rolling: &v.rolling, done: v.done,
 		random: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
 		acked:  slices.Repeat([]content{{zero: true}}, regionSectors), zeroed: make([]seq, regionSectors),
 	}
+}
+
+func (w *worker) least() *bounds {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return &bounds{least: slices.Clone(w.acked)}
+}
+
+func (w *worker) most(b *bounds) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	b.issued, b.zeroed = w.issued, slices.Clone(w.zeroed)
+}
+
+// allow tells whether a sector may hold what was found.
+func (b *bounds) allow(sector int, found content) bool {
+	least := b.least[sector]
+	if found.zero {
+		return least.zero || least.seq == 0 || b.zeroed[sector] > least.seq
+	}
+	return found.seq >= least.seq && found.seq <= b.issued
+}
+
+// rollBack tells the worker, which waits at the gate, that its region holds what a
+// snapshot holds.
+func (w *worker) rollBack(b *bounds) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.acked, w.rolled, w.pending = slices.Clone(b.least), b, nil
 }
 
 // run works until ctx ends, through the ends of the server, each time with a
 // look at all that it wrote.
 func (w *worker) run(ctx context.Context) error {
 	for ctx.Err() == nil {
+		times, err := w.rolling.wait(ctx)
+		if err != nil {
+			return nil // its time is over
+		}
 		c, end, err := w.begin(ctx)
 		if err != nil {
 			return w.unlessOver(ctx, err)
 		}
-		err = w.settle(c)
+		if w.rolling.count() == times { // else it may be connected to either state
+			err = w.settle(c)
+		} else {
+			err = errRolledBack
+		}
 		if err == nil {
 			err = w.work(ctx, c)
 		}
@@ -87,6 +134,8 @@ func (w *worker) run(ctx context.Context) error {
 	}
 	return nil
 }
+
+var errRolledBack = errors.New("the volume is rolled back")
 
 func (w *worker) unlessOver(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
@@ -129,7 +178,8 @@ func (w *worker) begin(ctx context.Context) (c *client.Client, end func(), err e
 }
 
 // settle reads the whole region. What was acknowledged is there; a request that
-// was cut off by the end of a server may be, sector by sector.
+// was cut off by the end of a server may be, sector by sector. After a rollback it is
+// what the snapshot may hold.
 func (w *worker) settle(c *client.Client) error {
 	data := make([]byte, regionBytes)
 	if _, err := c.ReadAt(data, w.off); err != nil {
@@ -145,6 +195,10 @@ func (w *worker) settle(c *client.Client) error {
 		want := w.acked[i]
 		p := w.pending
 		switch {
+		case w.rolled != nil && w.rolled.allow(i, found):
+			w.acked[i] = found
+		case w.rolled != nil:
+			return w.wrong(i, "the volume, rolled back, holds %v; acknowledged before the snapshot was %v, issued until then %d", found, want, w.rolled.issued)
 		case found == want || found.zero && want.zero:
 		case p != nil && i >= p.first && i < p.first+p.count && (found == p.content || found.zero && p.zero):
 			w.acked[i] = p.content
@@ -152,7 +206,7 @@ func (w *worker) settle(c *client.Client) error {
 			return w.wrong(i, "the volume holds %v, acknowledged was %v, pending %v", found, want, p)
 		}
 	}
-	w.pending = nil
+	w.pending, w.rolled = nil, nil
 	return nil
 }
 
@@ -200,7 +254,7 @@ func (w *worker) request(c *client.Client) error {
 		r := w.issue(first, count, false)
 		data := make([]byte, length)
 		for i := range count {
-			w.stamp(data[i*sectorBytes:][:sectorBytes], first+i, r.seq)
+			stampSector(data[i*sectorBytes:][:sectorBytes], uint64(w.off)/sectorBytes+uint64(first+i), r.seq)
 		}
 		write := c.WriteAt
 		if kind == 15 {
@@ -247,6 +301,9 @@ func (w *worker) answered(r *request, err error) error {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.rolled != nil {
+		return errRolledBack // the answer was on its way
+	}
 	for i := range r.count {
 		w.acked[r.first+i] = r.content
 	}
@@ -254,10 +311,10 @@ func (w *worker) answered(r *request, err error) error {
 	return nil
 }
 
-// A sector is its place and the number of its write, over and over.
-func (w *worker) stamp(sector []byte, i int, n seq) {
+// stampSector makes a sector its place and the number of its write, over and over.
+func stampSector(sector []byte, place uint64, n seq) {
 	for b := sector; len(b) > 0; b = b[16:] {
-		binary.LittleEndian.PutUint64(b, uint64(w.off)/sectorBytes+uint64(i))
+		binary.LittleEndian.PutUint64(b, place)
 		binary.LittleEndian.PutUint64(b[8:], uint64(n))
 	}
 }

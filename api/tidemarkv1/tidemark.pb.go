@@ -587,7 +587,7 @@ type GetServerInfoResponse struct {
 	DataDirectory string `protobuf:"bytes,2,opt,name=data_directory,json=dataDirectory,proto3" json:"data_directory,omitempty"`
 	// NBD addresses, each "HOST:PORT" or "unix:/ABSOLUTE/PATH".
 	NbdAddresses []string `protobuf:"bytes,3,rep,name=nbd_addresses,json=nbdAddresses,proto3" json:"nbd_addresses,omitempty"`
-	// Bytes of live objects on the server's heap, at the last collection or since.
+	// Bytes of live objects on the server's heap, at the last collection.
 	HeapBytes int64 `protobuf:"varint,4,opt,name=heap_bytes,json=heapBytes,proto3" json:"heap_bytes,omitempty"`
 	// Goroutines that the server runs.
 	Goroutines int64 `protobuf:"varint,5,opt,name=goroutines,proto3" json:"goroutines,omitempty"`

@@ -112,6 +112,9 @@ func (w *worker) run(ctx context.Context) error {
 			return nil // its time is over
 		}
 		c, end, err := w.begin(ctx)
+		if err != nil && w.rolling.count() != times {
+			continue // it was refused meanwhile
+		}
 		if err != nil {
 			return w.unlessOver(ctx, err)
 		}

@@ -70,6 +70,48 @@ func TestARollbackThatDisconnectsEndsAllUseOfItsVolumesAndNoOther(t *testing.T) 
 	})
 }
 
+func TestWhoComesBesideARollbackIsLetInOrToldToComeAgain(t *testing.T) {
+	s := grouped(t, "data", store.Options{FS: vfs.NewSim(t.TempDir())})
+	preserveGroup(t, s, "s")
+	ended := make(chan struct{})
+	var others sync.WaitGroup
+	for i := range 3 {
+		others.Go(func() {
+			for n := 0; ; n++ {
+				select {
+				case <-ended:
+					return
+				default:
+				}
+				token := fmt.Sprintf("p-%d-%d", i, n)
+				if _, err := s.BeginProcess([]string{"a", "b", "c"}, token); err == nil {
+					_, _ = s.EndProcess(token, false) // the rollback may have ended it
+				} else if !errors.Is(err, store.ErrInUse) {
+					t.Errorf("a process: %v", err)
+				}
+				if w, err := s.OpenView("b"); err == nil {
+					_ = w.Close()
+				} else if !errors.Is(err, store.ErrInUse) {
+					t.Errorf("a view: %v", err)
+				}
+			}
+		})
+	}
+	for i := range 20 {
+		if _, err := s.RollbackGroup(t.Context(), store.RollbackRequest{Snapshot: "g@s", Keep: fmt.Sprint("k", i), Disconnect: true}, nil); err != nil {
+			t.Error(err)
+		}
+	}
+	close(ended)
+	others.Wait()
+	if r, err := s.Preserve(t.Context(), store.PreserveRequest{Volumes: []string{"a", "b", "c"}}); err != nil || r.ProcessesWaited != 0 {
+		t.Errorf("the preserve after it waited for %d: %v", r.ProcessesWaited, err)
+	}
+	if err := s.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestARollbackThatFailsAfterItHasDisconnectedLetsClientsInAgain(t *testing.T) {
 	var full atomic.Bool
 	disk := vfs.Fault{FS: vfs.OS{}, Hook: func(op vfs.Op) error {

@@ -22,7 +22,8 @@ type ProcessRequest struct {
 
 // BeginProcess begins an explicit process over the volumes named and those of their
 // default groups, under a token of the caller's or, if it is empty, a new one.
-// Errors: ErrInvalid, ErrNotFound, ErrExists.
+// Errors: ErrInvalid, ErrNotFound, ErrExists; ErrInUse while one of them is rolled back,
+// replaced or deleted.
 func (s *Store) BeginProcess(volumes []string, token string) (ProcessInfo, error) {
 	return s.Begin(ProcessRequest{Volumes: volumes, Token: token})
 }
@@ -39,19 +40,28 @@ func (s *Store) Begin(r ProcessRequest) (ProcessInfo, error) {
 	if err := checkToken(token); err != nil {
 		return ProcessInfo{}, err
 	}
-	list, err := s.named(r)
-	if err != nil {
-		return ProcessInfo{}, err
+	for {
+		list, err := s.named(r)
+		if err != nil {
+			return ProcessInfo{}, err
+		}
+		p, err := s.engine.Begin(volume.Token(token), list)
+		switch {
+		case err == nil:
+			return s.processInfo(p), nil
+		case errors.Is(err, volume.ErrToken):
+			return ProcessInfo{}, fmt.Errorf("process %s %w: give another token", token, ErrExists)
+		case !errors.Is(err, volume.ErrClosed):
+			return ProcessInfo{}, err
+		}
+		if now, err := s.named(r); err == nil && slices.Equal(now, list) { // else one has just become another
+			return ProcessInfo{}, fmt.Errorf("process %s: a volume that it names is %w: %s", token, ErrInUse, changing)
+		}
 	}
-	p, err := s.engine.Begin(volume.Token(token), list)
-	if errors.Is(err, volume.ErrToken) {
-		return ProcessInfo{}, fmt.Errorf("process %s %w: give another token", token, ErrExists)
-	}
-	if err != nil {
-		return ProcessInfo{}, err
-	}
-	return s.processInfo(p), nil
 }
+
+// changing says why nobody opens a volume.
+const changing = "it is being rolled back, replaced or deleted; try again"
 
 // named lists the volumes of a process, each once.
 func (s *Store) named(r ProcessRequest) (list []*volume.Volume, err error) {
@@ -120,8 +130,8 @@ func (s *Store) Processes() []ProcessInfo {
 //
 //	VOLUME[:request|:session|:process:TOKEN]  or  VOLUME@SNAPSHOT
 //
-// Errors: ErrInvalid, ErrNotFound; ErrInUse while the volume is rolled back. The
-// caller closes the view.
+// Errors: ErrInvalid, ErrNotFound; ErrInUse while the volume is rolled back, replaced or
+// deleted. The caller closes the view.
 func (s *Store) OpenView(exportName string) (*volume.View, error) {
 	x, err := parseExport(exportName)
 	if err != nil {
@@ -133,11 +143,11 @@ func (s *Store) OpenView(exportName string) (*volume.View, error) {
 			return nil, err
 		}
 		w, err := s.openView(d, x)
-		if !errors.Is(err, volume.ErrFrozen) {
+		if !errors.Is(err, volume.ErrClosed) {
 			return w, err
 		}
 		if now, err := s.disk(x.volume); err == nil && now == d { // else it has just become another
-			return nil, fmt.Errorf("volume %s is %w: it is being rolled back; connect again", x.volume, ErrInUse)
+			return nil, fmt.Errorf("volume %s is %w: %s", x.volume, ErrInUse, changing)
 		}
 	}
 }

@@ -1,7 +1,9 @@
 package volume
 
 import (
+	"errors"
 	"testing"
+	"time"
 
 	"github.com/tidemark/tidemark/lookup"
 )
@@ -51,6 +53,23 @@ func TestARequestWhoseProcessEndsAtItsBeginIsRefused(t *testing.T) {
 		t.Error("a request of an ended process wrote to a snapshot that had been answered")
 	}
 	wantEntry(t, s.first, 0, lookup.Absent)
+}
+
+func TestAProcessThatOneOfItsVolumesRefusesIsWaitedForByNone(t *testing.T) {
+	r := newRig(t)
+	v, frozen := r.volume("v"), r.volume("frozen")
+	if err := frozen.Freeze(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.engine.Begin("p", []*Volume{v, frozen}); !errors.Is(err, ErrFrozen) {
+		t.Errorf("a process over a frozen volume: %v", err)
+	}
+	if result := r.preserve(PreserveOptions{Wait: time.Millisecond}, v).wait(t); result.Waited != 0 {
+		t.Errorf("the preserve of the other volume waited for %d", result.Waited)
+	}
+	if err := v.Freeze(); err != nil {
+		t.Errorf("the other volume is in use: %v", err)
+	}
 }
 
 // R1 asks for the list of images to be read after the lock is held: between its

@@ -40,7 +40,7 @@ type bound struct {
 }
 
 // Begin begins an explicit process over the volumes that it names. Errors:
-// ErrToken, ErrClosed.
+// ErrToken, ErrFrozen, ErrClosed; then none of them waits for it.
 func (e *Engine) Begin(t Token, volumes []*Volume) (*Process, error) {
 	return e.begin(t, ScopeExplicit, volumes)
 }
@@ -59,13 +59,15 @@ func (e *Engine) begin(t Token, s Scope, volumes []*Volume) (*Process, error) {
 	if _, taken := e.processes[p.token]; taken {
 		return nil, fmt.Errorf("process %s: %w", p.token, ErrToken)
 	}
-	for _, v := range volumes {
+	for _, v := range volumes { // all of them, before any has a process to wait for
 		if v.gone {
 			return nil, fmt.Errorf("volume %s: %w", v.name, ErrClosed)
 		}
 		if v.frozen {
 			return nil, fmt.Errorf("volume %s: %w", v.name, ErrFrozen)
 		}
+	}
+	for _, v := range volumes {
 		b := &bound{vlun: v.tip()}
 		b.epoch.Store(e.epoch.Load())
 		b.vlun.processes[p] = struct{}{}

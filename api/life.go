@@ -75,7 +75,7 @@ func (s *service) AwaitReclaim(ctx context.Context, _ *tidemarkv1.AwaitReclaimRe
 func toReclaim(r store.ReclaimInfo) *tidemarkv1.Reclaim {
 	info := &tidemarkv1.Reclaim{
 		ImagesLeft: int32(r.ImagesLeft), Folding: r.Folding, DoneBytes: r.DoneBytes, TotalBytes: r.TotalBytes,
-		BytesPerSecond: r.BytesPerSecond, GivenBackBytes: r.GivenBackBytes,
+		BytesPerSecond: r.BytesPerSecond, GivenBackBytes: r.GivenBackBytes, LeftBytes: r.LeftBytes,
 	}
 	if r.Left > 0 {
 		info.Left = durationpb.New(r.Left)

@@ -224,11 +224,11 @@ func reclaimText(r *tidemarkv1.Reclaim) string {
 		text = "folding what deleted snapshots have left: "
 	}
 	text += plural(int(r.GetImagesLeft()), "image") + " left"
-	if r.GetTotalBytes() > 0 {
-		text += fmt.Sprintf(", %s of %s of this one", formatSize(r.GetDoneBytes()), formatSize(r.GetTotalBytes()))
+	if r.GetLeftBytes() > 0 {
+		text += ", " + formatSize(r.GetLeftBytes())
 	}
 	if r.GetLeft() != nil {
-		text += fmt.Sprintf(", %s/s, %s left", formatSize(r.GetBytesPerSecond()), formatSpan(r.GetLeft().AsDuration()))
+		text += fmt.Sprintf(" at %s/s: %s", formatSize(r.GetBytesPerSecond()), formatSpan(r.GetLeft().AsDuration()))
 	}
 	return text
 }
@@ -239,6 +239,7 @@ type reclaimJSON struct {
 	Folding        bool    `json:"folding"`
 	DoneBytes      int64   `json:"doneBytes"`
 	TotalBytes     int64   `json:"totalBytes"`
+	LeftBytes      int64   `json:"leftBytes"`
 	BytesPerSecond int64   `json:"bytesPerSecond"`
 	LeftSeconds    float64 `json:"leftSeconds"`
 }
@@ -247,7 +248,7 @@ func asReclaim(r *tidemarkv1.Reclaim) *reclaimJSON {
 	if r.GetImagesLeft() == 0 {
 		return nil
 	}
-	return &reclaimJSON{r.GetImagesLeft(), r.GetFolding(), r.GetDoneBytes(), r.GetTotalBytes(), r.GetBytesPerSecond(), r.GetLeft().AsDuration().Seconds()}
+	return &reclaimJSON{r.GetImagesLeft(), r.GetFolding(), r.GetDoneBytes(), r.GetTotalBytes(), r.GetLeftBytes(), r.GetBytesPerSecond(), r.GetLeft().AsDuration().Seconds()}
 }
 
 func (a *app) snapshotDiffCommand() *cobra.Command {

@@ -196,7 +196,7 @@ func (v *generation) delete(ctx context.Context) error {
 // sweep deletes what was made of the volumes, and what a server that ended left of it.
 // The clone of a drill goes by itself.
 func (v *generation) sweep(ctx context.Context) error {
-	for range 100 {
+	for range 600 {
 		list, err := v.server.client().ListVolumes(ctx, &tidemarkv1.ListVolumesRequest{})
 		if err != nil {
 			if err := unless(ctx, err); err != nil || ctx.Err() != nil {

@@ -1,9 +1,11 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"time"
 
@@ -83,6 +85,37 @@ func (s *Store) nextFold() (next *fold) {
 	return next
 }
 
+// foldsAfter is how much there is at most to move when one image has been folded, until
+// no volume has too many without a name.
+func (s *Store) foldsAfter(now image.ID) (sizeBytes int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	counted := map[image.ID]bool{now: true}
+	for _, d := range s.byVolume {
+		over := d.namelessLocked() - s.foldAbove
+		if over <= 0 {
+			continue
+		}
+		var list []*volume.VLUN
+		for _, k := range d.chainLocked() {
+			if d.sealed[k] == nil || s.countsAnywhereLocked(d, k) {
+				continue
+			}
+			if counted[k.ImageID()] {
+				over--
+				continue
+			}
+			list = append(list, k)
+		}
+		slices.SortFunc(list, func(a, b *volume.VLUN) int { return cmp.Compare(dataBytes(a), dataBytes(b)) })
+		for _, k := range list[:max(0, min(over, len(list)))] {
+			counted[k.ImageID()] = true
+			sizeBytes += dataBytes(k)
+		}
+	}
+	return sizeBytes
+}
+
 // namelessLocked counts the sealed images of a chain that have no name in it, though
 // they may have one in another; Store.mu is held.
 func (d *disk) namelessLocked() (n int) {
@@ -126,6 +159,14 @@ func (f *fold) possibleLocked() error {
 // errFolded: what was to be folded is not there any more as it was.
 var errFolded = errors.New("the images have changed")
 
+// orDeleted takes a closed file for that of an image whose last volume was deleted.
+func orDeleted(err error) error {
+	if errors.Is(err, fs.ErrClosed) {
+		return fmt.Errorf("%w: %w", errFolded, err)
+	}
+	return err
+}
+
 // run folds. idle is called between two steps.
 func (f *fold) run(ctx context.Context, idle func()) error {
 	s := f.store
@@ -144,7 +185,7 @@ func (f *fold) run(ctx context.Context, idle func()) error {
 	if err != nil {
 		return err
 	}
-	if err := f.copy(ctx, idle); err != nil {
+	if err := orDeleted(f.copy(ctx, idle)); err != nil {
 		if errors.Is(err, image.ErrSyncFailed) { // none of it will succeed
 			f.giveUp()
 		}
@@ -272,7 +313,7 @@ func (f *fold) end(ctx context.Context, due bool) error {
 		{Table: f.taken, Sums: f.lower.Image().(*sealed.Image)},
 		{Table: f.upper.Table(), Sums: f.upper.Image().(*sealed.Image)},
 	}); err != nil {
-		return err
+		return orDeleted(err)
 	}
 	mark := f.rec.table + 1
 	if err := sealed.WriteTable(s.records, imagesDir(s.dir), f.upper.ImageID(), both, mark); err != nil {

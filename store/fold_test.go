@@ -4,9 +4,13 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
+	"path"
 	"testing"
 
 	"github.com/tidemark/tidemark/internal/vfs"
+	"github.com/tidemark/tidemark/store"
+	"github.com/tidemark/tidemark/volume"
 )
 
 // layers makes n snapshots of v, each with a block of its own and one that all
@@ -119,6 +123,45 @@ func TestReadersBesideAFoldSeeWhatTheyMust(t *testing.T) {
 
 // Whatever a fold has done when the server dies: the next life goes on, also if it
 // folds no more, and finds nothing wrong.
+func TestAFoldWhoseVolumeIsDeletedMeanwhileIsNoFailure(t *testing.T) {
+	var log bytes.Buffer
+	copying := newStop(func(op vfs.Op) bool { return op.Kind == vfs.OpWrite && path.Ext(op.Name) == ".img" })
+	s := openWith(t, dataDir, store.Options{
+		FS: vfs.Fault{FS: vfs.NewSim(t.TempDir()), Hook: copying.hook}, FoldAbove: 1, Logger: slog.New(slog.NewTextHandler(&log, nil)),
+	})
+	if _, err := s.CreateVolume("v", 64*4096, volume.ScopeRequest); err != nil {
+		t.Fatal(err)
+	}
+	w := openView(t, s, "v")
+	for i := range int64(3) {
+		write(t, w, 2*i*4096, 'a')
+		write(t, w, (32+2*i)*4096, 'a') // two steps, and the volume is deleted between them
+		if _, err := s.Preserve(t.Context(), store.PreserveRequest{Volumes: []string{"v"}, Name: fmt.Sprint("s", i)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s.AwaitPunches()
+	copying.armed.Store(true)
+	for _, full := range []string{"v@s0", "v@s1"} {
+		if err := s.DeleteSnapshot(full); err != nil {
+			t.Fatal(err)
+		}
+	}
+	<-copying.reached
+	if err := s.DeleteVolume("v", true); err != nil {
+		t.Error(err)
+	}
+	close(copying.open)
+	s.AwaitPunches()
+	closeStore(t, s)
+	if log.Len() > 0 {
+		t.Errorf("the log says\n%s", log.String())
+	}
+}
+
 func TestAFoldThatIsCutShortAnywhereLeavesNothingWrong(t *testing.T) {
 	sim := vfs.NewSim(memoryDir(t))
 	l := newLifeOn(t, 2, sim, "data") // which folds nothing

@@ -243,6 +243,19 @@ func findDead(t *lookup.Table, ceilings []ceiling) (dead []lookup.Extent, live u
 	return dead, live
 }
 
+// deadBytesOf measures the data in blocks of an image that punch would find dead.
+func (s *Store) deadBytesOf(id image.ID) int64 {
+	s.mu.Lock()
+	holders := s.holdersLocked(id)
+	ceilings := ceilingsLocked(holders)
+	s.mu.Unlock()
+	if len(holders) == 0 {
+		return 0
+	}
+	dead, _ := findDead(holders[0].vlun.Table(), ceilings)
+	return deadBytes(dead)
+}
+
 // loseHashes records that the views below the ceiling of an image, its own first,
 // have other hashes from now on than at their seals, and that its punch is due.
 func (s *Store) loseHashes(holders []holder, ceilings []ceiling) error {

@@ -22,9 +22,13 @@ type ReclaimInfo struct {
 	Folding bool
 	// DoneBytes of TotalBytes are done of it.
 	DoneBytes, TotalBytes int64
-	// BytesPerSecond is how fast that went.
+	// LeftBytes are left to punch or to move, of this image and of those that come
+	// after it; -1: not known yet. What is to be moved of the others is at most so
+	// much.
+	LeftBytes int64
+	// BytesPerSecond is how fast it went since there was something to do.
 	BytesPerSecond int64
-	// Left is how long the rest of it takes at this rate; 0 if nobody can tell.
+	// Left is how long all of it takes at this rate; 0 if nobody can tell.
 	Left time.Duration
 	// GivenBackBytes counts the data that was given back since the directory was
 	// opened.
@@ -33,22 +37,26 @@ type ReclaimInfo struct {
 
 // reclaiming is how far the sealer is with an image.
 type reclaiming struct {
-	mu    sync.Mutex
-	info  ReclaimInfo // but for ImagesLeft, BytesPerSecond and Left
-	begun time.Time
+	mu        sync.Mutex
+	info      ReclaimInfo // but for ImagesLeft, LeftBytes, BytesPerSecond and Left
+	begun     time.Time   // since then there was something to do; zero: there is nothing
+	doneBytes int64       // since then
 }
 
 func (r *reclaiming) begin(id image.ID, folding bool, totalBytes int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.info = ReclaimInfo{Image: id, Folding: folding, TotalBytes: totalBytes, GivenBackBytes: r.info.GivenBackBytes}
-	r.begun = time.Now()
+	if r.begun.IsZero() {
+		r.begun = time.Now()
+	}
 }
 
 func (r *reclaiming) done(sizeBytes int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.info.DoneBytes += sizeBytes
+	r.doneBytes += sizeBytes
 	if !r.info.Folding {
 		r.info.GivenBackBytes += sizeBytes
 	}
@@ -61,16 +69,34 @@ func (r *reclaiming) gave(sizeBytes int64) {
 	r.info.GivenBackBytes += sizeBytes
 }
 
-func (r *reclaiming) end() { r.begin(0, false, 0) }
+// end ends the work on an image.
+func (r *reclaiming) end() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.info = ReclaimInfo{GivenBackBytes: r.info.GivenBackBytes}
+}
 
-func (r *reclaiming) now() ReclaimInfo {
+// rest says that nothing is left to do.
+func (r *reclaiming) rest() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.begun, r.doneBytes = time.Time{}, 0
+}
+
+// now is what is known when so much is left to do after the present image; -1: nobody
+// knows.
+func (r *reclaiming) now(laterBytes int64) ReclaimInfo {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	info := r.info
-	if took := time.Since(r.begun); info.Image != 0 && info.DoneBytes > 0 && took > 0 {
-		rate := float64(info.DoneBytes) / took.Seconds()
-		info.BytesPerSecond = int64(rate)
-		info.Left = time.Duration(float64(info.TotalBytes-info.DoneBytes) / rate * float64(time.Second))
+	if took := time.Since(r.begun); r.doneBytes > 0 && took > 0 {
+		info.BytesPerSecond = int64(float64(r.doneBytes) / took.Seconds())
+	}
+	if info.LeftBytes = -1; laterBytes >= 0 {
+		info.LeftBytes = info.TotalBytes - info.DoneBytes + laterBytes
+	}
+	if info.LeftBytes > 0 && info.BytesPerSecond > 0 {
+		info.Left = time.Duration(float64(info.LeftBytes) / float64(info.BytesPerSecond) * float64(time.Second))
 	}
 	return info
 }
@@ -79,9 +105,18 @@ func (r *reclaiming) now() ReclaimInfo {
 func (s *Store) Reclaiming() ReclaimInfo {
 	q := &s.sealer
 	q.mu.Lock()
-	left := len(q.punches)
+	left, later := len(q.punches), int64(0)
+	for _, p := range q.punches {
+		if later += p.deadBytes; p.deadBytes < 0 {
+			later = -1
+			break
+		}
+	}
 	q.mu.Unlock()
-	info := s.reclaiming.now()
+	info := s.reclaiming.now(later)
+	if info.Folding && later >= 0 {
+		info = s.reclaiming.now(later + s.foldsAfter(info.Image))
+	}
 	if info.ImagesLeft = left; info.Image != 0 {
 		info.ImagesLeft++
 	}

@@ -27,16 +27,22 @@ type sealer struct {
 
 	mu       sync.Mutex
 	queue    []*volume.VLUN
-	punches  []image.ID // of which blocks may be seen by nobody any more
-	folds    bool       // a volume may have too many images without a name
-	resting  bool       // what was to be folded could not be: it is tried again later
-	working  bool       // on what is in neither any more
-	opened   bool       // every volume is there: before, nobody knows what is seen
+	punches  []punching
+	folds    bool // a volume may have too many images without a name
+	resting  bool // what was to be folded could not be: it is tried again later
+	working  bool // on what is in neither any more
+	opened   bool // every volume is there: before, nobody knows what is seen
 	stopping bool
 	rested   sync.Cond // of mu: there is nothing to do
 	wake     chan struct{}
 
 	paused map[*volume.VLUN]time.Duration // those whose seal failed, before the last try; of run
+}
+
+// punching is an image of which blocks may be seen by nobody any more.
+type punching struct {
+	id        image.ID
+	deadBytes int64 // data in them; -1: not measured yet
 }
 
 func (q *sealer) start(s *Store) {
@@ -59,8 +65,8 @@ func (q *sealer) enqueue(k *volume.VLUN) {
 func (q *sealer) punch(ids ...image.ID) {
 	q.mu.Lock()
 	for _, id := range ids {
-		if !slices.Contains(q.punches, id) {
-			q.punches = append(q.punches, id)
+		if !slices.ContainsFunc(q.punches, func(p punching) bool { return p.id == id }) {
+			q.punches = append(q.punches, punching{id, -1})
 		}
 	}
 	q.mu.Unlock()
@@ -110,6 +116,7 @@ func (q *sealer) run(ctx context.Context) {
 		q.mu.Lock()
 		stopping, idle := q.stopping, len(q.queue)+len(q.punches) == 0 && !q.foldsNow()
 		if q.working = false; idle {
+			q.store.reclaiming.rest()
 			q.rested.Broadcast()
 		}
 		q.mu.Unlock()
@@ -149,7 +156,8 @@ func (q *sealer) sealNext(ctx context.Context) bool {
 	return true
 }
 
-// reclaimNext punches one image or folds one, if there is one.
+// reclaimNext punches one image or folds one, if there is one. Before it measures all
+// that are to be punched, one at a time: so somebody can tell how long that takes.
 func (q *sealer) reclaimNext(ctx context.Context) bool {
 	q.mu.Lock()
 	if !q.opened || len(q.punches) == 0 && !q.foldsNow() {
@@ -163,7 +171,16 @@ func (q *sealer) reclaimNext(ctx context.Context) bool {
 		q.fold(ctx)
 		return true
 	}
-	id := q.punches[0]
+	if i := slices.IndexFunc(q.punches, func(p punching) bool { return p.deadBytes < 0 }); i >= 0 {
+		id := q.punches[i].id
+		q.mu.Unlock()
+		dead := q.store.deadBytesOf(id)
+		q.mu.Lock()
+		q.punches[i].deadBytes = dead // nobody else takes one off
+		q.mu.Unlock()
+		return true
+	}
+	id := q.punches[0].id
 	q.punches, q.folds = q.punches[1:], true
 	q.mu.Unlock()
 	if err := q.store.punch(ctx, id); err != nil && !errors.Is(err, context.Canceled) {

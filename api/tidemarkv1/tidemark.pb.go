@@ -3068,16 +3068,20 @@ type Reclaim struct {
 	// What others see of the image is moved into its neighbour; else what nobody
 	// sees is given back.
 	Folding bool `protobuf:"varint,2,opt,name=folding,proto3" json:"folding,omitempty"`
-	// How far it is with this image, and how fast.
-	DoneBytes      int64 `protobuf:"varint,3,opt,name=done_bytes,json=doneBytes,proto3" json:"done_bytes,omitempty"`
-	TotalBytes     int64 `protobuf:"varint,4,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	// How far it is with this image.
+	DoneBytes  int64 `protobuf:"varint,3,opt,name=done_bytes,json=doneBytes,proto3" json:"done_bytes,omitempty"`
+	TotalBytes int64 `protobuf:"varint,4,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	// How fast it went since there was something to do.
 	BytesPerSecond int64 `protobuf:"varint,5,opt,name=bytes_per_second,json=bytesPerSecond,proto3" json:"bytes_per_second,omitempty"`
-	// How long the rest of this image takes at this rate; not set if nobody can tell.
+	// How long all that is left takes at this rate; not set if nobody can tell.
 	Left *durationpb.Duration `protobuf:"bytes,6,opt,name=left,proto3" json:"left,omitempty"`
 	// Data given back since the server has started.
 	GivenBackBytes int64 `protobuf:"varint,7,opt,name=given_back_bytes,json=givenBackBytes,proto3" json:"given_back_bytes,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// What is left to give back or to move, of this image and those after it; -1: not
+	// known yet. What is to be moved of the others is at most so much.
+	LeftBytes     int64 `protobuf:"varint,8,opt,name=left_bytes,json=leftBytes,proto3" json:"left_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Reclaim) Reset() {
@@ -3155,6 +3159,13 @@ func (x *Reclaim) GetLeft() *durationpb.Duration {
 func (x *Reclaim) GetGivenBackBytes() int64 {
 	if x != nil {
 		return x.GivenBackBytes
+	}
+	return 0
+}
+
+func (x *Reclaim) GetLeftBytes() int64 {
+	if x != nil {
+		return x.LeftBytes
 	}
 	return 0
 }
@@ -6596,7 +6607,7 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	" \x01(\v2\x12.tidemark.v1.SizesR\x05sizes\"\x15\n" +
 	"\x13AwaitReclaimRequest\"F\n" +
 	"\x14AwaitReclaimResponse\x12.\n" +
-	"\areclaim\x18\x01 \x01(\v2\x14.tidemark.v1.ReclaimR\areclaim\"\x87\x02\n" +
+	"\areclaim\x18\x01 \x01(\v2\x14.tidemark.v1.ReclaimR\areclaim\"\xa6\x02\n" +
 	"\aReclaim\x12\x1f\n" +
 	"\vimages_left\x18\x01 \x01(\x05R\n" +
 	"imagesLeft\x12\x18\n" +
@@ -6607,7 +6618,9 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"totalBytes\x12(\n" +
 	"\x10bytes_per_second\x18\x05 \x01(\x03R\x0ebytesPerSecond\x12-\n" +
 	"\x04left\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x04left\x12(\n" +
-	"\x10given_back_bytes\x18\a \x01(\x03R\x0egivenBackBytes\":\n" +
+	"\x10given_back_bytes\x18\a \x01(\x03R\x0egivenBackBytes\x12\x1d\n" +
+	"\n" +
+	"left_bytes\x18\b \x01(\x03R\tleftBytes\":\n" +
 	"\x14DiffSnapshotsRequest\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\tR\x02to\"J\n" +

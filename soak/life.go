@@ -147,7 +147,7 @@ func (v *generation) hold(ctx context.Context, k *kept) error {
 	name, until := k.of(k.volumes[0]), time.Now().Add(3*time.Second).UTC().Truncate(time.Second)
 	_, err := v.server.client().HoldSnapshot(ctx, &tidemarkv1.HoldSnapshotRequest{Name: name, Until: until.Format(time.RFC3339)})
 	if err != nil {
-		return unless(ctx, err, tidemarkv1.Reason_REASON_DRAINING)
+		return unless(ctx, err, tidemarkv1.Reason_REASON_DRAINING, tidemarkv1.Reason_REASON_INVALID) // that end had passed meanwhile
 	}
 	v.held = until
 	v.done.holds.Add(1)

@@ -16,7 +16,7 @@ TIMEOUT  ?= 10m # of the tests of one package
 TOOL     := go tool -modfile=tools/go.mod
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint generate fuzz model crash faults guest soak mutants vuln bench bench-scale bench-quick docs cover clean
+.PHONY: help build demo test lint generate fuzz model crash faults guest filesystems soak mutants vuln bench bench-scale bench-quick docs cover clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,10 @@ guest: build ## a Debian kernel, SQLite on ext4: GUESTROUNDS kills of the server
 	ci/install.sh guest
 	guest/run kill $(GUESTROUNDS)
 	guest/run cut $(GUESTROUNDS)
+
+filesystems: ## the tests of what lies on a disk, on XFS and btrfs over loop devices; as root
+	ci/install.sh filesystems
+	ci/filesystems.sh
 
 soak: build ## everything at once for DURATION; memory, goroutines, descriptors and disk stay flat
 	go run ./soak -duration $(DURATION)

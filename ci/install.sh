@@ -1,6 +1,6 @@
 #!/bin/bash
 # Installs the Debian packages that the tests need and the machine lacks: those of
-# make test, with "guest" those of make guest, with "bench" those of make bench.
+# make test, with "guest" those of make guest, and so with "bench" and "filesystems".
 set -euo pipefail
 
 packages=(
@@ -12,6 +12,8 @@ packages=(
 )
 if [[ ${1:-} == guest ]]; then
   packages=(qemu-system-x86 cpio xz-utils python3-minimal) # what runs in the guest is not installed
+elif [[ ${1:-} == filesystems ]]; then
+  packages=(gcc libc6-dev xfsprogs btrfs-progs)
 elif [[ ${1:-} == bench ]]; then
   packages=(fio nbdkit nbd-server qemu-utils qemu-system-common) # the last has qemu-storage-daemon
 fi

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/tidemark/tidemark/image"
+	"github.com/tidemark/tidemark/image/file"
 	"github.com/tidemark/tidemark/image/sealed"
 	"github.com/tidemark/tidemark/lookup"
 	"github.com/tidemark/tidemark/volume"
@@ -43,12 +44,15 @@ const DefaultReclaimBytesPerSecond = 64 << 20
 //     that memory changes is one step under Store.chains.
 //  6. A verification counts each block of a view once: none runs while tables change.
 //
-// It copies at a limited rate, pauses at least as long as it works, and lets seals
-// go first. What a crash or an error cuts short is begun again.
+// Each block is read, and held against its sum; then upper shares it with lower where
+// the file system can do that (XFS, btrfs), and else it is written. It goes at a limited
+// rate, pauses at least as long as it works, and lets seals go first. What a crash or
+// an error cuts short is begun again.
 //
 // Rejected: folding upper into lower (a name, a hash and the place in the chain
-// would have to move to another file); copy_file_range (it would copy rot without a
-// look at the sums); folding into a third image (all of both is copied).
+// would have to move to another file); copy_file_range where nothing can be shared (the
+// block has just been read for its sum); folding into a third image (all of both is
+// copied).
 type fold struct {
 	store        *Store
 	lower, upper *volume.VLUN // in one of the chains
@@ -243,7 +247,8 @@ const foldStepBlocks = 256
 // copy writes the data of the blocks taken to the file of upper, and syncs it. Who
 // rots in lower is found by the read.
 func (f *fold) copy(ctx context.Context, idle func()) error {
-	from, to := f.lower.Image(), f.upper.Image().(*sealed.Image).Image
+	from, to := f.lower.Image().(*sealed.Image), f.upper.Image().(*sealed.Image).Image.(*file.Image)
+	shares := true
 	room := make([]byte, foldStepBlocks*lookup.BlockSize)
 	for x := range f.taken.Extents(0, lookup.MaxBlocks) {
 		if x.State != lookup.Data {
@@ -256,10 +261,15 @@ func (f *fold) copy(ctx context.Context, idle func()) error {
 			if _, err := from.ReadAt(data, off); err != nil {
 				return err
 			}
-			if _, err := to.WriteAt(data, off); err != nil {
-				return err
+			err := errors.ErrUnsupported
+			if shares {
+				err = to.Clone(from.Image.(*file.Image), off, int64(len(data)))
+				shares = err == nil
 			}
-			if err := to.WriteBack(off, int64(len(data))); err != nil {
+			if errors.Is(err, errors.ErrUnsupported) {
+				err = writeOut(to, data, off)
+			}
+			if err != nil {
 				return err
 			}
 			x.Block, x.Count = x.Block+lookup.BlockNum(n), x.Count-n
@@ -271,6 +281,15 @@ func (f *fold) copy(ctx context.Context, idle func()) error {
 		}
 	}
 	return to.Sync()
+}
+
+// writeOut writes, and waits for the disk: what comes after it meets no full dirty
+// limit.
+func writeOut(to *file.Image, data []byte, off int64) error {
+	if _, err := to.WriteAt(data, off); err != nil {
+		return err
+	}
+	return to.WriteBack(off, int64(len(data)))
 }
 
 // pause keeps to the rate, and where the disk is busy to half of its time.

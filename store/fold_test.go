@@ -163,7 +163,14 @@ func TestAFoldWhoseVolumeIsDeletedMeanwhileIsNoFailure(t *testing.T) {
 }
 
 func TestAFoldThatIsCutShortAnywhereLeavesNothingWrong(t *testing.T) {
+	for name, clones := range map[string]bool{"with storage that can't be shared": false, "with storage that is shared": true} {
+		t.Run(name, func(t *testing.T) { cutAFoldShort(t, clones) })
+	}
+}
+
+func cutAFoldShort(t *testing.T, clones bool) {
 	sim := vfs.NewSim(memoryDir(t))
+	sim.Clones = clones
 	l := newLifeOn(t, 2, sim, "data") // which folds nothing
 	var names []string
 	for i, blocks := range []int{3, 3, 1, 2} { // the third is folded into the fourth, which has a name

@@ -264,6 +264,7 @@ func TestACrashOfALifeLosesNoSnapshotCloneOrRollback(t *testing.T) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()
 			sim := vfs.NewSim(memoryDir(t))
+			sim.Clones = seed%2 == 0
 			l := newLifeOn(t, seed, sim, "data")
 			l.writes = 1 // else a crash shows what nobody knows of
 			holds := func() map[string][]byte {

@@ -244,6 +244,35 @@ func (im *Image) Zero(off, lengthBytes int64) error {
 	})
 }
 
+// Clone makes a range hold what the same range of another image holds, and copies
+// nothing. errors.ErrUnsupported where the file system can't, or the other was never
+// written to there: then the range may hold either.
+func (im *Image) Clone(from *Image, off, lengthBytes int64) error {
+	if err := image.CheckRange(off, lengthBytes); err != nil {
+		return err
+	}
+	for lengthBytes > 0 {
+		source, _, most, err := from.locate(off, lengthBytes)
+		if err != nil {
+			return err
+		}
+		seg, within, length, err := im.locateOrMake(off, most)
+		if err != nil {
+			return err
+		}
+		if source == nil || from.segmentBytes != im.segmentBytes {
+			return errors.ErrUnsupported
+		}
+		err = seg.CloneRange(source.File, within, length)
+		seg.markDirty()
+		if err != nil {
+			return err
+		}
+		off, lengthBytes = off+length, lengthBytes-length
+	}
+	return nil
+}
+
 // Prefetch implements image.Image with posix_fadvise(2).
 func (im *Image) Prefetch(off, lengthBytes int64) error {
 	return im.eachSegment(off, lengthBytes, im.locate, func(seg *segment, within, length int64) error {

@@ -133,6 +133,39 @@ func TestZeroKeepsStorageAndPunchGivesItBack(t *testing.T) {
 	}
 }
 
+func TestACloneOfARangeCrossesSegments(t *testing.T) {
+	sim := vfs.NewSim(t.TempDir())
+	from, err := file.Create(sim, "", 6, file.Options{SegmentBytes: small})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = from.Close() })
+	im := create(t, sim, "", small)
+	t.Cleanup(func() { _ = im.Close() })
+	data := make([]byte, 3*small)
+	for i := range data {
+		data[i] = byte(i/512 + 1)
+	}
+	if _, err := from.WriteAt(data, 0); err != nil {
+		t.Fatal(err)
+	}
+	const off, length = small - 4096, small + 2*4096
+	if err := im.Clone(from, off, length); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("where nothing can be shared: %v", err)
+	}
+	sim.Clones = true
+	if err := im.Clone(from, 3*small, 4096); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("of a segment that is not there: %v", err)
+	}
+	if err := im.Clone(from, off, length); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, off+length)
+	if _, err := im.ReadAt(got, 0); err != nil || !bytes.Equal(got[off:], data[off:][:length]) || !bytes.Equal(got[:off], make([]byte, off)) {
+		t.Errorf("%v; it holds the range and nothing else: %v", err, bytes.Equal(got[off:], data[off:][:length]))
+	}
+}
+
 // The rule that a flush rests on, cut at every operation: blocks of a Sync that
 // has returned are there, in every segment, new ones too.
 func TestWhatASyncPromisedOutlivesAPowerCut(t *testing.T) {

@@ -30,6 +30,7 @@ const (
 	OpPunch
 	OpAllocate
 	OpZero
+	OpCloneRange
 	OpData
 	OpWriteBack
 	OpSync
@@ -42,7 +43,7 @@ var opNames = [...]string{
 	OpOpen: "open", OpRemove: "remove", OpRename: "rename", OpMkdir: "mkdir", OpReadDir: "readdir",
 	OpStat: "stat", OpSyncDir: "syncdir", OpLock: "lock", OpExternal: "external", OpCommitted: "committed",
 	OpRead: "read", OpTryRead: "tryread", OpWrite: "write", OpTruncate: "truncate", OpPunch: "punch",
-	OpAllocate: "allocate", OpZero: "zero", OpData: "data", OpWriteBack: "writeback", OpSync: "sync",
+	OpAllocate: "allocate", OpZero: "zero", OpCloneRange: "clone", OpData: "data", OpWriteBack: "writeback", OpSync: "sync",
 	OpClose: "close", OpFree: "free", OpDropCache: "dropcache",
 }
 
@@ -297,6 +298,16 @@ func (f *faultFile) Zero(off, lengthBytes int64) error {
 		return err
 	}
 	return f.File.Zero(off, lengthBytes)
+}
+
+func (f *faultFile) CloneRange(from File, off, lengthBytes int64) error {
+	if err := f.before(OpCloneRange, off, lengthBytes); err != nil {
+		return err
+	}
+	if other, ok := from.(*faultFile); ok {
+		from = other.File
+	}
+	return f.File.CloneRange(from, off, lengthBytes)
 }
 
 func (f *faultFile) Data(off int64) (start, end int64, err error) {

@@ -262,6 +262,26 @@ func (f *osFile) fallocate(op string, mode uint32, off, lengthBytes int64) error
 	return f.do(op, func(fd int) error { return unix.Fallocate(fd, mode, off, lengthBytes) })
 }
 
+func (f *osFile) CloneRange(from File, off, lengthBytes int64) error {
+	other, ok := from.(*osFile)
+	if !ok || other == f || lengthBytes == 0 { // to the kernel: up to the end of the file
+		return errors.ErrUnsupported
+	}
+	return other.do("clone", func(source int) error {
+		err := f.do("clone", func(fd int) error {
+			return unix.IoctlFileCloneRange(fd, &unix.FileCloneRange{
+				Src_fd: int64(source), Src_offset: uint64(off), Src_length: uint64(lengthBytes), Dest_offset: uint64(off),
+			})
+		})
+		for _, why := range []error{unix.EOPNOTSUPP, unix.EXDEV, unix.EINVAL, unix.ENOTTY} {
+			if errors.Is(err, why) {
+				return errors.ErrUnsupported
+			}
+		}
+		return err
+	})
+}
+
 func (f *osFile) Data(off int64) (start, end int64, err error) {
 	err = f.do("seek data", func(fd int) error {
 		var err error

@@ -177,6 +177,16 @@ func (f *quotaFile) Zero(off, lengthBytes int64) error {
 	return f.File.Zero(off, lengthBytes)
 }
 
+func (f *quotaFile) CloneRange(from File, off, lengthBytes int64) error {
+	if _, err := f.take("clone", off, lengthBytes); err != nil {
+		return err
+	}
+	if other, ok := from.(*quotaFile); ok {
+		from = other.File
+	}
+	return f.File.CloneRange(from, off, lengthBytes)
+}
+
 func (f *quotaFile) Punch(off, lengthBytes int64) error {
 	if err := f.File.Punch(off, lengthBytes); err != nil {
 		return err

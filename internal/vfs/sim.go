@@ -81,6 +81,9 @@ type Sim struct {
 	// SyncDir with the name of the file or directory, with no lock held: what is
 	// written there is not covered by that Sync.
 	DuringSync func(name string)
+	// Clones, if set before use, lets File.CloneRange do what a write does. What
+	// becomes of it in a crash is what becomes of a write.
+	Clones bool
 
 	disk    *simDisk
 	bootID  string
@@ -130,7 +133,7 @@ func (s *Sim) Kill() *Sim {
 	s.disk.detachExternals()
 	next := newSim(s.disk, s.tempDir)
 	next.bootID = s.bootID
-	next.DuringSync = s.DuringSync
+	next.DuringSync, next.Clones = s.DuringSync, s.Clones
 	return next
 }
 
@@ -142,7 +145,7 @@ func (s *Sim) KillAt(at int, rng *rand.Rand) *Sim {
 	s.disk.mu.Lock()
 	defer s.disk.mu.Unlock()
 	next := newSim(s.disk.killed(at, rng), s.tempDir)
-	next.bootID = s.bootID
+	next.bootID, next.Clones = s.bootID, s.Clones
 	return next
 }
 
@@ -153,7 +156,9 @@ func (s *Sim) KillAt(at int, rng *rand.Rand) *Sim {
 func (s *Sim) PowerCut(at int, rng *rand.Rand) *Sim {
 	s.disk.mu.Lock()
 	defer s.disk.mu.Unlock()
-	return newSim(s.disk.cut(at, rng), s.tempDir)
+	next := newSim(s.disk.cut(at, rng), s.tempDir)
+	next.Clones = s.Clones
+	return next
 }
 
 // Open implements FS.
@@ -421,6 +426,18 @@ func (f *simFile) Zero(off, lengthBytes int64) error {
 		zeroed.size, zeroed.sizeBytes = grows, off+lengthBytes
 		return zeroed
 	})
+}
+
+func (f *simFile) CloneRange(from File, off, lengthBytes int64) error {
+	other, ok := from.(*simFile)
+	if !ok || !f.sim.Clones {
+		return errors.ErrUnsupported
+	}
+	data := make([]byte, lengthBytes)
+	if _, err := other.ReadAt(data, off); err != nil {
+		return err
+	}
+	return f.change("clone", off, lengthBytes, func(c *content) change { return c.written(data, off) })
 }
 
 func (f *simFile) Allocate(off, lengthBytes int64) error {

@@ -100,6 +100,10 @@ type File interface {
 	// the file to cover it (FALLOC_FL_ZERO_RANGE). errors.ErrUnsupported where
 	// the file system can't (tmpfs).
 	Zero(off, lengthBytes int64) error
+	// CloneRange makes a range hold what the same range of another file holds, by
+	// sharing its storage (FICLONERANGE): nothing is copied. errors.ErrUnsupported
+	// where the file system can't, or not these ranges; it may be done in part then.
+	CloneRange(from File, off, lengthBytes int64) error
 	// WriteBack starts and waits for write-back of a range without promising
 	// durability (sync_file_range). Its error is a Sync error: the kernel
 	// reports a failed write-back once to each handle, so that the next Sync

@@ -3,6 +3,7 @@ package vfs_test
 import (
 	"bytes"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"io/fs"
@@ -142,6 +143,39 @@ func TestContents(t *testing.T) {
 		}
 	})
 }
+
+func TestAClonedRangeHoldsWhatTheOtherFileHeldOrCannotBeMade(t *testing.T) {
+	clones := func(t *testing.T, fsys vfs.FS, dir string, always bool) {
+		old, late := bytes.Repeat([]byte("old."), 16<<10), bytes.Repeat([]byte("late"), 16<<10)
+		var files [2]vfs.File
+		for i, content := range [][]byte{old, late} {
+			f, err := fsys.Open(path.Join(dir, fmt.Sprint(i)), os.O_RDWR|os.O_CREATE, 0o600)
+			must(t, err)
+			defer func() { must(t, f.Close()) }()
+			_, err = f.WriteAt(content, 0)
+			must(t, err)
+			files[i] = f
+		}
+		err := files[1].CloneRange(files[0], 4096, 8*4096)
+		if errors.Is(err, errors.ErrUnsupported) && !always {
+			wantContent(t, files[1], late, "not cloned")
+			return
+		}
+		must(t, err)
+		_, err = files[0].WriteAt(late, 0)
+		must(t, err)
+		wantContent(t, files[1], slices.Concat(late[:4096], old[:8*4096], late[9*4096:]), "cloned")
+	}
+	everyFS(t, func(t *testing.T, fsys vfs.FS, dir string) { clones(t, fsys, dir, *osClones && path.IsAbs(dir) && dir != "/") })
+	t.Run("Sim that clones", func(t *testing.T) {
+		sim := vfs.NewSim(t.TempDir())
+		sim.Clones = true
+		clones(t, vfs.Fault{FS: sim}, "/", true)
+	})
+}
+
+// osClones is for directories of XFS and btrfs: TMPDIR.
+var osClones = flag.Bool("vfs.clones", false, "the file system of temporary files can share storage, and must")
 
 func TestRangesFarOut(t *testing.T) {
 	everyFS(t, func(t *testing.T, fsys vfs.FS, dir string) {

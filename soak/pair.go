@@ -70,12 +70,13 @@ func (p *pair) run(ctx context.Context) error {
 func (p *pair) process(ctx context.Context, whole bool) (err error) {
 	p.n++
 	token := fmt.Sprintf("%s-pair-%d-%08x", p.v.a, p.n, rand.Uint32())
-	begun, err := p.v.server.client().BeginProcess(ctx, &tidemarkv1.BeginProcessRequest{Groups: []string{p.v.group}, Token: token})
+	whenever := context.WithoutCancel(ctx) // whether a call that is cut off begins a process nobody knows
+	begun, err := p.v.server.client().BeginProcess(whenever, &tidemarkv1.BeginProcessRequest{Groups: []string{p.v.group}, Token: token})
 	if err != nil {
 		return err
 	}
 	end := func() error {
-		_, err := p.v.server.client().EndProcess(context.WithoutCancel(ctx), &tidemarkv1.EndProcessRequest{Token: token})
+		_, err := p.v.server.client().EndProcess(whenever, &tidemarkv1.EndProcessRequest{Token: token})
 		return err
 	}
 	if n := len(begun.GetProcess().GetVolumes()); n != 2 {

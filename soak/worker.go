@@ -153,7 +153,8 @@ func (w *worker) begin(ctx context.Context) (c *client.Client, end func(), err e
 	for w.scope == "process" {
 		token := fmt.Sprintf("soak-%016x", w.random.Uint64())
 		err := w.server.call(ctx, func(ctx context.Context, a api.Client) error {
-			_, err := a.BeginProcess(ctx, &tidemarkv1.BeginProcessRequest{Volumes: []string{w.volume}, Token: token})
+			// Whether a call that is cut off begins a process nobody knows.
+			_, err := a.BeginProcess(context.WithoutCancel(ctx), &tidemarkv1.BeginProcessRequest{Volumes: []string{w.volume}, Token: token})
 			return err
 		}, func(err error) bool { return reason(err) == tidemarkv1.Reason_REASON_EXISTS })
 		if err != nil {

@@ -171,3 +171,45 @@ func TestADeleteThatFailsLetsTheSealGoOn(t *testing.T) {
 		}
 	})
 }
+
+// A volume that was rolled back has several branches, which go one after the other.
+func TestWhoComesBesideADeleteDoesNotEndItHalfway(t *testing.T) {
+	commit := newStop(func(op vfs.Op) bool { return op.Kind == vfs.OpCommitted })
+	s, err := store.Open(dataDir, store.Options{FS: vfs.Fault{FS: vfs.NewSim(t.TempDir()), Hook: commit.hook}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close(context.Background()) })
+	if _, err := s.CreateVolume("v", 64*lookup.BlockSize, volume.ScopeRequest); err != nil {
+		t.Fatal(err)
+	}
+	preserve := store.PreserveRequest{Volumes: []string{"v"}, Name: "s", Wait: time.Minute}
+	if _, err := s.Preserve(t.Context(), preserve); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Rollback(t.Context(), store.RollbackRequest{Snapshot: "v@s"}); err != nil {
+		t.Fatal(err)
+	}
+	s.AwaitPunches()
+	commit.armed.Store(true)
+	deleted := make(chan error, 1)
+	go func() { deleted <- s.DeleteVolume("v", true) }()
+	<-commit.reached
+	if w, err := s.OpenView("v"); !errors.Is(err, store.ErrInUse) {
+		t.Errorf("a client: %v, %v", w, err)
+	}
+	if _, err := s.BeginProcess([]string{"v"}, "p"); !errors.Is(err, store.ErrInUse) {
+		t.Errorf("a process: %v", err)
+	}
+	preserve.Name = "late"
+	if _, err := s.Preserve(t.Context(), preserve); !errors.Is(err, store.ErrInUse) {
+		t.Errorf("a preserve: %v", err)
+	}
+	close(commit.open)
+	if err := <-deleted; err != nil {
+		t.Error(err)
+	}
+	if _, err := s.Volume("v"); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("the volume: %v, want %v", err, store.ErrNotFound)
+	}
+}

@@ -155,6 +155,9 @@ func (s *Store) preserve(disks []*disk, name string, cutTime time.Time, r Preser
 	if errors.Is(err, volume.ErrDrainingLimit) || errors.Is(err, volume.ErrImageLimit) {
 		return PreserveReport{}, fmt.Errorf("preserve %s: %w: %w", name, ErrLimit, err)
 	}
+	if errors.Is(err, volume.ErrClosed) {
+		return PreserveReport{}, fmt.Errorf("preserve %s: %w: %s", name, ErrInUse, changing)
+	}
 	if err != nil {
 		return PreserveReport{}, fmt.Errorf("preserve %s: %w", name, err)
 	}

@@ -696,13 +696,17 @@ func (s *Store) DeleteVolume(name string, withSnapshots bool) error {
 	if err := s.mayGo(held...); err != nil {
 		return fmt.Errorf("volume %s can't be deleted: %w", name, err)
 	}
-	for _, b := range branches { // before any work on it ends for nothing
-		if views, processes := b.volume.Uses(); views+processes > 0 {
-			return inUse(b.volume)
-		}
+	var volumes []*volume.Volume
+	for _, b := range branches {
+		volumes = append(volumes, b.volume)
+	}
+	restore, err := s.engine.Retire(volumes...)
+	if err != nil { // before any work on it ends, or a branch goes, for nothing
+		return inUse(volumes...)
 	}
 	for _, b := range branches { // the one that has the name is the last
 		if err := s.deleteBranch(b, nil); err != nil {
+			restore()
 			return err
 		}
 	}
@@ -815,9 +819,13 @@ func (s *Store) dropBranch(tx *catalog.Tx, d *disk, due *[]image.ID) error {
 }
 
 // inUse says who keeps a volume from being deleted.
-func inUse(v *volume.Volume) error {
-	views, processes := v.Uses()
-	return fmt.Errorf("volume %s is %w: %s, %s; end them first", v.Name(), ErrInUse,
+func inUse(branches ...*volume.Volume) error {
+	views, processes := 0, 0
+	for _, v := range branches {
+		n, m := v.Uses()
+		views, processes = views+n, processes+m
+	}
+	return fmt.Errorf("volume %s is %w: %s, %s; end them first", branches[0].Name(), ErrInUse,
 		count(views, "connection", "connections"), count(processes, "process", "processes"))
 }
 

@@ -236,40 +236,55 @@ func (e *Engine) AddVolume(c Config) (*Volume, error) {
 	return v, nil
 }
 
+// Retire lets nobody open volumes any more, under no process either, nor preserve
+// them, until restore: all of them or, if one is in use, none (ErrBusy).
+func (e *Engine) Retire(volumes ...*Volume) (restore func(), err error) {
+	e.cutting.Lock() // no preserve of them is under way
+	defer e.cutting.Unlock()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, v := range volumes {
+		if v.isUsedLocked() {
+			return nil, fmt.Errorf("volume %s: %w", v.name, ErrBusy)
+		}
+	}
+	for _, v := range volumes {
+		v.gone = true
+	}
+	return func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		for _, v := range volumes {
+			_, there := e.volumes[v] // not one that was removed meanwhile
+			v.gone = !there
+		}
+	}, nil
+}
+
 // RemoveVolume forgets a volume that nobody uses; ErrBusy otherwise. The record
 // is the caller's durable step, during which nobody can open the volume; if it
 // fails, the volume is as it was. Its images and log are the caller's to close.
 func (e *Engine) RemoveVolume(v *Volume, record func() error) error {
-	e.cutting.Lock() // no preserve of it is under way
-	defer e.cutting.Unlock()
-	if err := e.retire(v); err != nil {
+	restore, err := e.Retire(v)
+	if err != nil {
 		return err
 	}
-	err := record()
+	if err := record(); err != nil {
+		restore()
+		return err
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if err != nil {
-		v.gone = false
-		return err
-	}
 	delete(e.volumes, v)
 	return nil
 }
 
-// retire lets nobody open a volume any more that nobody uses.
-func (e *Engine) retire(v *Volume) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if v.views > 0 {
-		return ErrBusy
-	}
-	for _, k := range *v.chain.Load() {
-		if len(k.processes) > 0 || (k.preserve != nil && !k.quieted) {
-			return ErrBusy
-		}
-	}
-	v.gone = true
-	return nil
+// isUsedLocked tells whether a view, a process or a preserve needs a volume; Engine.mu
+// is held.
+func (v *Volume) isUsedLocked() bool {
+	return v.views > 0 || slices.ContainsFunc(*v.chain.Load(), func(k *VLUN) bool {
+		return len(k.processes) > 0 || k.preserve != nil && !k.quieted
+	})
 }
 
 // Resize sets the size of the live VLUN, in bytes; older VLUNs and open views

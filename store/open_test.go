@@ -3,12 +3,15 @@ package store_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
 	"syscall"
 	"testing"
 
 	"github.com/tidemark/tidemark/internal/vfs"
+	"github.com/tidemark/tidemark/lookup"
 	"github.com/tidemark/tidemark/store"
+	"github.com/tidemark/tidemark/volume"
 )
 
 func TestOpenSyncsTheEntriesThatItMakesAndOfOthersWhatTheSystemLetsIt(t *testing.T) {
@@ -49,5 +52,47 @@ func TestOpenSyncsTheEntriesThatItMakesAndOfOthersWhatTheSystemLetsIt(t *testing
 				}
 			}
 		})
+	}
+}
+
+// So many that they are opened beside each other; those that share images are not.
+func TestManyVolumesAndTheirClonesOpenAsTheyWere(t *testing.T) {
+	sim := vfs.NewSim(t.TempDir())
+	s := openWith(t, dataDir, store.Options{FS: sim})
+	want := map[string]byte{}
+	for i := range 30 {
+		name := fmt.Sprint("v", i)
+		if _, err := s.CreateVolume(name, 4*lookup.BlockSize, volume.ScopeRequest); err != nil {
+			t.Fatal(err)
+		}
+		w := openView(t, s, name)
+		write(t, w, 0, byte('a'+i%26))
+		if _, err := s.Preserve(t.Context(), store.PreserveRequest{Volumes: []string{name}, Name: "s"}); err != nil {
+			t.Fatal(err)
+		}
+		write(t, w, 0, byte('A'+i%26))
+		_ = w.Close() // it is only read
+		want[name], want[name+"@s"] = byte('A'+i%26), byte('a'+i%26)
+		if i%3 > 0 {
+			continue
+		}
+		if _, err := s.Clone(t.Context(), name+"@s", name+"-clone"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Rollback(t.Context(), store.RollbackRequest{Snapshot: name + "@s", Keep: "k"}); err != nil {
+			t.Fatal(err)
+		}
+		want[name], want[name+"@k"], want[name+"-clone"] = byte('a'+i%26), byte('A'+i%26), byte('a'+i%26)
+	}
+	sim = sim.Kill()
+	next := openWith(t, dataDir, store.Options{FS: sim})
+	for name, letter := range want {
+		w := openView(t, next, name)
+		wantByte(t, w, 0, letter)
+		_ = w.Close() // it was only read
+	}
+	closeStore(t, next)
+	if r, err := store.Check(dataDir, sim, store.CheckOptions{}); err != nil || len(r.Findings) > 0 {
+		t.Errorf("check: %v, %v", r.Findings, err)
 	}
 }

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"syscall"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/tidemark/tidemark/catalog"
 	"github.com/tidemark/tidemark/image"
 	"github.com/tidemark/tidemark/image/file"
@@ -80,6 +82,63 @@ func (s *Store) removeOrphans(state catalog.State) error {
 		s.note("removed the journal of volume ID %s, which is not in the catalog", name)
 	}
 	return nil
+}
+
+// recoverVolumes recovers all volumes: those that share images one after the other,
+// and others beside each other, since each waits for the disk most of the time. A few
+// are not worth it, and come in order.
+func (s *Store) recoverVolumes(all []catalog.VolumeState) error {
+	const few, atOnce = 16, 32
+	families := familiesOf(all)
+	var g errgroup.Group
+	if g.SetLimit(atOnce); len(families) < few {
+		g.SetLimit(1)
+	}
+	for _, family := range families {
+		g.Go(func() error {
+			for _, v := range family {
+				if err := s.recoverVolume(v); err != nil {
+					return fmt.Errorf("volume %s: %w", v.Name, err)
+				}
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// familiesOf parts volumes such that no two families share an image. In each the order
+// stays.
+func familiesOf(all []catalog.VolumeState) (families [][]catalog.VolumeState) {
+	elder := make([]int, len(all)) // an earlier volume of the same family, or the volume itself
+	eldest := func(i int) int {
+		for elder[i] != i {
+			i = elder[i]
+		}
+		return i
+	}
+	first := map[image.ID]int{} // volume that has it
+	for i, v := range all {
+		elder[i] = i
+		for _, l := range v.Chain {
+			if j, there := first[l.Image]; there {
+				a, b := eldest(i), eldest(j)
+				elder[max(a, b)] = min(a, b)
+			} else {
+				first[l.Image] = i
+			}
+		}
+	}
+	at := map[int]int{} // place of a family, by its eldest
+	for i, v := range all {
+		e := eldest(i)
+		if e == i {
+			at[e] = len(families)
+			families = append(families, nil)
+		}
+		families[at[e]] = append(families[at[e]], v)
+	}
+	return families
 }
 
 // recoverVolume opens the images of a volume, replays its journal, and says

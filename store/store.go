@@ -108,7 +108,8 @@ type Store struct {
 	rot      chan rotten
 	// schedules are kept to in the background.
 	schedules schedules
-	recovery  []string
+	recovery  []string // guarded by noting
+	noting    sync.Mutex
 
 	reclaiming  reclaiming
 	foldAbove   int
@@ -237,10 +238,8 @@ func Open(dir string, o Options) (_ *Store, err error) {
 	s.sealer.start(s)
 	s.sums = sealed.NewCache(cmp.Or(o.SumCacheBytes, DefaultSumCacheBytes))
 	s.startScans()
-	for _, v := range state.Volumes {
-		if err := s.recoverVolume(v); err != nil {
-			return nil, fmt.Errorf("open %s: volume %s: %w", dir, v.Name, err)
-		}
+	if err := s.recoverVolumes(state.Volumes); err != nil {
+		return nil, fmt.Errorf("open %s: %w", dir, err)
 	}
 	if err := s.openSchedules(state); err != nil {
 		return nil, fmt.Errorf("open %s: %w", dir, err)
@@ -359,6 +358,8 @@ func openError(dir string, err error) error {
 func (s *Store) Recovery() []string { return slices.Clone(s.recovery) }
 
 func (s *Store) note(format string, args ...any) {
+	s.noting.Lock()
+	defer s.noting.Unlock()
 	s.recovery = append(s.recovery, fmt.Sprintf(format, args...))
 }
 

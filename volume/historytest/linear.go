@@ -86,9 +86,11 @@ func (h *History) checkViews(cuts []*cut) error {
 		if preserves >= maxViews {
 			return fmt.Errorf("history of %d preserves of a volume, at most %d can be checked", preserves, maxViews-1)
 		}
-		here := slices.DeleteFunc(slices.Clone(cuts), func(c *cut) bool { return !c.has(vol) })
+		named := slices.DeleteFunc(slices.Clone(cuts), func(c *cut) bool { return !c.has(vol) })
+		slices.SortFunc(named, func(a, b *cut) int { return int(a.CutBy - b.CutBy) })
+		nameless := h.nameless(vol, named)
 		for first := 0; first < h.Sectors; first += blockSectors {
-			if err := h.checkBlock(vol, first, here); err != nil {
+			if err := h.checkBlock(vol, first, named, nameless); err != nil {
 				return err
 			}
 		}
@@ -96,59 +98,72 @@ func (h *History) checkViews(cuts []*cut) error {
 	return nil
 }
 
+// nameless returns the cuts of a volume whose VLUNs have no name.
+func (h *History) nameless(vol int, named []*cut) (list []*cut) {
+	for _, p := range h.Preserves {
+		if p.has(vol) && p.Outcome == Aborted {
+			list = append(list, &cut{Preserve: p, history: h, at: Span{p.Call, p.CutBy}, nameless: true, left: p.Return})
+		}
+	}
+	for _, second := range named {
+		if second.Crossing != Stayed {
+			at := Span{second.Call, second.at.Return}
+			list = append(list, &cut{Preserve: second.Preserve, history: h, at: at, nameless: true, left: at.Return})
+		}
+	}
+	return list
+}
+
 // checkBlock holds a block to be a row of registers for some order of the cuts.
 // Where many ops may be bound to either side of a cut, it has too many possible
-// rows; then its sectors are looked at one by one.
-func (h *History) checkBlock(vol, first int, cuts []*cut) (wrong error) {
-	for chain := range h.chains(vol, first, cuts) {
-		var result porcupine.CheckResult
-		if result, wrong = h.checkRow(vol, first, blockSectors, chain, blockPatience); result == porcupine.Unknown {
-			wrong = h.checkSectors(vol, first, chain)
+// rows. Then reads that may be bound to a VLUN without a name are left out; and if
+// that does not do, its sectors are looked at one by one.
+func (h *History) checkBlock(vol, first int, named, nameless []*cut) (wrong error) {
+	shown := slices.DeleteFunc(slices.Clone(nameless), func(c *cut) bool {
+		return !slices.ContainsFunc(h.Ops, func(o *Op) bool {
+			return o.Volume == vol && o.overlaps(first, blockSectors) && c.mayShow(o)
+		})
+	}) // of the others nothing is seen
+	result, until := porcupine.Illegal, time.Now().Add(blockPatience)
+	for chain := range chains(named, shown) {
+		limit := max(time.Until(until), time.Millisecond)
+		if result, wrong = h.checkRow(vol, first, blockSectors, chain, nil, limit); result != porcupine.Illegal {
+			break
 		}
-		if wrong == nil {
-			return nil
-		}
+	}
+	if result == porcupine.Unknown && len(shown) > 0 {
+		result, wrong = h.checkRow(vol, first, blockSectors, named, shown, blockPatience)
+	}
+	if result == porcupine.Unknown {
+		return h.checkSectors(vol, first, named, shown)
 	}
 	return wrong
 }
 
-// chains goes through the orders that the cuts of a volume may have come in, with
-// those nameless ones among them through whose VLUNs the block may have been read:
-// of the others nothing shows. When the first cut of a degraded preserve was made
-// is not known; it is tried in every place that its command leaves it.
-func (h *History) chains(vol, first int, cuts []*cut) iter.Seq[[]*cut] {
-	chain := slices.Clone(cuts)
+// chains goes through the orders that cuts may have come in. When the first cut of a
+// degraded preserve was made is not known; it is tried in every place that its
+// command leaves it.
+func chains(named, nameless []*cut) iter.Seq[[]*cut] {
+	chain := slices.Clone(named)
 	var firsts []*cut
-	for _, p := range h.Preserves {
-		if p.has(vol) && p.Outcome == Aborted {
-			c := &cut{Preserve: p, history: h, at: Span{p.Call, p.CutBy}, nameless: true, left: p.Return}
-			if c.mayShow(vol, first) {
-				chain = append(chain, c)
-			}
-		}
-	}
-	for _, second := range cuts {
-		if second.Crossing != Stayed {
-			at := Span{second.Call, second.at.Return}
-			c := &cut{Preserve: second.Preserve, history: h, at: at, nameless: true, left: at.Return}
-			if c.mayShow(vol, first) {
-				firsts = append(firsts, c)
-			}
+	for _, c := range nameless {
+		if c.Outcome == Aborted {
+			chain = append(chain, c)
+		} else {
+			firsts = append(firsts, c)
 		}
 	}
 	slices.SortFunc(chain, func(a, b *cut) int { return int(a.CutBy - b.CutBy) })
 	return func(yield func([]*cut) bool) { placeAll(firsts, chain, yield) }
 }
 
-// mayShow tells whether a read of a block may show what a nameless cut's VLUN
+// mayShow tells whether an op is a read that may show what a nameless cut's VLUN
 // holds, and no younger one.
-func (c *cut) mayShow(vol, first int) bool {
-	return slices.ContainsFunc(c.history.Ops, func(o *Op) bool {
-		if o.Kind != Read || o.Volume != vol || !o.overlaps(first, blockSectors) {
-			return false
-		}
-		return o.View == c.Preserve && o.Early || o.View == nil && c.mayHold(o) && c.mayBeOut(o)
-	})
+func (c *cut) mayShow(o *Op) bool {
+	if o.View != nil {
+		return o.View == c.Preserve && o.Early
+	}
+	return o.Kind == Read && c.mayHold(o) && c.mayBeOut(o)
 }
 
 // placeAll yields the chain with the first cuts in all places that they may have:
@@ -171,17 +186,18 @@ func placeAll(firsts, chain []*cut, yield func([]*cut) bool) (more bool) {
 }
 
 // checkSectors holds each sector of a block to be a row of registers by itself.
-func (h *History) checkSectors(vol, first int, chain []*cut) error {
+func (h *History) checkSectors(vol, first int, chain, without []*cut) error {
 	for sector := first; sector < first+blockSectors; sector++ {
-		if _, err := h.checkRow(vol, sector, 1, chain, 0); err != nil {
+		if _, err := h.checkRow(vol, sector, 1, chain, without, 0); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// checkRow holds sectors of one block to be a row of registers together.
-func (h *History) checkRow(vol, first, count int, chain []*cut, limit time.Duration) (porcupine.CheckResult, error) {
+// checkRow holds sectors of one block to be a row of registers together. Reads that
+// may be bound to the VLUNs of some cuts are left out.
+func (h *History) checkRow(vol, first, count int, chain, without []*cut, limit time.Duration) (porcupine.CheckResult, error) {
 	rows := (&porcupine.NondeterministicModel{
 		Init: func() []any { return []any{views{}} },
 		Step: func(state, input, _ any) []any { return input.(bound).step(state.(views)) },
@@ -189,7 +205,7 @@ func (h *History) checkRow(vol, first, count int, chain []*cut, limit time.Durat
 	var ops []porcupine.Operation
 	var shown []*Op
 	for _, o := range h.Ops {
-		if o.Volume != vol || !o.overlaps(first, count) {
+		if o.Volume != vol || !o.overlaps(first, count) || slices.ContainsFunc(without, func(c *cut) bool { return c.mayShow(o) }) {
 			continue
 		}
 		if to := h.bindings(o, chain); to != 0 {

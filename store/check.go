@@ -193,14 +193,7 @@ func checkSums(fsys vfs.FS, dir string, l catalog.Link, t *lookup.Table) (*seale
 	if err != nil {
 		return nil, err
 	}
-	sums, err := sealed.OpenSums(fsys, imagesDir(dir), l.Image, false)
-	if err != nil {
-		return nil, err
-	}
-	if err := sums.Matches(t, rec.hash, l.SizeBytes, rec.mayLack()); err != nil {
-		return nil, errors.Join(err, sums.Close())
-	}
-	return sums, nil
+	return openSums(fsys, dir, l.Image, l.SizeBytes, t, rec)
 }
 
 // checkData reads all of a sealed image. It names the first block that is bad,

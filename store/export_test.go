@@ -48,6 +48,21 @@ func (s *Store) AwaitPunches() {
 // FoldNow looks for images to fold, as a delete makes it.
 func (s *Store) FoldNow() { s.sealer.foldAgain() }
 
+// HoldPunches lets nothing be punched until release.
+func (s *Store) HoldPunches() (release func()) {
+	s.sealer.mu.Lock()
+	defer s.sealer.mu.Unlock()
+	s.sealer.opened = false
+	return s.sealer.open
+}
+
+// OnHoldersFound sets what is called when it is found who holds an image that is to
+// be punched, before the files of one of them are held. restore ends that.
+func OnHoldersFound(f func()) (restore func()) {
+	holdersFound = f
+	return func() { holdersFound = nil }
+}
+
 // RecordWhileNameless records the image of a snapshot when a delete has taken the
 // name away on the disk and not yet in memory, if anybody can at that time, and lets
 // nothing be punched, which records the image too. restore ends the first.
@@ -55,9 +70,7 @@ func (s *Store) RecordWhileNameless(full string) (restore func()) {
 	s.mu.Lock()
 	d, k, _, _ := s.snapshotLocked(full)
 	s.mu.Unlock()
-	s.sealer.mu.Lock()
-	s.sealer.opened = false
-	s.sealer.mu.Unlock()
+	s.HoldPunches()
 	nameDropped = func() {
 		if s.chains.TryRLock() {
 			s.chains.RUnlock()

@@ -389,12 +389,9 @@ func (s *Store) renewSums(ctx context.Context, k *volume.VLUN, rec *seal, t *loo
 	}); err != nil {
 		return err
 	}
-	sums, err := sealed.OpenSums(s.fs, imagesDir(s.dir), id, false)
+	sums, err := openSums(s.fs, s.dir, id, k.SizeBytes(), t, &seal{hash: rec.hash}) // which has no more than the table
 	if err != nil {
 		return err
-	}
-	if err := sums.Matches(t, rec.hash, k.SizeBytes(), false); err != nil {
-		return errors.Join(err, sums.Close())
 	}
 	img := k.Image().(*sealed.Image).Renewed(sums)
 	s.chains.RLock() // no branch is made with the old one

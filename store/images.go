@@ -2,12 +2,15 @@ package store
 
 import (
 	"cmp"
+	"errors"
 	"slices"
 	"time"
 
 	"github.com/tidemark/tidemark/catalog"
 	"github.com/tidemark/tidemark/image"
 	"github.com/tidemark/tidemark/image/sealed"
+	"github.com/tidemark/tidemark/internal/vfs"
+	"github.com/tidemark/tidemark/lookup"
 	"github.com/tidemark/tidemark/volume"
 )
 
@@ -30,6 +33,19 @@ func (rec *seal) mayLack() bool { return rec.punched || rec.due }
 func (rec *seal) record(l *catalog.Link) {
 	l.Sealed, l.Hash, l.Scrubbed, l.Bad = true, rec.hash.String(), rec.scrubbed, rec.bad
 	l.Table, l.Punched, l.Due = rec.table, rec.punched, rec.due
+}
+
+// openSums opens the checksum file of a sealed image, and holds it against its table
+// and against what is recorded of it.
+func openSums(fsys vfs.FS, dir string, id image.ID, sizeBytes int64, t *lookup.Table, rec *seal) (*sealed.Sums, error) {
+	sums, err := sealed.OpenSums(fsys, imagesDir(dir), id, false)
+	if err != nil {
+		return nil, err
+	}
+	if err := sums.Matches(t, rec.hash, sizeBytes, rec.mayLack()); err != nil {
+		return nil, errors.Join(err, sums.Close())
+	}
+	return sums, nil
 }
 
 // holder is a volume in whose chain an image stands, and its VLUN there. Below a

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/tidemark/tidemark/image/sealed"
+	"github.com/tidemark/tidemark/internal/vfs"
 	"github.com/tidemark/tidemark/lookup"
 	"github.com/tidemark/tidemark/store"
 	"github.com/tidemark/tidemark/volume"
@@ -299,6 +301,67 @@ func TestASnapshotThatIsMadeMeanwhileStays(t *testing.T) {
 	}
 	l.check()
 	l.receive("v")
+	l.check()
+}
+
+// What takes the place of a volume holds its images too. One whose blocks are to be
+// given back just then is not the business of that volume any more.
+func TestAnImageGivesItsRoomBackAlsoWhileItsVolumeIsReplaced(t *testing.T) {
+	var commit *stop
+	var ends <-chan struct{} // closed when the work on v ends: the next commit is that of its delete
+	commit = newStop(func(op vfs.Op) bool {
+		if op.Kind != vfs.OpCommitted || !commit.armed.Load() {
+			return false
+		}
+		select {
+		case <-ends:
+			return true
+		default:
+			return false
+		}
+	})
+	l := newLifeOn(t, 2, vfs.Fault{FS: vfs.NewSim(t.TempDir()), Hook: commit.hook}, dataDir) // which folds nothing
+	fill := func(n int, with byte) string {
+		data := bytes.Repeat([]byte{with}, n*4096)
+		w, err := l.store.OpenView("v")
+		l.must(err)
+		_, err = w.WriteAt(data, 0)
+		l.must(err)
+		l.must(w.Close())
+		copy(l.holds["v"], data)
+		full := l.preserve("v")
+		l.must(l.store.WaitSealed(t.Context(), full))
+		return full
+	}
+	one, two := fill(40, 'a'), fill(30, 'b')
+	content := bytes.Clone(l.holds["v"])
+	copy(content[50*4096:], bytes.Repeat([]byte{'c'}, 4096))
+	in := l.begin(l.changesOf(two, "came", content), l.holds["v"], content)
+	release := l.store.HoldPunches()
+	l.must(l.store.DeleteSnapshot(one)) // of its image nobody sees 30 blocks any more
+	delete(l.holds, one)
+
+	found := make(chan struct{})
+	t.Cleanup(store.OnHoldersFound(sync.OnceFunc(func() { close(found) })))
+	ends = l.store.WorkEnds("v")
+	commit.armed.Store(true)
+	committed := make(chan error, 1)
+	go func() {
+		_, err := in.Commit(t.Context())
+		committed <- err
+	}()
+	<-commit.reached // the files of v are held
+	release()
+	<-found // v is one of those who hold the image
+	close(commit.open)
+	l.must(<-committed)
+	l.must(in.Close())
+	l.store.AwaitPunches()
+	if l.holds["v"], l.holds["v@came"] = content, content; l.blocks() != 41 {
+		t.Errorf("%d blocks, want 41", l.blocks())
+	}
+	l.check()
+	l.reopen()
 	l.check()
 }
 

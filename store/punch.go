@@ -117,6 +117,9 @@ func (s *Store) holdFiles(id image.ID) (holders []holder, release func()) {
 		if len(holders) == 0 {
 			return nil, nil
 		}
+		if holdersFound != nil {
+			holdersFound()
+		}
 		d := holders[0].disk
 		if d.files.Lock(); !d.deleted {
 			return holders, d.files.Unlock
@@ -124,6 +127,9 @@ func (s *Store) holdFiles(id image.ID) (holders []holder, release func()) {
 		d.files.Unlock()
 	}
 }
+
+// Tests are told when this is about to wait.
+var holdersFound func()
 
 // Reclaim asks for every image that has no name to be looked at: what was written
 // since may have covered more of its blocks. It does not wait.

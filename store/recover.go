@@ -247,12 +247,9 @@ func (s *Store) recoverSums(l catalog.Link, bare image.Image, t *lookup.Table) (
 	if len(rec.bad) > 0 {
 		s.note("image %d: blocks from %d on are known not to hold what was sealed; reads of them fail", l.Image, rec.bad[0].Block)
 	}
-	sums, err := sealed.OpenSums(s.fs, imagesDir(s.dir), l.Image, false)
+	sums, err := openSums(s.fs, s.dir, l.Image, l.SizeBytes, t, rec)
 	if err == nil {
-		if err = sums.Matches(t, rec.hash, l.SizeBytes, rec.mayLack()); err == nil {
-			return sealed.New(bare, sums, s.sums, s.metRot), nil
-		}
-		err = errors.Join(err, sums.Close())
+		return sealed.New(bare, sums, s.sums, s.metRot), nil
 	}
 	if !errors.Is(err, image.ErrCorrupt) && !errors.Is(err, syscall.EIO) {
 		return bare, err

@@ -304,6 +304,108 @@ func TestAReadThroughAVLUNWithoutANameMayMissWhatCameAfterItsCut(t *testing.T) {
 	s.want(t, "")
 }
 
+// But it sees what came before it through that VLUN or an older one, and of what
+// came through a younger one nothing, or, if it is bound there, all.
+func TestAReadThroughAVLUNWithoutANameOfWhatNoVLUNHeldIsRefused(t *testing.T) {
+	old, young := &Process{Token: "P", Span: Span{1, 2}}, &Process{Token: "Q", Span: Span{22, 23}}
+	for _, c := range []struct {
+		name      string
+		read      Op
+		call, ret Time
+		got       string // what each half of the block shows, by the names of the writes
+		fault     string
+	}{
+		{"of a request that was bound before the cut", Op{}, 10, 100, "aa", ""},
+		{"of one that was bound after it", Op{}, 10, 100, "bb", ""},
+		{"of half of either", Op{}, 10, 100, "ab", "no order of their operations"},
+		{"of a process begun before the cut", Op{Process: old}, 70, 80, "aa", ""},
+		{"of one that has moved on", Op{Process: old}, 70, 80, "bb", ""},
+		{"of less than was there before the command", Op{Process: old}, 70, 80, "00", "no order of their operations"},
+		{"of half of either in a process", Op{Process: old}, 70, 80, "ab", "no order of their operations"},
+		{"of a process when all have moved on", Op{Process: old}, 110, 120, "aa", "no order of their operations"},
+		{"of a process begun after the cut", Op{Process: young}, 70, 80, "aa", "no order of their operations"},
+		{"of the view itself", Op{View: &Preserve{}}, 70, 80, "aa", ""},
+		{"of the view itself after the answer", Op{View: &Preserve{}}, 110, 120, "aa", ""},
+		{"of what the view can't hold", Op{View: &Preserve{}}, 70, 80, "bb", "no order of their operations"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newStory()
+			a, b := s.write(0, 3, 4), s.write(0, 50, 60)
+			p := &Preserve{Name: "p", Volumes: []int{0}, Outcome: Aborted, Span: Span{5, 105}, CutBy: 20}
+			s.Preserves = append(s.Preserves, p)
+			if c.read.View != nil {
+				c.read.View, c.read.Early = p, true
+			}
+			read := s.reads(c.read, nil, c.call, c.ret)
+			for i := range read.Got {
+				read.Got[i] = map[byte]Stamp{'a': a.Stamp, 'b': b.Stamp, '0': 0}[c.got[2*i/blockSectors]]
+			}
+			s.want(t, c.fault)
+		})
+	}
+}
+
+// An older preserve may keep a process from moving on.
+func TestAReadThroughAnOlderVLUNThanOneWithoutANameIsHeldToThatVLUN(t *testing.T) {
+	s := newStory()
+	old := &Process{Token: "P", Span: Span{1, 2}}
+	a := s.op(Op{Kind: Write, Process: old}, 3, 4)
+	kept := s.snapshot(5, 9, a)
+	kept.Outcome, kept.Exact = Kept, 500
+	s.Preserves = append(s.Preserves, &Preserve{Name: "p", Volumes: []int{0}, Outcome: Aborted, Span: Span{20, 105}, CutBy: 30})
+	s.write(0, 50, 60)
+	kept.Conflicts[0] = 1
+	s.reads(Op{Process: old}, a, 110, 120)
+	s.want(t, "")
+	kept.Conflicts[0] = 2
+	s.reads(Op{Process: old}, nil, 130, 140)
+	s.want(t, "no order of their operations")
+}
+
+// When the first cut of a degraded preserve was made is not known, but it was made
+// at one instant, before the second and maybe on either side of another preserve's.
+func TestTheFirstCutOfADegradedPreserveIsHeldToSomeInstant(t *testing.T) {
+	for _, c := range []struct {
+		name, got, fault string // what the halves of the block show
+	}{
+		{"before the other", "00", ""},
+		{"within the first write", "a0", ""},
+		{"between the writes", "aa", ""},
+		{"after the other", "bb", ""},
+		{"after the other without what that has", "b0", "no order of their operations"},
+		{"in the middle of the second write", "ba", "no order of their operations"},
+		{"after the second", "cc", "no order of their operations"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newStory()
+			half := s.op(Op{Kind: Write, Count: blockSectors / 2}, 10, 12)
+			rest := s.op(Op{Kind: Write, First: blockSectors / 2, Count: blockSectors / 2}, 14, 16)
+			stamps := map[byte][2]Stamp{'0': {}, 'a': {half.Stamp, rest.Stamp}}
+			both := func(first, second byte) []Stamp {
+				got := make([]Stamp, blockSectors)
+				for i := range got {
+					got[i] = stamps[[]byte{first, second}[2*i/blockSectors]][2*i/blockSectors]
+				}
+				return got
+			}
+			snapshot := func(call, ret Time, holds []Stamp) *Preserve {
+				p := s.snapshot(call, ret, nil)
+				p.Final[0], s.Ops[len(s.Ops)-1].Got = holds, holds
+				return p
+			}
+			snapshot(30, 40, both('a', 'a'))
+			b := s.write(0, 50, 60)
+			stamps['b'] = [2]Stamp{b.Stamp, b.Stamp}
+			degraded := snapshot(5, 105, both('b', 'b'))
+			degraded.CutBy, degraded.Crossing = 100, DidCross
+			after := s.write(0, 110, 120)
+			stamps['c'] = [2]Stamp{after.Stamp, after.Stamp}
+			s.reads(Op{View: degraded, Early: true}, nil, 102, 150).Got = both(c.got[0], c.got[1])
+			s.want(t, c.fault)
+		})
+	}
+}
+
 func TestConflictsThatAreNotCountedOrHadNoCauseAreRefused(t *testing.T) {
 	build := func(counted uint64) *story {
 		s := newStory()

@@ -16,11 +16,17 @@ type unit any
 // is to look for the set (I1). Of the units known to be in, the latest call
 // bounds the instant from below; of those known to be out, the earliest return
 // does from above. Between, the units that hold the instant may be either.
+//
+// A nameless cut is that of a preserve that was given up, or the first one of a
+// degraded one. Nobody is known to be in or out, and processes leave it between two
+// of their requests.
 type cut struct {
 	*Preserve
-	history *History
-	at      Span // the instant lies in it
-	in, out map[unit]*Op
+	history  *History
+	at       Span // the instant lies in it
+	in, out  map[unit]*Op
+	nameless bool
+	left     Time // of a nameless one: from then on nobody was bound to its VLUN
 }
 
 // unit returns to which unit of the preserve an op belongs, and the span in which
@@ -46,16 +52,30 @@ func (h *History) heldByOther(o *Op, p *Preserve) bool {
 	})
 }
 
-// mayBeIn tells whether an op may be bound to the snapshot or an older one.
+// unit is History.unit, also for a nameless cut.
+func (c *cut) unit(o *Op) (unit, Span) {
+	if c.nameless && o.Process != nil {
+		return o, Span{o.Process.Call, o.Return}
+	}
+	return c.history.unit(o, c.Preserve)
+}
+
+// mayBeIn tells whether an op may be bound to the cut's VLUN or an older one.
 func (c *cut) mayBeIn(o *Op) bool {
-	u, bound := c.history.unit(o, c.Preserve)
+	u, bound := c.unit(o)
 	return c.out[u] == nil && bound.Call <= c.at.Return
 }
 
-// mayBeOut tells whether an op may be bound to what came after the snapshot.
+// mayBeOut tells whether an op may be bound to what came after the cut.
 func (c *cut) mayBeOut(o *Op) bool {
-	u, bound := c.history.unit(o, c.Preserve)
+	u, bound := c.unit(o)
 	return c.in[u] == nil && bound.Return >= c.at.Call
+}
+
+// mayHold tells whether an op may be bound to the cut's VLUN itself, for all that
+// this cut knows.
+func (c *cut) mayHold(o *Op) bool {
+	return c.mayBeIn(o) && !(c.nameless && o.Call > c.left)
 }
 
 // decide finds out whether a snapshot is a cut: whether an instant explains every

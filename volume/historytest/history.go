@@ -15,8 +15,10 @@
 //     before it and one from after it may see the old write's sectors without
 //     the new one's, though the old took effect last: in 1 a block is 8 registers.
 //     The VLUN of a preserve that was given up, or that of the first cut of a
-//     degraded one, has no name, and what it holds is never seen; reads that may
-//     be bound to it are held to 1 alone.
+//     degraded one, has no name: it is a register of the row too, but who is bound
+//     to it shows in reads through it only. Where that leaves too much to search,
+//     they are held to 1 alone. Who may be bound to either side of a cut is so for
+//     each block by itself.
 //  3. Every snapshot is a cut: there is an instant between the command and the
 //     cut time reported such that each process (request, session, token) begun
 //     before it is in whole and none begun after it is, and all bytes of all
@@ -91,6 +93,10 @@ type Op struct {
 }
 
 func (o *Op) covers(sector int) bool { return o.First <= sector && sector < o.First+o.Count }
+
+func (o *Op) overlaps(first, count int) bool {
+	return o.First < first+count && first < o.First+o.Count
+}
 
 // blocks returns the range of blocks that it touches.
 func (o *Op) blocks() (first, end int) {

@@ -47,8 +47,8 @@ schedule that can't make a snapshot tells it in the log and in 'schedule list',
 deletes nothing, and tries again the next time.
 
 With --drill the server tries whether snapshots of the schedule can be restored,
-as 'tidemark drill' does: it runs NAME, a program of its --drills directory, over
-a clone of the newest one, and records on it whether that passed. It does so when
+as 'tidemark drill' does: it runs NAME, a program of its --drills directory, on a
+clone of the newest one, and records on that whether it passed. It does so when
 the snapshot is sealed, of each or, with --drill-every, of the first after each
 WHEN; at once if one is due now. No snapshot is late for a drill: what comes due
 while one runs is left out. Of each volume the newest snapshot that was drilled,

@@ -108,11 +108,12 @@ that it is reached, and that it is not any more. From --refuse-preserves-at on
 no preserve, clone or rollback is made; writes are never refused by it.
 
 --drills is a directory of programs that look at clones of snapshots ('tidemark
-drill'), for 'tidemark schedule set --drill NAME'. They run as the server's user,
-one at a time, in / and with little of its environment, so the directory and each
-program in it must belong to root or that user, and be writable by nobody else.
-One that is still running after --drill-timeout is ended, with all that it has
-started, and has failed with exit code 124.
+drill'), for 'tidemark schedule set --drill'. They run as the server's user, one
+at a time, in /, with PATH, HOME, LANG and TMPDIR of its environment and the
+variables of 'tidemark drill'. Hence the directory and each program in it must
+belong to root or that user, and be writable by nobody else. One that still runs
+after --drill-timeout is ended, with what it has started in its process group,
+and has failed with exit code 124.
 
 SIGHUP reads certificates, tokens and the access list again; open connections
 keep what they have. A line on stderr says when the server is ready; a service

@@ -126,7 +126,7 @@ func (s *Store) runDrills(ctx context.Context, x *schedule) {
 // drillVolume drills the newest snapshot of a volume that a schedule has made, if that
 // is due. It takes its turn when that is sealed; there may be a newer one then.
 func (s *Store) drillVolume(ctx context.Context, x *schedule, name string) error {
-	made, err := s.madeBy(x, name)
+	made, err := s.madeSoFar(x, name)
 	if err != nil || len(made) == 0 {
 		return err
 	}
@@ -139,22 +139,28 @@ func (s *Store) drillVolume(ctx context.Context, x *schedule, name string) error
 	case s.schedules.turn <- struct{}{}:
 	}
 	defer func() { <-s.schedules.turn }()
-	if made, err = s.madeBy(x, name); err != nil {
+	if made, err = s.madeSoFar(x, name); err != nil {
 		return err
 	}
-	if full := x.dueDrill(made, time.Now()); full != "" {
+	if full := x.dueDrill(made); full != "" {
 		return s.drill(ctx, x, full)
 	}
 	return nil
+}
+
+// madeSoFar is madeBy without what is still to come, if the clock was moved back.
+func (s *Store) madeSoFar(x *schedule, name string) ([]SnapshotInfo, error) {
+	made, err := s.madeBy(x, name)
+	now := time.Now()
+	return slices.DeleteFunc(made, func(i SnapshotInfo) bool { return i.CutTime.After(now) }), err
 }
 
 // dueDrill returns the snapshot, of those that a schedule has made of a volume, that is
 // to be drilled: the newest sealed one, unless it was. If there is a time for drills,
 // that must have come between the cut of the last one drilled and its own. So it is
 // the snapshots that say what is due, and a restart neither repeats nor loses a drill.
-// Those that are still to come, as the clock was moved back, don't count.
-func (x *schedule) dueDrill(made []SnapshotInfo, now time.Time) string {
-	made = slices.DeleteFunc(made, func(i SnapshotInfo) bool { return i.State != volume.Sealed || i.CutTime.After(now) })
+func (x *schedule) dueDrill(made []SnapshotInfo) string {
+	made = slices.DeleteFunc(made, func(i SnapshotInfo) bool { return i.State != volume.Sealed })
 	if len(made) == 0 {
 		return ""
 	}

@@ -57,7 +57,7 @@ func (s *service) SetSchedule(ctx context.Context, r *tidemarkv1.SetScheduleRequ
 	if err := s.mayTarget(ctx, rpc.TidemarkServiceSetScheduleProcedure, r.GetTarget()); err != nil {
 		return nil, wireError(err, nil)
 	}
-	x, err := s.store.SetSchedule(r.GetTarget(), r.GetEvery(), r.GetKeep())
+	x, err := s.store.SetSchedule(r.GetTarget(), scheduleSettings(r))
 	return &tidemarkv1.SetScheduleResponse{Schedule: toSchedule(x)}, wireError(err, nil)
 }
 
@@ -65,7 +65,7 @@ func (s *service) PreviewSchedule(ctx context.Context, r *tidemarkv1.PreviewSche
 	if err := s.mayTarget(ctx, rpc.TidemarkServicePreviewScheduleProcedure, r.GetTarget()); err != nil {
 		return nil, wireError(err, nil)
 	}
-	p, err := s.store.PreviewSchedule(r.GetTarget(), r.GetEvery(), r.GetKeep())
+	p, err := s.store.PreviewSchedule(r.GetTarget(), scheduleSettings(r))
 	return &tidemarkv1.PreviewScheduleResponse{NextTimes: each(p.Next, timestamppb.New), Expired: p.Expired}, wireError(err, nil)
 }
 
@@ -97,15 +97,32 @@ func (s *service) RemoveSchedule(ctx context.Context, r *tidemarkv1.RemoveSchedu
 	return &tidemarkv1.RemoveScheduleResponse{}, wireError(s.store.RemoveSchedule(r.GetTarget()), nil)
 }
 
+func scheduleSettings(r interface {
+	GetEvery() string
+	GetKeep() string
+	GetDrill() string
+	GetDrillEvery() string
+},
+) store.ScheduleSettings {
+	return store.ScheduleSettings{Every: r.GetEvery(), Keep: r.GetKeep(), Drill: r.GetDrill(), DrillEvery: r.GetDrillEvery()}
+}
+
 func toSchedule(x store.ScheduleInfo) *tidemarkv1.Schedule {
 	return &tidemarkv1.Schedule{
-		Target:    x.Target,
-		Every:     x.Every,
-		Keep:      x.Keep,
-		NextTime:  toTime(x.Next),
-		LastTime:  toTime(x.Last),
-		Snapshots: int32(x.Snapshots),
-		Most:      int32(x.Most),
-		Failed:    x.Failed,
+		Target:     x.Target,
+		Every:      x.Every,
+		Keep:       x.Keep,
+		NextTime:   toTime(x.Next),
+		LastTime:   toTime(x.Last),
+		Snapshots:  int32(x.Snapshots),
+		Most:       int32(x.Most),
+		Failed:     x.Failed,
+		Drill:      x.Drill,
+		DrillEvery: x.DrillEvery,
+		Drilled: each(x.Drilled, func(d store.DrilledSnapshot) *tidemarkv1.DrilledSnapshot {
+			return &tidemarkv1.DrilledSnapshot{Name: d.Name, Drill: toDrill(&d.Drill)}
+		}),
+		Drilling:    x.Drilling,
+		DrillFailed: x.DrillFailed,
 	}
 }

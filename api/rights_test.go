@@ -50,7 +50,7 @@ func guard(t *testing.T, list string, withTLS bool, tokens ...string) *guarded {
 	_, err = s.Preserve(t.Context(), store.PreserveRequest{Volumes: []string{"a", "b"}, Name: "s", UntilSealed: true, Wait: time.Minute})
 	must(t, err)
 	for _, name := range []string{"a", "b"} {
-		_, err := s.SetSchedule(name, "@yearly", "10y:1y")
+		_, err := s.SetSchedule(name, store.ScheduleSettings{Every: "@yearly", Keep: "10y:1y"})
 		must(t, err)
 		_, err = s.CreateGroup(name+"group", []string{name}, false)
 		must(t, err)

@@ -110,6 +110,7 @@ func TestACatalogComesBackAsItWasCommitted(t *testing.T) {
 		tx.Saw(daily.Since)
 		hourly, gone, group := daily, daily, daily
 		hourly.Every, gone.Target, group.Target = "1h", "b", "group:g"
+		group.Drill, group.DrillEvery = "check", "1w"
 		return errors.Join(tx.PutSchedule(hourly), tx.PutSchedule(daily), tx.PutSchedule(gone), tx.PutSchedule(group), tx.DeleteSchedule("b"), tx.DeleteSchedule("never"))
 	})
 	mustUpdate(t, c, func(tx *Tx) error {
@@ -132,7 +133,7 @@ func TestACatalogComesBackAsItWasCommitted(t *testing.T) {
 		chain[0].SizeBytes != 1<<30 || chain[1].SizeBytes != 2<<30 || chain[0].Snapshot.Cut != want.Volumes[1].Chain[0].Snapshot.Cut {
 		t.Fatalf("got %+v", want)
 	}
-	if s := want.Volumes[0].Chain[0].Snapshot; len(want.Schedules) != 2 || want.Schedules[0] != daily || want.Schedules[1].Target != "group:g" ||
+	if s := want.Volumes[0].Chain[0].Snapshot; len(want.Schedules) != 2 || want.Schedules[0] != daily || want.Schedules[1].Target != "group:g" || want.Schedules[1].Drill != "check" || want.Schedules[1].DrillEvery != "1w" ||
 		!want.Seen.Equal(daily.Since) || s.Labels["k"] != "v" || !s.Held || !s.HeldUntil.Equal(daily.Since) || s.Schedule != "a" {
 		t.Fatalf("got %+v, %+v", want, s)
 	}
@@ -230,6 +231,18 @@ func TestAnUpdateThatWouldNotLoadIsRefusedAndChangesNothing(t *testing.T) {
 		"a schedule of nothing":         func(tx *Tx) error { return tx.PutSchedule(Schedule{Every: "1h", Keep: "1d:1h"}) },
 		"a schedule that is never due":  func(tx *Tx) error { return tx.PutSchedule(Schedule{Target: "a", Every: "never", Keep: "1d:1h"}) },
 		"a schedule that keeps nothing": func(tx *Tx) error { return tx.PutSchedule(Schedule{Target: "a", Every: "1h"}) },
+		"a drill that is never due": func(tx *Tx) error {
+			return tx.PutSchedule(Schedule{Target: "a", Every: "1h", Keep: "1d:1h", Drill: "check", DrillEvery: "never"})
+		},
+		"a drill of nothing": func(tx *Tx) error {
+			return tx.PutSchedule(Schedule{Target: "a", Every: "1h", Keep: "1d:1h", DrillEvery: "1w"})
+		},
+		"a drill by what is elsewhere": func(tx *Tx) error {
+			return tx.PutSchedule(Schedule{Target: "a", Every: "1h", Keep: "1d:1h", Drill: "../check"})
+		},
+		"a drill by what is hidden": func(tx *Tx) error {
+			return tx.PutSchedule(Schedule{Target: "a", Every: "1h", Keep: "1d:1h", Drill: ".check"})
+		},
 		"a drill that printed too much": func(tx *Tx) error {
 			cut, err := tx.NewCutID()
 			l := tip

@@ -18,6 +18,10 @@ type Schedule struct {
 	// Every and Keep are what package keep reads.
 	Every string `json:"every"`
 	Keep  string `json:"keep"`
+	// Drill names the program that looks at clones of its snapshots; empty: none does.
+	// DrillEvery is how often, as Every; empty: of each snapshot.
+	Drill      string `json:"drill,omitempty"`
+	DrillEvery string `json:"drillEvery,omitempty"`
 	// Since is when it was set: what was due before is not missed.
 	Since time.Time `json:"since"`
 }
@@ -27,13 +31,17 @@ const schedulePrefix = 's'
 
 func scheduleKey(target string) []byte { return append([]byte{schedulePrefix}, target...) }
 
-// mostTargetBytes bounds a key.
-const mostTargetBytes = 255
+// mostTargetBytes bounds a key, mostProgramBytes the name of a file.
+const (
+	mostTargetBytes  = 255
+	mostProgramBytes = 255
+)
 
 // check looks at what a schedule says by itself.
 func (x Schedule) check() error {
 	_, badEvery := keep.ParseEvery(x.Every)
 	_, badKeep := keep.ParsePolicy(x.Keep)
+	_, badDrill := keep.ParseEvery(x.DrillEvery)
 	switch {
 	case x.Target == "" || len(x.Target) > mostTargetBytes:
 		return fmt.Errorf("schedule of %q: the target has %d bytes, not 1 to %d", x.Target, len(x.Target), mostTargetBytes)
@@ -41,6 +49,12 @@ func (x Schedule) check() error {
 		return fmt.Errorf("schedule of %s: %w", x.Target, badEvery)
 	case badKeep != nil:
 		return fmt.Errorf("schedule of %s: %w", x.Target, badKeep)
+	case x.DrillEvery != "" && badDrill != nil:
+		return fmt.Errorf("schedule of %s: drill %w", x.Target, badDrill)
+	case x.DrillEvery != "" && x.Drill == "":
+		return fmt.Errorf("schedule of %s: it says when to drill, and not what runs", x.Target)
+	case len(x.Drill) > mostProgramBytes || strings.ContainsAny(x.Drill, "/\x00") || strings.HasPrefix(x.Drill, "."):
+		return fmt.Errorf("schedule of %s: drill %q is no name of a file", x.Target, x.Drill)
 	}
 	return nil
 }

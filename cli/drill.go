@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -74,12 +74,8 @@ func (a *app) drill(c *cobra.Command, name string, command []string) error {
 	}
 	output := &lastBytes{most: drillOutputBytes}
 	run := child{
-		command: command, stdout: io.MultiWriter(a.stdout, output), stderr: io.MultiWriter(a.stderr, output),
-		environment: []string{
-			"TIDEMARK_URI=" + base.NBDURI(held.GetVolume().GetName(), tls),
-			"TIDEMARK_VOLUME=" + held.GetVolume().GetName(),
-			"TIDEMARK_SNAPSHOT=" + held.GetSnapshot(),
-		},
+		command: command, stdin: os.Stdin, stdout: io.MultiWriter(a.stdout, output), stderr: io.MultiWriter(a.stderr, output),
+		environment: append(os.Environ(), drillEnvironment(base.NBDURI(held.GetVolume().GetName(), tls), held.GetVolume().GetName(), held.GetSnapshot())...),
 	}
 	if a.json {
 		run.stdout = run.stderr
@@ -104,6 +100,11 @@ func (a *app) drill(c *cobra.Command, name string, command []string) error {
 		return &exitError{code, fmt.Sprintf("the drill ended, and was not recorded: %s", line)}
 	}
 	return a.tellDrill(r.GetSnapshot())
+}
+
+// drillEnvironment is what a program that looks at a clone finds there of it.
+func drillEnvironment(uri, clone, snapshot string) []string {
+	return []string{"TIDEMARK_URI=" + uri, "TIDEMARK_VOLUME=" + clone, "TIDEMARK_SNAPSHOT=" + snapshot}
 }
 
 // holdDrill begins a drill, whose clone lasts as long as ctx.
@@ -135,30 +136,6 @@ func (a *app) tellDrill(s *tidemarkv1.Snapshot) error {
 
 // drillOutputBytes is how much a server keeps of what a command prints.
 const drillOutputBytes = 4 << 10
-
-// lastBytes keeps the last of what is written to it, from any goroutine.
-type lastBytes struct {
-	most int
-
-	mu   sync.Mutex
-	kept []byte
-}
-
-func (l *lastBytes) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.kept = append(l.kept, p[max(0, len(p)-l.most):]...)
-	if over := len(l.kept) - l.most; over > 0 {
-		l.kept = append(l.kept[:0], l.kept[over:]...)
-	}
-	return len(p), nil
-}
-
-func (l *lastBytes) text() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return string(l.kept)
-}
 
 // drillJSON is a drill in --json.
 type drillJSON struct {

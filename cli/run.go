@@ -3,13 +3,10 @@ package cli
 import (
 	"context"
 	"errors"
-	"io"
 	"os"
-	"os/exec"
 	"os/signal"
 	"strings"
 	"syscall"
-	"time"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
@@ -75,11 +72,11 @@ func (a *app) run(c *cobra.Command, volumes, groups, command []string) error {
 		return seeNames(err, groups)
 	}
 	token, all := held.Msg().GetProcess().GetToken(), held.Msg().GetProcess().GetVolumes()
-	code, failure := execute(&child{command: command, stdout: os.Stdout, stderr: os.Stderr, environment: []string{
-		"TIDEMARK_PROCESS=" + token,
-		"TIDEMARK_URI=" + base.NBDURI(append(volumes, all...)[0]+":process:"+token, tls),
-		"TIDEMARK_VOLUMES=" + strings.Join(all, " "),
-	}}, signals)
+	code, failure := execute(&child{command: command, stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, environment: append(os.Environ(),
+		"TIDEMARK_PROCESS="+token,
+		"TIDEMARK_URI="+base.NBDURI(append(volumes, all...)[0]+":process:"+token, tls),
+		"TIDEMARK_VOLUMES="+strings.Join(all, " "),
+	)}, signals)
 	_, err = server.EndProcess(ctx, &tidemarkv1.EndProcessRequest{Token: token})
 	switch {
 	case failure != nil:
@@ -123,56 +120,4 @@ func hold(ctx context.Context, server api.Client, r *tidemarkv1.HoldProcessReque
 		return nil, errors.Join(stream.Err(), stream.Close())
 	}
 	return stream, nil
-}
-
-// child is a command to run.
-type child struct {
-	command        []string
-	environment    []string // added to this program's own
-	stdout, stderr io.Writer
-
-	signaled bool // a signal was handed on to it
-}
-
-// pipeGrace is how long what a command has left running may hold its output open
-// where that goes through this program.
-const pipeGrace = 2 * time.Second
-
-// execute runs a command to its end and hands signals on to it. failure says
-// why it could not be started.
-func execute(c *child, signals <-chan os.Signal) (code int, failure error) {
-	cmd := exec.Command(c.command[0], c.command[1:]...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, c.stdout, c.stderr
-	cmd.Env = append(os.Environ(), c.environment...)
-	cmd.WaitDelay = pipeGrace
-	if err := cmd.Start(); err != nil {
-		if errors.Is(err, exec.ErrNotFound) || errors.Is(err, os.ErrNotExist) {
-			return 127, err
-		}
-		return 126, err
-	}
-	exited := make(chan struct{})
-	handed := make(chan struct{})
-	go func() {
-		defer close(handed)
-		for {
-			select {
-			case s := <-signals:
-				c.signaled = true
-				_ = cmd.Process.Signal(s) // it may have exited meanwhile
-			case <-exited:
-				return
-			}
-		}
-	}()
-	err := cmd.Wait()
-	close(exited)
-	<-handed
-	if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && status.Signaled() {
-		return 128 + int(status.Signal()), nil
-	}
-	if code := cmd.ProcessState.ExitCode(); code >= 0 {
-		return code, nil
-	}
-	return exitFailed, err
 }

@@ -1,8 +1,10 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -19,10 +21,10 @@ func (a *app) scheduleCommand() *cobra.Command {
 }
 
 func (a *app) scheduleSetCommand() *cobra.Command {
-	var every, keep string
+	var set scheduleFlags
 	var dryRun bool
 	c := &cobra.Command{
-		Use:   "set VOLUME|group:GROUP --every WHEN --keep POLICY",
+		Use:   "set VOLUME|group:GROUP --every WHEN --keep POLICY [--drill NAME [--drill-every WHEN]]",
 		Short: "Set or replace the schedule of a volume or a group",
 		Long: `Set or replace the schedule of a volume. The server preserves it whenever it is
 due, names the snapshot by its time, and then deletes those that are to be kept
@@ -44,36 +46,74 @@ A preserve waits a minute for processes begun before it, and is given up then. A
 schedule that can't make a snapshot tells it in the log and in 'schedule list',
 deletes nothing, and tries again the next time.
 
+With --drill the server tries whether snapshots of the schedule can be restored,
+as 'tidemark drill' does: it runs NAME, a program of its --drills directory, on a
+clone of the newest one, and records on that whether it passed. It does so when
+the snapshot is sealed, of each or, with --drill-every, of the first after each
+WHEN; at once if one is due now. No snapshot is late for a drill: what comes due
+while one runs is left out. Of each volume the newest snapshot that was drilled,
+and the newest that passed, are kept beside what POLICY keeps. What failed is in
+the log and in 'schedule list'; 'snapshot show' has what NAME printed.
+
 --dry-run changes nothing, and tells when it would be due and what it would
 delete now.`,
 		Example: `  tidemark schedule set db --every 1h --keep 24h:1h,30d:1d,1y:1mo
   tidemark schedule set group:shop --every 15m --keep 24h:1h,30d:1d
+  tidemark schedule set db --every 1h --keep 24h:1h,30d:1d --drill check-db
+  tidemark schedule set db --every 1h --keep 24h:1h --drill check-db --drill-every 1d
   tidemark schedule set db --every '30 2 * * 1-5' --keep 4w:1d --dry-run`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeVolumes(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			if dryRun {
-				return a.previewSchedule(c, args[0], every, keep)
+			if err := set.check(c); err != nil {
+				return err
 			}
-			return a.setSchedule(c, args[0], every, keep)
+			if dryRun {
+				return a.previewSchedule(c, args[0], set)
+			}
+			return a.setSchedule(c, args[0], set)
 		},
 	}
-	c.Flags().StringVar(&every, "every", "", "`WHEN` it is due: a period as 1h, or as cron says")
-	c.Flags().StringVar(&keep, "keep", "", "`POLICY` of what is kept, as 24h:1h,30d:1d,1y:1mo")
+	c.Flags().StringVar(&set.every, "every", "", "`WHEN` it is due: a period as 1h, or as cron says")
+	c.Flags().StringVar(&set.keep, "keep", "", "`POLICY` of what is kept, as 24h:1h,30d:1d,1y:1mo")
+	c.Flags().StringVar(&set.drill, "drill", "", "`NAME` of the server's program that looks at clones of the snapshots")
+	c.Flags().StringVar(&set.drillEvery, "drill-every", "", "`WHEN` it does (default each snapshot)")
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "change nothing; tell when it would be due and what it would delete")
 	mustHave(c, "every")
 	mustHave(c, "keep")
 	completeWords(c, "every", []string{"15m", "1h", "1d", "1w", "@hourly", "@daily", "@weekly", "@monthly"})
 	completeWords(c, "keep", []string{"24h:1h,30d:1d,1y:1mo"})
+	completeWords(c, "drill-every", []string{"1d", "1w", "@daily", "@weekly", "@monthly"})
 	return exits(c, exitNotFound, exitNoServer)
 }
 
-func (a *app) setSchedule(c *cobra.Command, target, every, keep string) error {
+// scheduleFlags are what is said of a schedule.
+type scheduleFlags struct {
+	every, keep, drill, drillEvery string
+}
+
+// check refuses what the server would take for nothing said.
+func (f scheduleFlags) check(c *cobra.Command) error {
+	every := c.Flags().Changed("drill-every")
+	switch {
+	case c.Flags().Changed("drill") && f.drill == "":
+		return usage("--drill is empty: name a program, or leave it out for no drills")
+	case every && f.drill == "":
+		return usage("--drill-every %q: say by --drill what is to run", f.drillEvery)
+	case every && f.drillEvery == "":
+		return usage("--drill-every is empty: give a period as 1d, or leave it out for each snapshot")
+	}
+	return nil
+}
+
+func (a *app) setSchedule(c *cobra.Command, target string, set scheduleFlags) error {
 	server, err := a.server()
 	if err != nil {
 		return err
 	}
-	r, err := server.SetSchedule(c.Context(), &tidemarkv1.SetScheduleRequest{Target: target, Every: every, Keep: keep})
+	r, err := server.SetSchedule(c.Context(), &tidemarkv1.SetScheduleRequest{
+		Target: target, Every: set.every, Keep: set.keep, Drill: set.drill, DrillEvery: set.drillEvery,
+	})
 	if err != nil {
 		return seeVolumes(err)
 	}
@@ -81,15 +121,29 @@ func (a *app) setSchedule(c *cobra.Command, target, every, keep string) error {
 	if a.json {
 		return a.printJSON(asSchedule(x))
 	}
-	return a.printf("%s is preserved every %s, next at %s; up to %s kept\n", target, every, formatTime(x.GetNextTime()), plural(int(x.GetMost()), "snapshot"))
+	drills := ""
+	if x.GetDrill() != "" {
+		drills = fmt.Sprintf("; %s drills %s", x.GetDrill(), drillPeriod(x))
+	}
+	return a.printf("%s is preserved every %s, next at %s; up to %s kept%s\n", target, set.every, formatTime(x.GetNextTime()), plural(int(x.GetMost()), "snapshot"), drills)
 }
 
-func (a *app) previewSchedule(c *cobra.Command, target, every, keep string) error {
+// drillPeriod says which snapshots a schedule drills.
+func drillPeriod(x *tidemarkv1.Schedule) string {
+	if x.GetDrillEvery() == "" {
+		return "each snapshot"
+	}
+	return "one snapshot every " + x.GetDrillEvery()
+}
+
+func (a *app) previewSchedule(c *cobra.Command, target string, set scheduleFlags) error {
 	server, err := a.server()
 	if err != nil {
 		return err
 	}
-	r, err := server.PreviewSchedule(c.Context(), &tidemarkv1.PreviewScheduleRequest{Target: target, Every: every, Keep: keep})
+	r, err := server.PreviewSchedule(c.Context(), &tidemarkv1.PreviewScheduleRequest{
+		Target: target, Every: set.every, Keep: set.keep, Drill: set.drill, DrillEvery: set.drillEvery,
+	})
 	if err != nil {
 		return seeVolumes(err)
 	}
@@ -120,10 +174,14 @@ func (a *app) scheduleListCommand() *cobra.Command {
 		Long: `List the schedules. NEXT is when each is due, LAST the cut of the newest
 snapshot that it made, SNAPSHOTS how many it made that are there. STATE is ok,
 or failed when it did not do what was due the last time; 'tidemark schedule
-show' says why.`,
-		Example: "  tidemark schedule list\n  tidemark schedule ls --json | jq -r '.schedules[] | select(.failed) | .volume'",
-		Args:    cobra.NoArgs,
-		RunE:    func(c *cobra.Command, _ []string) error { return a.listSchedules(c) },
+show' says why. DRILL is what came of the last drills: passed or failed, and of
+which snapshot, by its cut; of a group, of the volume that failed. It is failed
+too when no drill could be made, none when none was yet, and - without --drill.`,
+		Example: `  tidemark schedule list
+  tidemark schedule ls --json | jq -r '.schedules[] | select(.failed) | .volume'
+  tidemark schedule ls --json | jq -r '.schedules[].drill.last[]? | select(.passed | not) | .snapshot'`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return a.listSchedules(c) },
 	}, exitNoServer)
 }
 
@@ -142,10 +200,10 @@ func (a *app) listSchedules(c *cobra.Command) error {
 	rows := each(r.GetSchedules(), func(x *tidemarkv1.Schedule) []string {
 		return []string{
 			x.GetTarget(), x.GetEvery(), x.GetKeep(), orDash(formatTime(x.GetNextTime())), orDash(formatTime(x.GetLastTime())),
-			strconv.Itoa(int(x.GetSnapshots())), scheduleState(x),
+			strconv.Itoa(int(x.GetSnapshots())), scheduleState(x), scheduleDrill(x),
 		}
 	})
-	return a.printTable("TARGET EVERY KEEP NEXT LAST SNAPSHOTS STATE", rows)
+	return a.printTable("TARGET EVERY KEEP NEXT LAST SNAPSHOTS STATE DRILL", rows)
 }
 
 func scheduleState(x *tidemarkv1.Schedule) string {
@@ -153,6 +211,24 @@ func scheduleState(x *tidemarkv1.Schedule) string {
 		return "failed"
 	}
 	return "ok"
+}
+
+// scheduleDrill says in a word or two how the drills of a schedule go: a failure first.
+func scheduleDrill(x *tidemarkv1.Schedule) string {
+	last := ""
+	for _, d := range x.GetDrilled() {
+		if d.GetDrill().GetExitCode() != 0 {
+			return "failed " + d.GetName()
+		}
+		last = "passed " + d.GetName()
+	}
+	switch {
+	case x.GetDrill() == "":
+		return "-"
+	case x.GetDrillFailed() != "":
+		return "failed"
+	}
+	return cmp.Or(last, "none")
 }
 
 func (a *app) scheduleShowCommand() *cobra.Command {
@@ -187,7 +263,21 @@ func (a *app) showSchedule(c *cobra.Command, target string) error {
 		[2]string{"last", orDash(formatTime(x.GetLastTime()))},
 		[2]string{"snapshots", fmt.Sprintf("%d, at most %d", x.GetSnapshots(), x.GetMost())},
 		[2]string{"failed", x.GetFailed()},
+		[2]string{"drill", drillSetting(x)},
+		[2]string{"drilling", x.GetDrilling()},
+		[2]string{"last drill", strings.Join(each(x.GetDrilled(), func(d *tidemarkv1.DrilledSnapshot) string {
+			return d.GetName() + " " + drillText(d.GetDrill())
+		}), "\n\t")},
+		[2]string{"drill failed", x.GetDrillFailed()},
 	)
+}
+
+// drillSetting is what a schedule says of drills, empty if it has none.
+func drillSetting(x *tidemarkv1.Schedule) string {
+	if x.GetDrill() == "" {
+		return ""
+	}
+	return x.GetDrill() + ", " + drillPeriod(x)
 }
 
 func (a *app) scheduleRemoveCommand() *cobra.Command {
@@ -195,7 +285,7 @@ func (a *app) scheduleRemoveCommand() *cobra.Command {
 		Use:               "remove VOLUME|group:GROUP",
 		Aliases:           []string{"rm"},
 		Short:             "Remove the schedule of a volume",
-		Long:              "Remove the schedule of a volume. The snapshots that it made stay, until somebody\ndeletes them or sets another schedule.",
+		Long:              "Remove the schedule of a volume. The snapshots that it made stay, until somebody\ndeletes them or sets another schedule. A drill that runs is ended.",
 		Example:           "  tidemark schedule remove db",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.complete(1, listScheduleTargets),
@@ -232,10 +322,44 @@ type scheduleJSON struct {
 	Snapshots int32      `json:"snapshots"`
 	Most      int32      `json:"most"`
 	Failed    string     `json:"failed,omitempty"`
+	// Drill is left out where there is none.
+	Drill *scheduleDrillJSON `json:"drill,omitempty"`
+}
+
+// scheduleDrillJSON is what a schedule has to say of drills.
+type scheduleDrillJSON struct {
+	Program string        `json:"program"`
+	Every   string        `json:"every,omitempty"` // left out: each snapshot
+	Running string        `json:"running,omitempty"`
+	Failed  string        `json:"failed,omitempty"`
+	Last    []drilledJSON `json:"last"`
+}
+
+// drilledJSON is the last drill of a volume.
+type drilledJSON struct {
+	Snapshot    string     `json:"snapshot"`
+	Time        *time.Time `json:"time"`
+	TookSeconds float64    `json:"tookSeconds"`
+	Passed      bool       `json:"passed"`
+	ExitCode    int32      `json:"exitCode"`
 }
 
 func asSchedule(x *tidemarkv1.Schedule) scheduleJSON {
 	return scheduleJSON{
 		x.GetTarget(), x.GetEvery(), x.GetKeep(), jsonTime(x.GetNextTime()), jsonTime(x.GetLastTime()), x.GetSnapshots(), x.GetMost(), x.GetFailed(),
+		asScheduleDrill(x),
+	}
+}
+
+func asScheduleDrill(x *tidemarkv1.Schedule) *scheduleDrillJSON {
+	if x.GetDrill() == "" {
+		return nil
+	}
+	return &scheduleDrillJSON{
+		x.GetDrill(), x.GetDrillEvery(), x.GetDrilling(), x.GetDrillFailed(),
+		each(x.GetDrilled(), func(s *tidemarkv1.DrilledSnapshot) drilledJSON {
+			d := s.GetDrill()
+			return drilledJSON{s.GetName(), jsonTime(d.GetTime()), d.GetTook().AsDuration().Seconds(), d.GetExitCode() == 0, d.GetExitCode()}
+		}),
 	}
 }

@@ -49,6 +49,8 @@ type serveOptions struct {
 	reclaimRate     limitFlag
 	checksumCache   limitFlag
 	scrubRate       limitFlag
+	drills          string
+	drillTimeout    time.Duration
 }
 
 func (a *app) serveCommand() *cobra.Command {
@@ -105,6 +107,14 @@ df counts), or 10GiB (that is to stay free), or off. --warn-at has the log say
 that it is reached, and that it is not any more. From --refuse-preserves-at on
 no preserve, clone or rollback is made; writes are never refused by it.
 
+--drills is a directory of programs that look at clones of snapshots ('tidemark
+drill'), for 'tidemark schedule set --drill'. They run as the server's user, one
+at a time, in /, with PATH, HOME, LANG and TMPDIR of its environment and the
+variables of 'tidemark drill'. Hence the directory and each program in it must
+belong to root or that user, and be writable by nobody else. One that still runs
+after --drill-timeout is ended, with what it has started in its process group,
+and has failed with exit code 124.
+
 SIGHUP reads certificates, tokens and the access list again; open connections
 keep what they have. A line on stderr says when the server is ready; a service
 manager is told by NOTIFY_SOCKET. SIGTERM or SIGINT stops accepting, finishes
@@ -113,6 +123,7 @@ nothing that was flushed.`,
 		Example: `  tidemark serve
   tidemark serve --data /srv/tidemark --nbd 127.0.0.1:10809 --nbd unix:/run/tidemark/nbd.sock
   tidemark serve --data /srv/tidemark --api unix:/run/tidemark/api.sock --log-format json
+  tidemark serve --nbd unix:/run/tidemark/nbd.sock --drills /etc/tidemark/drills
   tidemark serve --nbd 10.0.0.1:10809 --api 10.0.0.1:10810 --tls require \
     --tls-cert server.pem --tls-key server.key --tls-client-ca clients.pem \
     --access access.yaml`,
@@ -142,6 +153,8 @@ nothing that was flushed.`,
 	f.Var(&o.reclaimRate, "reclaim-rate", "`SIZE` that folding may copy in a second")
 	f.DurationVar(&o.scrubEvery, "scrub-every", 7*24*time.Hour, "`DURATION` in which every sealed snapshot is read and compared with its checksums once; 0 is never")
 	f.Var(&o.scrubRate, "scrub-rate", "`SIZE` that this may read in a second")
+	f.StringVar(&o.drills, "drills", "", "`DIRECTORY` of the programs that schedules may name for their drills")
+	f.DurationVar(&o.drillTimeout, "drill-timeout", time.Hour, "`DURATION` after which such a program is ended, and has failed")
 	f.Var(&o.protect.tls, "tls", "what NBD clients may do without TLS")
 	f.StringVar(&o.protect.certificate, "tls-cert", "", "`FILE` of the server's certificate and its chain, PEM")
 	f.StringVar(&o.protect.key, "tls-key", "", "`FILE` of its private key, PEM")
@@ -179,13 +192,21 @@ func (a *app) serve(ctx context.Context, o serveOptions) error {
 	if err != nil {
 		return failed("%v", err)
 	}
+	drills, err := o.programs()
+	if err != nil {
+		return err
+	}
 	log := newServerLog(a.stderr, o)
-	s, err := store.Open(o.data, store.Options{
+	options := store.Options{
 		Logger: log.logger, MaxDraining: o.maxDraining, ReserveBytes: int64(o.reserve),
 		WarnAt: store.Mark(o.warnAt), RefusePreservesAt: store.Mark(o.refuseAt),
 		SumCacheBytes: int64(o.checksumCache), ReclaimEvery: o.reclaimEvery,
 		FoldAbove: cmp.Or(o.foldAbove, -1), ReclaimBytesPerSecond: int64(o.reclaimRate), ScrubEvery: o.scrubEvery, ScrubBytesPerSecond: int64(o.scrubRate),
-	})
+	}
+	if drills != nil {
+		options.Driller = drills
+	}
+	s, err := store.Open(o.data, options)
 	if err != nil {
 		return cannotOpen(err)
 	}
@@ -196,7 +217,19 @@ func (a *app) serve(ctx context.Context, o serveOptions) error {
 	if !o.protect.empty() {
 		defer reloadAtHangup(guard, log)()
 	}
-	return serveStore(ctx, s, o, guard, nbdAddrs, apiAddr, log)
+	return serveStore(ctx, s, o, guard, nbdAddrs, apiAddr, drills, log)
+}
+
+// programs are those of --drills, nil without.
+func (o serveOptions) programs() (*programs, error) {
+	if o.drills == "" {
+		return nil, nil
+	}
+	p, err := openPrograms(o.drills, o.drillTimeout)
+	if err != nil {
+		return nil, usage("--drills: %v", err)
+	}
+	return p, nil
 }
 
 // warn tells what is not wrong, but not right either.
@@ -285,6 +318,8 @@ func (o serveOptions) limits() error {
 		return usage("--reclaim-rate must be more than 0")
 	case o.reclaimEvery < 0:
 		return usage("--reclaim-every %v: it must be 0 (never) or more", o.reclaimEvery)
+	case o.drillTimeout < time.Second:
+		return usage("--drill-timeout %v: it must be 1s or more", o.drillTimeout)
 	case o.scrubEvery < 0:
 		return usage("--scrub-every %v: it must be 0 (never) or more", o.scrubEvery)
 	}
@@ -294,11 +329,14 @@ func (o serveOptions) limits() error {
 // serveStore serves an open store until ctx ends or a listener fails, and
 // closes it in order: first the frontends, whose requests must finish, then the
 // store, which flushes.
-func serveStore(ctx context.Context, s *store.Store, o serveOptions, guard *access.Guard, nbdAddrs []api.Addr, apiAddr api.Addr, log serverLog) error {
+func serveStore(ctx context.Context, s *store.Store, o serveOptions, guard *access.Guard, nbdAddrs []api.Addr, apiAddr api.Addr, drills *programs, log serverLog) error {
 	f, err := listen(s, o, guard, nbdAddrs, apiAddr, log)
 	if err != nil {
 		// Nothing was served, so there is nothing to wait for.
 		return errors.Join(err, s.Close(ctx))
+	}
+	if drills != nil {
+		drills.serveAt(f.reachable, o.protect.mode() == nbd.TLSRequire)
 	}
 	log.tell(f.ready(o.data), "serving", "data", o.data, "nbd", texts(f.nbdAddrs), "api", f.apiAddr.String())
 	log.report(notify("READY=1"))
@@ -307,6 +345,7 @@ func serveStore(ctx context.Context, s *store.Store, o serveOptions, guard *acce
 	log.report(notify("STOPPING=1"))
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.shutdownTimeout)
 	defer cancel()
+	s.EndSchedules()
 	err = errors.Join(served, f.shutdown(end))
 	if errors.Is(err, nbd.ErrHangs) {
 		return errors.Join(err, closeHanging(end, s))
@@ -334,11 +373,12 @@ func closeHanging(ctx context.Context, s *store.Store) error {
 
 // frontends are the listeners and the servers behind them.
 type frontends struct {
-	nbdAddrs []api.Addr
-	apiAddr  api.Addr
-	accept   []func() error
-	nbd      *nbd.Server
-	api      *api.Server
+	nbdAddrs  []api.Addr
+	reachable api.Addr // the first of them, for whoever is on this machine
+	apiAddr   api.Addr
+	accept    []func() error
+	nbd       *nbd.Server
+	api       *api.Server
 }
 
 func listen(s *store.Store, o serveOptions, guard *access.Guard, nbdAddrs []api.Addr, apiAddr api.Addr, log serverLog) (_ *frontends, err error) {
@@ -385,7 +425,7 @@ func listen(s *store.Store, o serveOptions, guard *access.Guard, nbdAddrs []api.
 	if err != nil {
 		return nil, err
 	}
-	f.apiAddr = bound
+	f.apiAddr, f.reachable = bound, info.NBD[0]
 	f.api = api.NewServer(s, api.Options{Info: info, Guard: guard, Logger: log.logger})
 	f.accept = append(f.accept, func() error { return f.api.Serve(l) })
 	return f, nil

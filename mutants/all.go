@@ -390,6 +390,31 @@ var all = []mutant{
 		old: "	if err == nil || errors.Is(err, ErrNoSpace) || ", new: "	if err == nil || !errors.Is(err, ErrNoSpace) || ",
 		packages: "./store", tests: "Schedule|Retention",
 	},
+	{
+		name: "scheduled drill: a snapshot waits for it", file: "store/scheduledrill.go",
+		old: "	s.schedules.running.Go(func() { s.runDrills(ctx, x) })", new: "	s.mu.Unlock()\n	s.runDrills(ctx, x)\n	s.mu.Lock()",
+		packages: "./store", tests: "Drill",
+	},
+	{
+		name: "scheduled drill: what a shutdown cut short is recorded", file: "store/scheduledrill.go",
+		old: "	if err == nil {\n		err = ctx.Err()\n	}\n", new: "	if ctx.Err() != nil {\n		result, err = Drill{Command: x.record.Drill, ExitCode: 1}, nil\n	}\n",
+		packages: "./store", tests: "Drill|Restart",
+	},
+	{
+		name: "scheduled drill: what passed last is let go", file: "store/scheduledrill.go",
+		old: " || info.Drill.ExitCode == 0 && !slices.ContainsFunc(made, newerPassed)", new: " || newerPassed(info)",
+		packages: "./store", tests: "Drill|Kept",
+	},
+	{
+		name: "scheduled drill: a program that others may write to runs", file: "cli/programs.go",
+		old: "	case info.Mode().Perm()&0o022 != 0:", new: "	case info.Mode().Perm() == 0o022:",
+		packages: "./cli", tests: "Program|WhatOthers",
+	},
+	{
+		name: "scheduled drill: what a program has started outlives it", file: "cli/child.go",
+		old: "		c.signal(cmd.Process, syscall.SIGKILL)\n", new: "		_ = cmd.Process.Signal(syscall.SIGKILL)\n",
+		packages: "./cli", tests: "NothingIsLeft",
+	},
 	// The frontends.
 	{
 		name: "an NBD client may choose an export before TLS though it is required", file: "nbd/handshake.go",

@@ -69,9 +69,14 @@ func TestTheServerRunsUnderTheUnitsSystemCallFilter(t *testing.T) {
 	notified := listenNotify(t, filepath.Join(dir, "notify"))
 
 	api := "unix:" + filepath.Join(dir, "api.sock")
-	server := exec.Command(os.Args[0], tidemark, "serve", "--data", filepath.Join(dir, "d"),
+	drills := filepath.Join(dir, "drills")
+	script := "#!/bin/sh\nnbdcopy \"$TIDEMARK_URI\" \"$TMPDIR/copy\" && rm \"$TMPDIR/copy\"\n"
+	if err := errors.Join(os.Mkdir(drills, 0o700), os.WriteFile(filepath.Join(drills, "check"), []byte(script), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	server := exec.Command(os.Args[0], tidemark, "serve", "--data", filepath.Join(dir, "d"), "--drills", drills,
 		"--nbd", "unix:"+filepath.Join(dir, "nbd.sock"), "--api", api)
-	server.Env = append(os.Environ(), filterVariable+"="+allowed(t), "NOTIFY_SOCKET="+filepath.Join(dir, "notify"))
+	server.Env = append(os.Environ(), filterVariable+"="+allowed(t), "NOTIFY_SOCKET="+filepath.Join(dir, "notify"), "TMPDIR="+dir)
 	stderr, err := server.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -113,6 +118,9 @@ func TestTheServerRunsUnderTheUnitsSystemCallFilter(t *testing.T) {
 		{"preserve", "db", "--name", "a", "--until", "sealed"},
 		{"snapshot", "verify", "db@a"},
 		{"export", "db@a", image + ".out"},
+		{"schedule", "set", "db", "--every", "1s", "--keep", "1h:1s", "--drill", "check"},
+		{"drill", "db@a", "--", "sh", "-c", "until " + tidemark + " --api " + api + " schedule show db | grep '^last drill:.* passed'; do :; done"},
+		{"schedule", "remove", "db"},
 		{"volume", "resize", "db", "--size", "128MiB"},
 		{"volume", "delete", "db", "--with-snapshots"},
 	} {

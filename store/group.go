@@ -119,7 +119,7 @@ func dropGroup(tx *catalog.Tx, name string) error {
 // forgetGroupLocked is dropGroup in memory.
 func (s *Store) forgetGroupLocked(name string) {
 	delete(s.groups, name)
-	delete(s.schedules.byTarget, GroupTarget+name)
+	s.schedules.forgetLocked(GroupTarget + name)
 }
 
 // groupFor returns a group that the caller may change, with those volumes more.

@@ -18,8 +18,7 @@ import (
 type ScheduleInfo struct {
 	// Target is the volume.
 	Target string
-	// Every and Keep are as they were given (package keep).
-	Every, Keep string
+	ScheduleSettings
 	// Next is when it is due.
 	Next time.Time
 	// Last is the cut of the newest snapshot that it made; zero if there is none.
@@ -30,6 +29,23 @@ type ScheduleInfo struct {
 	// Failed says why it did not do what was due the last time; empty if it did. It is
 	// tried again at the next time.
 	Failed string
+	// Drilled is the newest snapshot of each volume, by volume, that it made and that
+	// was drilled.
+	Drilled []DrilledSnapshot
+	// Drilling is the snapshot, VOLUME@SNAPSHOT, that is being drilled; empty if none is.
+	Drilling string
+	// DrillFailed says why no drill could be made the last time; empty if one could,
+	// whatever came of it.
+	DrillFailed string
+}
+
+// ScheduleSettings are what people say of a schedule.
+type ScheduleSettings struct {
+	// Every is when it is due, Keep what is kept (package keep).
+	Every, Keep string
+	// Drill names the program (Driller) that looks at a clone of its snapshots; empty:
+	// none does. DrillEvery is how often, as Every; empty: of each snapshot.
+	Drill, DrillEvery string
 }
 
 // SchedulePreview says what a schedule would do.
@@ -44,7 +60,9 @@ type SchedulePreview struct {
 // schedules are those of the store, and who keeps to them.
 type schedules struct {
 	byTarget map[string]*schedule // guarded by Store.mu
-	wake     chan struct{}        // there is a new one
+	wake     chan struct{}        // there is a new one, or a drill may be due
+	turn     chan struct{}        // taken by who drills: one at a time
+	drilled  drilled              // what it drills; guarded by Store.mu
 	cancel   context.CancelFunc
 	running  sync.WaitGroup
 }
@@ -57,6 +75,7 @@ type schedule struct {
 	next    time.Time // when it is due; zero: never
 	running bool
 	failed  string
+	drills
 }
 
 // GroupTarget is what the target of a schedule begins with that is a group's, not a
@@ -77,9 +96,10 @@ func (s *Store) VolumesOf(target string) ([]string, error) {
 // SetSchedule has a volume, or a group, preserved again and again, from the next time on that every
 // names, and deletes what keep does not keep of the snapshots so made: never one that
 // a person made, that is held, in use or draining. It replaces the schedule that the
-// target has; the snapshots made by that are its own. Errors: ErrInvalid, ErrNotFound.
-func (s *Store) SetSchedule(target, every, policy string) (ScheduleInfo, error) {
-	x, err := newSchedule(catalog.Schedule{Target: target, Every: every, Keep: policy, Since: time.Now().UTC()})
+// target has, and ends a drill of that which runs; the snapshots made by that are its
+// own. If a drill is due it is made at once. Errors: ErrInvalid, ErrNotFound.
+func (s *Store) SetSchedule(target string, set ScheduleSettings) (ScheduleInfo, error) {
+	x, err := s.givenSchedule(target, set, time.Now().UTC())
 	if err != nil {
 		return ScheduleInfo{}, err
 	}
@@ -94,6 +114,7 @@ func (s *Store) SetSchedule(target, every, policy string) (ScheduleInfo, error) 
 	x.next = x.every.Next(x.record.Since)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.schedules.forgetLocked(target)
 	s.schedules.byTarget[target] = x
 	s.schedules.poke()
 	return s.scheduleInfoLocked(x), nil
@@ -104,9 +125,9 @@ const previewTimes = 5
 
 // PreviewSchedule tells what SetSchedule would bring about, and changes nothing.
 // Errors: as SetSchedule.
-func (s *Store) PreviewSchedule(target, every, policy string) (p SchedulePreview, err error) {
+func (s *Store) PreviewSchedule(target string, set ScheduleSettings) (p SchedulePreview, err error) {
 	now := time.Now()
-	x, err := newSchedule(catalog.Schedule{Target: target, Every: every, Keep: policy, Since: now})
+	x, err := s.givenSchedule(target, set, now)
 	if err != nil {
 		return p, err
 	}
@@ -120,8 +141,8 @@ func (s *Store) PreviewSchedule(target, every, policy string) (p SchedulePreview
 	return p, err
 }
 
-// RemoveSchedule ends a schedule. The snapshots that it made stay. Errors:
-// ErrNotFound.
+// RemoveSchedule ends a schedule, and a drill of it that runs. The snapshots that it
+// made stay. Errors: ErrNotFound.
 func (s *Store) RemoveSchedule(target string) error {
 	s.admin.Lock()
 	defer s.admin.Unlock()
@@ -133,7 +154,7 @@ func (s *Store) RemoveSchedule(target string) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.schedules.byTarget, target)
+	s.schedules.forgetLocked(target)
 	return nil
 }
 
@@ -159,10 +180,19 @@ func (s *Store) Schedule(target string) (ScheduleInfo, error) {
 
 // scheduleInfoLocked describes a schedule; Store.mu is held.
 func (s *Store) scheduleInfoLocked(x *schedule) ScheduleInfo {
+	r := x.record
 	info := ScheduleInfo{
-		Target: x.record.Target, Every: x.record.Every, Keep: x.record.Keep, Next: x.next, Most: x.policy.Most(), Failed: x.failed,
+		Target: r.Target, ScheduleSettings: ScheduleSettings{Every: r.Every, Keep: r.Keep, Drill: r.Drill, DrillEvery: r.DrillEvery},
+		Next: x.next, Most: x.policy.Most(), Failed: x.failed, DrillFailed: x.drillFailed,
 	}
-	info.Snapshots, info.Last = s.madeLocked(x.record.Target)
+	info.Snapshots, info.Last = s.madeLocked(r.Target)
+	if r.Drill != "" {
+		info.Most += keptForDrills
+		info.Drilled = s.drilledLocked(r.Target)
+	}
+	if s.schedules.drilled.by == x {
+		info.Drilling = s.schedules.drilled.snapshot
+	}
 	return info
 }
 
@@ -183,6 +213,17 @@ func (s *Store) madeLocked(target string) (n int, last time.Time) {
 	return n, last
 }
 
+// givenSchedule is newSchedule of what somebody has said just now.
+func (s *Store) givenSchedule(target string, set ScheduleSettings, now time.Time) (*schedule, error) {
+	x, err := newSchedule(catalog.Schedule{
+		Target: target, Every: set.Every, Keep: set.Keep, Drill: set.Drill, DrillEvery: set.DrillEvery, Since: now,
+	})
+	if err == nil && set.Drill != "" {
+		err = s.driller.Check(set.Drill)
+	}
+	return x, err
+}
+
 func newSchedule(record catalog.Schedule) (*schedule, error) {
 	every, err := keep.ParseEvery(record.Every)
 	if err != nil {
@@ -192,7 +233,8 @@ func newSchedule(record catalog.Schedule) (*schedule, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	return &schedule{record: record, every: every, policy: policy}, nil
+	x := &schedule{record: record, every: every, policy: policy}
+	return x, x.readDrill()
 }
 
 // scheduled is the volumes of a target, all of which are there.
@@ -232,6 +274,15 @@ func (s *Store) openSchedules(state catalog.State) error {
 	return nil
 }
 
+// forgetLocked drops the schedule of a target, if it has one, and ends a drill of it
+// that runs; Store.mu is held.
+func (c *schedules) forgetLocked(target string) {
+	if x := c.byTarget[target]; x != nil {
+		x.end()
+		delete(c.byTarget, target)
+	}
+}
+
 // start begins to keep to the schedules.
 func (c *schedules) start(s *Store) {
 	ctx, cancel := context.WithCancel(context.Background())
@@ -244,6 +295,11 @@ func (c *schedules) stop() {
 	c.cancel()
 	c.running.Wait()
 }
+
+// EndSchedules ends what schedules do, drills too, of which nothing is recorded then.
+// Close does it too, and waits for it. It is for whoever has to take leave of NBD
+// clients first, lest a program find the volume gone and the drill count as failed.
+func (s *Store) EndSchedules() { s.schedules.cancel() }
 
 func (c *schedules) poke() {
 	select {
@@ -286,6 +342,9 @@ func (s *Store) startDue(ctx context.Context, now time.Time) (next time.Time) {
 			x.running = true
 			s.schedules.running.Go(func() { s.runSchedule(ctx, x) })
 		}
+		if x.wanted && !x.running { // the snapshot that is to be drilled comes first
+			s.startDrillsLocked(ctx, x)
+		}
 		if next.IsZero() || !x.next.IsZero() && x.next.Before(next) {
 			next = x.next
 		}
@@ -311,7 +370,9 @@ func (s *Store) runSchedule(ctx context.Context, x *schedule) {
 		x.failed = err.Error()
 	}
 	failed := x.failed
+	x.wanted = true
 	s.mu.Unlock()
+	s.schedules.poke()
 	if failed != "" && first {
 		s.logger.Error("schedule; it is tried again at the next time", "target", x.record.Target, "err", err)
 	}
@@ -352,27 +413,33 @@ func later(err error) bool {
 }
 
 // expired lists the snapshots that a schedule has made and keeps no more, of each
-// volume the oldest first. Those that are held count among them, and stay.
+// volume the oldest first. Those that are held, are being drilled or are the last word
+// of drills count among them, and stay.
 func (s *Store) expired(x *schedule, now time.Time) (fulls []string, err error) {
 	volumes, err := s.VolumesOf(x.record.Target)
 	if err != nil {
 		return nil, err
 	}
 	for _, name := range volumes {
-		made, err := s.Snapshots(name)
+		made, err := s.madeBy(x, name)
 		if err != nil {
 			return nil, err
 		}
-		made = slices.DeleteFunc(made, func(i SnapshotInfo) bool { return i.Schedule != x.record.Target })
 		cuts := make([]time.Time, len(made))
 		for i, info := range made {
 			cuts[i] = info.CutTime
 		}
 		for _, i := range x.policy.Expired(cuts, now) {
-			if !made[i].HeldAt(now) {
+			if !made[i].HeldAt(now) && !s.neededByDrills(x, made, i) {
 				fulls = append(fulls, name+"@"+made[i].Name)
 			}
 		}
 	}
 	return fulls, nil
+}
+
+// madeBy lists the snapshots of a volume that a schedule of the target has made.
+func (s *Store) madeBy(x *schedule, volumeName string) ([]SnapshotInfo, error) {
+	made, err := s.Snapshots(volumeName)
+	return slices.DeleteFunc(made, func(i SnapshotInfo) bool { return i.Schedule != x.record.Target }), err
 }

@@ -27,7 +27,7 @@ var keepDays = flag.Int("keep.days", 35, "how many days of hourly snapshots are 
 
 func setSchedule(t *testing.T, s *store.Store, target, every, keep string) store.ScheduleInfo {
 	t.Helper()
-	info, err := s.SetSchedule(target, every, keep)
+	info, err := s.SetSchedule(target, store.ScheduleSettings{Every: every, Keep: keep})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -399,12 +399,18 @@ func TestACrashLosesNoHoldLabelOrSchedule(t *testing.T) {
 	for _, change := range []func() error{
 		func() error { return hold(s, t, "v@a", "") },
 		func() error { return hold(s, t, "v@a", "2999-01-01") },
-		func() error { _, err := s.SetSchedule("v", "@yearly", "1y:1d"); return err },
+		func() error {
+			_, err := s.SetSchedule("v", store.ScheduleSettings{Every: "@yearly", Keep: "1y:1d"})
+			return err
+		},
 		func() error {
 			_, err := s.LabelSnapshot(t.Context(), "v@a", map[string]string{"k": "v"}, nil)
 			return err
 		},
-		func() error { _, err := s.SetSchedule("v", "@monthly", "1y:1mo"); return err },
+		func() error {
+			_, err := s.SetSchedule("v", store.ScheduleSettings{Every: "@monthly", Keep: "1y:1mo"})
+			return err
+		},
 		func() error { return hold(s, t, "v@a", "2999-01-02") },
 		func() error { _, err := s.LabelSnapshot(t.Context(), "v@a", nil, []string{"k"}); return err },
 		func() error { return s.RemoveSchedule("v") },
@@ -491,7 +497,7 @@ func TestAPreviewOfAScheduleChangesNothing(t *testing.T) {
 		if _, err := s.HoldSnapshot(t.Context(), "v@"+list[1].Name, ""); err != nil {
 			t.Fatal(err)
 		}
-		p, err := s.PreviewSchedule("v", "30 2 * * *", "1h:1h")
+		p, err := s.PreviewSchedule("v", store.ScheduleSettings{Every: "30 2 * * *", Keep: "1h:1h"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -520,10 +526,10 @@ func TestAScheduleThatCannotBeIsRefused(t *testing.T) {
 		{"group:g", "1h", "1d:1h", store.ErrNotFound},
 		{"none", "1h", "1d:1h", store.ErrNotFound},
 	} {
-		if _, err := s.SetSchedule(c.target, c.every, c.keep); !errors.Is(err, c.want) {
+		if _, err := s.SetSchedule(c.target, store.ScheduleSettings{Every: c.every, Keep: c.keep}); !errors.Is(err, c.want) {
 			t.Errorf("schedule of %q every %q, keep %q: %v, want %v", c.target, c.every, c.keep, err, c.want)
 		}
-		if _, err := s.PreviewSchedule(c.target, c.every, c.keep); !errors.Is(err, c.want) {
+		if _, err := s.PreviewSchedule(c.target, store.ScheduleSettings{Every: c.every, Keep: c.keep}); !errors.Is(err, c.want) {
 			t.Errorf("preview of %q every %q, keep %q: %v, want %v", c.target, c.every, c.keep, err, c.want)
 		}
 	}

@@ -79,6 +79,8 @@ type Options struct {
 	// SumCacheBytes limits the memory for checksums of sealed images; 0:
 	// DefaultSumCacheBytes.
 	SumCacheBytes int64
+	// Driller runs the drills of schedules; nil: a schedule can have none.
+	Driller Driller
 }
 
 // DefaultSumCacheBytes is the memory for checksums of a server that was told
@@ -108,6 +110,7 @@ type Store struct {
 	rot      chan rotten
 	// schedules are kept to in the background.
 	schedules schedules
+	driller   Driller
 	recovery  []string // guarded by noting
 	noting    sync.Mutex
 
@@ -198,7 +201,11 @@ func Open(dir string, o Options) (_ *Store, err error) {
 		fs: o.FS, dir: dir, logger: o.Logger,
 		volumes: map[string]*disk{}, groups: map[string]catalog.Group{}, byVolume: map[*volume.Volume]*disk{}, reserved: map[string]bool{},
 		marked: map[string]marks{}, stuck: map[image.ID]bool{},
-		schedules: schedules{byTarget: map[string]*schedule{}, wake: make(chan struct{}, 1)},
+		schedules: schedules{byTarget: map[string]*schedule{}, wake: make(chan struct{}, 1), turn: make(chan struct{}, 1)},
+		driller:   o.Driller,
+	}
+	if s.driller == nil {
+		s.driller = noDriller{}
 	}
 	if err := s.water.set(o.WarnAt, o.RefusePreservesAt); err != nil {
 		return nil, err
@@ -766,7 +773,7 @@ func (s *Store) deleteBranch(d *disk, heir *Incoming) error {
 	if s.volumes[name] == d {
 		delete(s.volumes, name)
 		if heir == nil {
-			delete(s.schedules.byTarget, name)
+			s.schedules.forgetLocked(name)
 			s.leftGroupsLocked(name)
 		}
 	}
@@ -784,10 +791,10 @@ func (s *Store) deleteBranch(d *disk, heir *Incoming) error {
 	if unknown != nil {
 		return fmt.Errorf("delete volume %s: whether it is deleted shows when the directory is opened again: %w", name, unknown)
 	}
+	s.sealer.punch(due...)
 	if err := s.removeFiles(d, held); err != nil {
 		return fmt.Errorf("volume %s is deleted, but not all of its files: %w", name, err)
 	}
-	s.sealer.punch(due...)
 	return nil
 }
 

@@ -3861,7 +3861,19 @@ type Schedule struct {
 	// How many it keeps at most on each volume, beside those that are held or in use.
 	Most int32 `protobuf:"varint,7,opt,name=most,proto3" json:"most,omitempty"`
 	// Why it did not do what was due the last time; empty if it did.
-	Failed        string `protobuf:"bytes,8,opt,name=failed,proto3" json:"failed,omitempty"`
+	Failed string `protobuf:"bytes,8,opt,name=failed,proto3" json:"failed,omitempty"`
+	// The program of the server (serve --drills) that looks at clones of its
+	// snapshots; empty if none does.
+	Drill string `protobuf:"bytes,9,opt,name=drill,proto3" json:"drill,omitempty"`
+	// How often, as every; empty is each snapshot.
+	DrillEvery string `protobuf:"bytes,10,opt,name=drill_every,json=drillEvery,proto3" json:"drill_every,omitempty"`
+	// The newest snapshot of each volume, sorted by volume, that it made and that was
+	// drilled.
+	Drilled []*DrilledSnapshot `protobuf:"bytes,11,rep,name=drilled,proto3" json:"drilled,omitempty"`
+	// The snapshot that is being drilled, "VOLUME@SNAPSHOT"; empty if none is.
+	Drilling string `protobuf:"bytes,12,opt,name=drilling,proto3" json:"drilling,omitempty"`
+	// Why no drill could be made the last time; empty if one could.
+	DrillFailed   string `protobuf:"bytes,13,opt,name=drill_failed,json=drillFailed,proto3" json:"drill_failed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3952,6 +3964,96 @@ func (x *Schedule) GetFailed() string {
 	return ""
 }
 
+func (x *Schedule) GetDrill() string {
+	if x != nil {
+		return x.Drill
+	}
+	return ""
+}
+
+func (x *Schedule) GetDrillEvery() string {
+	if x != nil {
+		return x.DrillEvery
+	}
+	return ""
+}
+
+func (x *Schedule) GetDrilled() []*DrilledSnapshot {
+	if x != nil {
+		return x.Drilled
+	}
+	return nil
+}
+
+func (x *Schedule) GetDrilling() string {
+	if x != nil {
+		return x.Drilling
+	}
+	return ""
+}
+
+func (x *Schedule) GetDrillFailed() string {
+	if x != nil {
+		return x.DrillFailed
+	}
+	return ""
+}
+
+// DrilledSnapshot is a snapshot, and what came of its last restore drill.
+type DrilledSnapshot struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "VOLUME@SNAPSHOT".
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Without its output: that is in Snapshot.
+	Drill         *Drill `protobuf:"bytes,2,opt,name=drill,proto3" json:"drill,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrilledSnapshot) Reset() {
+	*x = DrilledSnapshot{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrilledSnapshot) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrilledSnapshot) ProtoMessage() {}
+
+func (x *DrilledSnapshot) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrilledSnapshot.ProtoReflect.Descriptor instead.
+func (*DrilledSnapshot) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *DrilledSnapshot) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DrilledSnapshot) GetDrill() *Drill {
+	if x != nil {
+		return x.Drill
+	}
+	return nil
+}
+
 type SetScheduleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The volume.
@@ -3959,13 +4061,15 @@ type SetScheduleRequest struct {
 	// As in Schedule.
 	Every         string `protobuf:"bytes,2,opt,name=every,proto3" json:"every,omitempty"`
 	Keep          string `protobuf:"bytes,3,opt,name=keep,proto3" json:"keep,omitempty"`
+	Drill         string `protobuf:"bytes,4,opt,name=drill,proto3" json:"drill,omitempty"`
+	DrillEvery    string `protobuf:"bytes,5,opt,name=drill_every,json=drillEvery,proto3" json:"drill_every,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SetScheduleRequest) Reset() {
 	*x = SetScheduleRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[59]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3977,7 +4081,7 @@ func (x *SetScheduleRequest) String() string {
 func (*SetScheduleRequest) ProtoMessage() {}
 
 func (x *SetScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[59]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3990,7 +4094,7 @@ func (x *SetScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetScheduleRequest.ProtoReflect.Descriptor instead.
 func (*SetScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{59}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *SetScheduleRequest) GetTarget() string {
@@ -4014,6 +4118,20 @@ func (x *SetScheduleRequest) GetKeep() string {
 	return ""
 }
 
+func (x *SetScheduleRequest) GetDrill() string {
+	if x != nil {
+		return x.Drill
+	}
+	return ""
+}
+
+func (x *SetScheduleRequest) GetDrillEvery() string {
+	if x != nil {
+		return x.DrillEvery
+	}
+	return ""
+}
+
 type SetScheduleResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Schedule      *Schedule              `protobuf:"bytes,1,opt,name=schedule,proto3" json:"schedule,omitempty"`
@@ -4023,7 +4141,7 @@ type SetScheduleResponse struct {
 
 func (x *SetScheduleResponse) Reset() {
 	*x = SetScheduleResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[60]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4035,7 +4153,7 @@ func (x *SetScheduleResponse) String() string {
 func (*SetScheduleResponse) ProtoMessage() {}
 
 func (x *SetScheduleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[60]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4048,7 +4166,7 @@ func (x *SetScheduleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetScheduleResponse.ProtoReflect.Descriptor instead.
 func (*SetScheduleResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{60}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *SetScheduleResponse) GetSchedule() *Schedule {
@@ -4065,13 +4183,15 @@ type PreviewScheduleRequest struct {
 	// As in Schedule.
 	Every         string `protobuf:"bytes,2,opt,name=every,proto3" json:"every,omitempty"`
 	Keep          string `protobuf:"bytes,3,opt,name=keep,proto3" json:"keep,omitempty"`
+	Drill         string `protobuf:"bytes,4,opt,name=drill,proto3" json:"drill,omitempty"`
+	DrillEvery    string `protobuf:"bytes,5,opt,name=drill_every,json=drillEvery,proto3" json:"drill_every,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PreviewScheduleRequest) Reset() {
 	*x = PreviewScheduleRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[61]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4083,7 +4203,7 @@ func (x *PreviewScheduleRequest) String() string {
 func (*PreviewScheduleRequest) ProtoMessage() {}
 
 func (x *PreviewScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[61]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4096,7 +4216,7 @@ func (x *PreviewScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreviewScheduleRequest.ProtoReflect.Descriptor instead.
 func (*PreviewScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{61}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *PreviewScheduleRequest) GetTarget() string {
@@ -4120,6 +4240,20 @@ func (x *PreviewScheduleRequest) GetKeep() string {
 	return ""
 }
 
+func (x *PreviewScheduleRequest) GetDrill() string {
+	if x != nil {
+		return x.Drill
+	}
+	return ""
+}
+
+func (x *PreviewScheduleRequest) GetDrillEvery() string {
+	if x != nil {
+		return x.DrillEvery
+	}
+	return ""
+}
+
 type PreviewScheduleResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The first times at which it would be due.
@@ -4133,7 +4267,7 @@ type PreviewScheduleResponse struct {
 
 func (x *PreviewScheduleResponse) Reset() {
 	*x = PreviewScheduleResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[62]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4145,7 +4279,7 @@ func (x *PreviewScheduleResponse) String() string {
 func (*PreviewScheduleResponse) ProtoMessage() {}
 
 func (x *PreviewScheduleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[62]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4158,7 +4292,7 @@ func (x *PreviewScheduleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreviewScheduleResponse.ProtoReflect.Descriptor instead.
 func (*PreviewScheduleResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{62}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *PreviewScheduleResponse) GetNextTimes() []*timestamppb.Timestamp {
@@ -4183,7 +4317,7 @@ type ListSchedulesRequest struct {
 
 func (x *ListSchedulesRequest) Reset() {
 	*x = ListSchedulesRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[63]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4195,7 +4329,7 @@ func (x *ListSchedulesRequest) String() string {
 func (*ListSchedulesRequest) ProtoMessage() {}
 
 func (x *ListSchedulesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[63]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4208,7 +4342,7 @@ func (x *ListSchedulesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSchedulesRequest.ProtoReflect.Descriptor instead.
 func (*ListSchedulesRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{63}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{64}
 }
 
 type ListSchedulesResponse struct {
@@ -4220,7 +4354,7 @@ type ListSchedulesResponse struct {
 
 func (x *ListSchedulesResponse) Reset() {
 	*x = ListSchedulesResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[64]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4232,7 +4366,7 @@ func (x *ListSchedulesResponse) String() string {
 func (*ListSchedulesResponse) ProtoMessage() {}
 
 func (x *ListSchedulesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[64]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4245,7 +4379,7 @@ func (x *ListSchedulesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSchedulesResponse.ProtoReflect.Descriptor instead.
 func (*ListSchedulesResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{64}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ListSchedulesResponse) GetSchedules() []*Schedule {
@@ -4265,7 +4399,7 @@ type GetScheduleRequest struct {
 
 func (x *GetScheduleRequest) Reset() {
 	*x = GetScheduleRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[65]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4277,7 +4411,7 @@ func (x *GetScheduleRequest) String() string {
 func (*GetScheduleRequest) ProtoMessage() {}
 
 func (x *GetScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[65]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4290,7 +4424,7 @@ func (x *GetScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetScheduleRequest.ProtoReflect.Descriptor instead.
 func (*GetScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{65}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *GetScheduleRequest) GetTarget() string {
@@ -4309,7 +4443,7 @@ type GetScheduleResponse struct {
 
 func (x *GetScheduleResponse) Reset() {
 	*x = GetScheduleResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[66]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4321,7 +4455,7 @@ func (x *GetScheduleResponse) String() string {
 func (*GetScheduleResponse) ProtoMessage() {}
 
 func (x *GetScheduleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[66]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4334,7 +4468,7 @@ func (x *GetScheduleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetScheduleResponse.ProtoReflect.Descriptor instead.
 func (*GetScheduleResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{66}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *GetScheduleResponse) GetSchedule() *Schedule {
@@ -4354,7 +4488,7 @@ type RemoveScheduleRequest struct {
 
 func (x *RemoveScheduleRequest) Reset() {
 	*x = RemoveScheduleRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[67]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4366,7 +4500,7 @@ func (x *RemoveScheduleRequest) String() string {
 func (*RemoveScheduleRequest) ProtoMessage() {}
 
 func (x *RemoveScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[67]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4379,7 +4513,7 @@ func (x *RemoveScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveScheduleRequest.ProtoReflect.Descriptor instead.
 func (*RemoveScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{67}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *RemoveScheduleRequest) GetTarget() string {
@@ -4397,7 +4531,7 @@ type RemoveScheduleResponse struct {
 
 func (x *RemoveScheduleResponse) Reset() {
 	*x = RemoveScheduleResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[68]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4409,7 +4543,7 @@ func (x *RemoveScheduleResponse) String() string {
 func (*RemoveScheduleResponse) ProtoMessage() {}
 
 func (x *RemoveScheduleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[68]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4422,7 +4556,7 @@ func (x *RemoveScheduleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveScheduleResponse.ProtoReflect.Descriptor instead.
 func (*RemoveScheduleResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{68}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{69}
 }
 
 // Verification of a snapshot: the present one, or the last.
@@ -4442,7 +4576,7 @@ type Verification struct {
 
 func (x *Verification) Reset() {
 	*x = Verification{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[69]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4454,7 +4588,7 @@ func (x *Verification) String() string {
 func (*Verification) ProtoMessage() {}
 
 func (x *Verification) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[69]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4467,7 +4601,7 @@ func (x *Verification) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verification.ProtoReflect.Descriptor instead.
 func (*Verification) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{69}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *Verification) GetState() VerifyState {
@@ -4527,7 +4661,7 @@ type PreserveRequest struct {
 
 func (x *PreserveRequest) Reset() {
 	*x = PreserveRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[70]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4539,7 +4673,7 @@ func (x *PreserveRequest) String() string {
 func (*PreserveRequest) ProtoMessage() {}
 
 func (x *PreserveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[70]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4552,7 +4686,7 @@ func (x *PreserveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreserveRequest.ProtoReflect.Descriptor instead.
 func (*PreserveRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{70}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *PreserveRequest) GetVolumes() []string {
@@ -4620,7 +4754,7 @@ type PreserveResponse struct {
 
 func (x *PreserveResponse) Reset() {
 	*x = PreserveResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[71]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4632,7 +4766,7 @@ func (x *PreserveResponse) String() string {
 func (*PreserveResponse) ProtoMessage() {}
 
 func (x *PreserveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[71]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4645,7 +4779,7 @@ func (x *PreserveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreserveResponse.ProtoReflect.Descriptor instead.
 func (*PreserveResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{71}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *PreserveResponse) GetReport() *PreserveReport {
@@ -4676,7 +4810,7 @@ type PreserveReport struct {
 
 func (x *PreserveReport) Reset() {
 	*x = PreserveReport{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[72]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4688,7 +4822,7 @@ func (x *PreserveReport) String() string {
 func (*PreserveReport) ProtoMessage() {}
 
 func (x *PreserveReport) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[72]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4701,7 +4835,7 @@ func (x *PreserveReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreserveReport.ProtoReflect.Descriptor instead.
 func (*PreserveReport) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{72}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *PreserveReport) GetCutTime() *timestamppb.Timestamp {
@@ -4767,7 +4901,7 @@ type ListSnapshotsRequest struct {
 
 func (x *ListSnapshotsRequest) Reset() {
 	*x = ListSnapshotsRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[73]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4779,7 +4913,7 @@ func (x *ListSnapshotsRequest) String() string {
 func (*ListSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[73]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4792,7 +4926,7 @@ func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{73}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ListSnapshotsRequest) GetVolume() string {
@@ -4827,7 +4961,7 @@ type ListSnapshotsResponse struct {
 
 func (x *ListSnapshotsResponse) Reset() {
 	*x = ListSnapshotsResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[74]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4839,7 +4973,7 @@ func (x *ListSnapshotsResponse) String() string {
 func (*ListSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[74]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4852,7 +4986,7 @@ func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{74}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ListSnapshotsResponse) GetSnapshots() []*Snapshot {
@@ -4879,7 +5013,7 @@ type GetSnapshotRequest struct {
 
 func (x *GetSnapshotRequest) Reset() {
 	*x = GetSnapshotRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[75]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4891,7 +5025,7 @@ func (x *GetSnapshotRequest) String() string {
 func (*GetSnapshotRequest) ProtoMessage() {}
 
 func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[75]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4904,7 +5038,7 @@ func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*GetSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{75}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *GetSnapshotRequest) GetName() string {
@@ -4923,7 +5057,7 @@ type GetSnapshotResponse struct {
 
 func (x *GetSnapshotResponse) Reset() {
 	*x = GetSnapshotResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[76]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4935,7 +5069,7 @@ func (x *GetSnapshotResponse) String() string {
 func (*GetSnapshotResponse) ProtoMessage() {}
 
 func (x *GetSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[76]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4948,7 +5082,7 @@ func (x *GetSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*GetSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{76}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *GetSnapshotResponse) GetSnapshot() *Snapshot {
@@ -4968,7 +5102,7 @@ type VerifySnapshotRequest struct {
 
 func (x *VerifySnapshotRequest) Reset() {
 	*x = VerifySnapshotRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[77]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4980,7 +5114,7 @@ func (x *VerifySnapshotRequest) String() string {
 func (*VerifySnapshotRequest) ProtoMessage() {}
 
 func (x *VerifySnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[77]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4993,7 +5127,7 @@ func (x *VerifySnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifySnapshotRequest.ProtoReflect.Descriptor instead.
 func (*VerifySnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{77}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *VerifySnapshotRequest) GetName() string {
@@ -5016,7 +5150,7 @@ type VerifySnapshotResponse struct {
 
 func (x *VerifySnapshotResponse) Reset() {
 	*x = VerifySnapshotResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[78]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5028,7 +5162,7 @@ func (x *VerifySnapshotResponse) String() string {
 func (*VerifySnapshotResponse) ProtoMessage() {}
 
 func (x *VerifySnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[78]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5041,7 +5175,7 @@ func (x *VerifySnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifySnapshotResponse.ProtoReflect.Descriptor instead.
 func (*VerifySnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{78}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *VerifySnapshotResponse) GetContent() isVerifySnapshotResponse_Content {
@@ -5097,7 +5231,7 @@ type VerifyProgress struct {
 
 func (x *VerifyProgress) Reset() {
 	*x = VerifyProgress{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[79]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5109,7 +5243,7 @@ func (x *VerifyProgress) String() string {
 func (*VerifyProgress) ProtoMessage() {}
 
 func (x *VerifyProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[79]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5122,7 +5256,7 @@ func (x *VerifyProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyProgress.ProtoReflect.Descriptor instead.
 func (*VerifyProgress) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{79}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *VerifyProgress) GetDoneBytes() int64 {
@@ -5163,7 +5297,7 @@ type VerifyReport struct {
 
 func (x *VerifyReport) Reset() {
 	*x = VerifyReport{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[80]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5175,7 +5309,7 @@ func (x *VerifyReport) String() string {
 func (*VerifyReport) ProtoMessage() {}
 
 func (x *VerifyReport) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[80]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5188,7 +5322,7 @@ func (x *VerifyReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyReport.ProtoReflect.Descriptor instead.
 func (*VerifyReport) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{80}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *VerifyReport) GetSnapshot() string {
@@ -5262,7 +5396,7 @@ type BadBlock struct {
 
 func (x *BadBlock) Reset() {
 	*x = BadBlock{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[81]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5274,7 +5408,7 @@ func (x *BadBlock) String() string {
 func (*BadBlock) ProtoMessage() {}
 
 func (x *BadBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[81]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5287,7 +5421,7 @@ func (x *BadBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BadBlock.ProtoReflect.Descriptor instead.
 func (*BadBlock) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{81}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *BadBlock) GetImage() uint64 {
@@ -5335,7 +5469,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[82]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5347,7 +5481,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[82]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5360,7 +5494,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{82}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *Process) GetToken() string {
@@ -5433,7 +5567,7 @@ type BeginProcessRequest struct {
 
 func (x *BeginProcessRequest) Reset() {
 	*x = BeginProcessRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[83]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5445,7 +5579,7 @@ func (x *BeginProcessRequest) String() string {
 func (*BeginProcessRequest) ProtoMessage() {}
 
 func (x *BeginProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[83]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5458,7 +5592,7 @@ func (x *BeginProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeginProcessRequest.ProtoReflect.Descriptor instead.
 func (*BeginProcessRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{83}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *BeginProcessRequest) GetVolumes() []string {
@@ -5491,7 +5625,7 @@ type BeginProcessResponse struct {
 
 func (x *BeginProcessResponse) Reset() {
 	*x = BeginProcessResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[84]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5503,7 +5637,7 @@ func (x *BeginProcessResponse) String() string {
 func (*BeginProcessResponse) ProtoMessage() {}
 
 func (x *BeginProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[84]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5516,7 +5650,7 @@ func (x *BeginProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeginProcessResponse.ProtoReflect.Descriptor instead.
 func (*BeginProcessResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{84}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *BeginProcessResponse) GetProcess() *Process {
@@ -5537,7 +5671,7 @@ type EndProcessRequest struct {
 
 func (x *EndProcessRequest) Reset() {
 	*x = EndProcessRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[85]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5549,7 +5683,7 @@ func (x *EndProcessRequest) String() string {
 func (*EndProcessRequest) ProtoMessage() {}
 
 func (x *EndProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[85]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5562,7 +5696,7 @@ func (x *EndProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndProcessRequest.ProtoReflect.Descriptor instead.
 func (*EndProcessRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{85}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *EndProcessRequest) GetToken() string {
@@ -5588,7 +5722,7 @@ type EndProcessResponse struct {
 
 func (x *EndProcessResponse) Reset() {
 	*x = EndProcessResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[86]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5600,7 +5734,7 @@ func (x *EndProcessResponse) String() string {
 func (*EndProcessResponse) ProtoMessage() {}
 
 func (x *EndProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[86]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5613,7 +5747,7 @@ func (x *EndProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndProcessResponse.ProtoReflect.Descriptor instead.
 func (*EndProcessResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{86}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *EndProcessResponse) GetProcess() *Process {
@@ -5631,7 +5765,7 @@ type ListProcessesRequest struct {
 
 func (x *ListProcessesRequest) Reset() {
 	*x = ListProcessesRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[87]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5643,7 +5777,7 @@ func (x *ListProcessesRequest) String() string {
 func (*ListProcessesRequest) ProtoMessage() {}
 
 func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[87]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5656,7 +5790,7 @@ func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ListProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{87}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{88}
 }
 
 type ListProcessesResponse struct {
@@ -5668,7 +5802,7 @@ type ListProcessesResponse struct {
 
 func (x *ListProcessesResponse) Reset() {
 	*x = ListProcessesResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[88]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5680,7 +5814,7 @@ func (x *ListProcessesResponse) String() string {
 func (*ListProcessesResponse) ProtoMessage() {}
 
 func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[88]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5693,7 +5827,7 @@ func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ListProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{88}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *ListProcessesResponse) GetProcesses() []*Process {
@@ -5717,7 +5851,7 @@ type HoldProcessRequest struct {
 
 func (x *HoldProcessRequest) Reset() {
 	*x = HoldProcessRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[89]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5729,7 +5863,7 @@ func (x *HoldProcessRequest) String() string {
 func (*HoldProcessRequest) ProtoMessage() {}
 
 func (x *HoldProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[89]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5742,7 +5876,7 @@ func (x *HoldProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldProcessRequest.ProtoReflect.Descriptor instead.
 func (*HoldProcessRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{89}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *HoldProcessRequest) GetVolumes() []string {
@@ -5775,7 +5909,7 @@ type HoldProcessResponse struct {
 
 func (x *HoldProcessResponse) Reset() {
 	*x = HoldProcessResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[90]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5787,7 +5921,7 @@ func (x *HoldProcessResponse) String() string {
 func (*HoldProcessResponse) ProtoMessage() {}
 
 func (x *HoldProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[90]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5800,7 +5934,7 @@ func (x *HoldProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldProcessResponse.ProtoReflect.Descriptor instead.
 func (*HoldProcessResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{90}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *HoldProcessResponse) GetProcess() *Process {
@@ -5827,7 +5961,7 @@ type ImportRequest struct {
 
 func (x *ImportRequest) Reset() {
 	*x = ImportRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[91]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5839,7 +5973,7 @@ func (x *ImportRequest) String() string {
 func (*ImportRequest) ProtoMessage() {}
 
 func (x *ImportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[91]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5852,7 +5986,7 @@ func (x *ImportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportRequest.ProtoReflect.Descriptor instead.
 func (*ImportRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{91}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *ImportRequest) GetVolume() string {
@@ -5923,7 +6057,7 @@ type ImportResponse struct {
 
 func (x *ImportResponse) Reset() {
 	*x = ImportResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[92]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5935,7 +6069,7 @@ func (x *ImportResponse) String() string {
 func (*ImportResponse) ProtoMessage() {}
 
 func (x *ImportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[92]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5948,7 +6082,7 @@ func (x *ImportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportResponse.ProtoReflect.Descriptor instead.
 func (*ImportResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{92}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *ImportResponse) GetDataBytes() int64 {
@@ -5980,7 +6114,7 @@ type ExportRequest struct {
 
 func (x *ExportRequest) Reset() {
 	*x = ExportRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[93]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5992,7 +6126,7 @@ func (x *ExportRequest) String() string {
 func (*ExportRequest) ProtoMessage() {}
 
 func (x *ExportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[93]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6005,7 +6139,7 @@ func (x *ExportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
 func (*ExportRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{93}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *ExportRequest) GetName() string {
@@ -6053,7 +6187,7 @@ type ExportResponse struct {
 
 func (x *ExportResponse) Reset() {
 	*x = ExportResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[94]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6065,7 +6199,7 @@ func (x *ExportResponse) String() string {
 func (*ExportResponse) ProtoMessage() {}
 
 func (x *ExportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[94]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6078,7 +6212,7 @@ func (x *ExportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportResponse.ProtoReflect.Descriptor instead.
 func (*ExportResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{94}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *ExportResponse) GetSizeBytes() int64 {
@@ -6184,7 +6318,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[95]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6196,7 +6330,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[95]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6209,7 +6343,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{95}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *ApplyRequest) GetHeader() *ApplyHeader {
@@ -6303,7 +6437,7 @@ type ApplyHeader struct {
 
 func (x *ApplyHeader) Reset() {
 	*x = ApplyHeader{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[96]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6315,7 +6449,7 @@ func (x *ApplyHeader) String() string {
 func (*ApplyHeader) ProtoMessage() {}
 
 func (x *ApplyHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[96]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6328,7 +6462,7 @@ func (x *ApplyHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyHeader.ProtoReflect.Descriptor instead.
 func (*ApplyHeader) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{96}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *ApplyHeader) GetVolume() string {
@@ -6386,7 +6520,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[97]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6398,7 +6532,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[97]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6411,7 +6545,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{97}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *ApplyResponse) GetSnapshot() *Snapshot {
@@ -6676,7 +6810,7 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"J\n" +
 	"\x15LabelSnapshotResponse\x121\n" +
-	"\bsnapshot\x18\x01 \x01(\v2\x15.tidemark.v1.SnapshotR\bsnapshot\"\x88\x02\n" +
+	"\bsnapshot\x18\x01 \x01(\v2\x15.tidemark.v1.SnapshotR\bsnapshot\"\xb6\x03\n" +
 	"\bSchedule\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\tR\x06target\x12\x14\n" +
 	"\x05every\x18\x02 \x01(\tR\x05every\x12\x12\n" +
@@ -6685,17 +6819,33 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\tlast_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\blastTime\x12\x1c\n" +
 	"\tsnapshots\x18\x06 \x01(\x05R\tsnapshots\x12\x12\n" +
 	"\x04most\x18\a \x01(\x05R\x04most\x12\x16\n" +
-	"\x06failed\x18\b \x01(\tR\x06failed\"V\n" +
+	"\x06failed\x18\b \x01(\tR\x06failed\x12\x14\n" +
+	"\x05drill\x18\t \x01(\tR\x05drill\x12\x1f\n" +
+	"\vdrill_every\x18\n" +
+	" \x01(\tR\n" +
+	"drillEvery\x126\n" +
+	"\adrilled\x18\v \x03(\v2\x1c.tidemark.v1.DrilledSnapshotR\adrilled\x12\x1a\n" +
+	"\bdrilling\x18\f \x01(\tR\bdrilling\x12!\n" +
+	"\fdrill_failed\x18\r \x01(\tR\vdrillFailed\"O\n" +
+	"\x0fDrilledSnapshot\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12(\n" +
+	"\x05drill\x18\x02 \x01(\v2\x12.tidemark.v1.DrillR\x05drill\"\x8d\x01\n" +
 	"\x12SetScheduleRequest\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\tR\x06target\x12\x14\n" +
 	"\x05every\x18\x02 \x01(\tR\x05every\x12\x12\n" +
-	"\x04keep\x18\x03 \x01(\tR\x04keep\"H\n" +
+	"\x04keep\x18\x03 \x01(\tR\x04keep\x12\x14\n" +
+	"\x05drill\x18\x04 \x01(\tR\x05drill\x12\x1f\n" +
+	"\vdrill_every\x18\x05 \x01(\tR\n" +
+	"drillEvery\"H\n" +
 	"\x13SetScheduleResponse\x121\n" +
-	"\bschedule\x18\x01 \x01(\v2\x15.tidemark.v1.ScheduleR\bschedule\"Z\n" +
+	"\bschedule\x18\x01 \x01(\v2\x15.tidemark.v1.ScheduleR\bschedule\"\x91\x01\n" +
 	"\x16PreviewScheduleRequest\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\tR\x06target\x12\x14\n" +
 	"\x05every\x18\x02 \x01(\tR\x05every\x12\x12\n" +
-	"\x04keep\x18\x03 \x01(\tR\x04keep\"n\n" +
+	"\x04keep\x18\x03 \x01(\tR\x04keep\x12\x14\n" +
+	"\x05drill\x18\x04 \x01(\tR\x05drill\x12\x1f\n" +
+	"\vdrill_every\x18\x05 \x01(\tR\n" +
+	"drillEvery\"n\n" +
 	"\x17PreviewScheduleResponse\x129\n" +
 	"\n" +
 	"next_times\x18\x01 \x03(\v2\x1a.google.protobuf.TimestampR\tnextTimes\x12\x18\n" +
@@ -6972,7 +7122,7 @@ func file_tidemark_v1_tidemark_proto_rawDescGZIP() []byte {
 }
 
 var file_tidemark_v1_tidemark_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_tidemark_v1_tidemark_proto_msgTypes = make([]protoimpl.MessageInfo, 102)
+var file_tidemark_v1_tidemark_proto_msgTypes = make([]protoimpl.MessageInfo, 103)
 var file_tidemark_v1_tidemark_proto_goTypes = []any{
 	(Scope)(0),                      // 0: tidemark.v1.Scope
 	(State)(0),                      // 1: tidemark.v1.State
@@ -7040,60 +7190,61 @@ var file_tidemark_v1_tidemark_proto_goTypes = []any{
 	(*LabelSnapshotRequest)(nil),    // 63: tidemark.v1.LabelSnapshotRequest
 	(*LabelSnapshotResponse)(nil),   // 64: tidemark.v1.LabelSnapshotResponse
 	(*Schedule)(nil),                // 65: tidemark.v1.Schedule
-	(*SetScheduleRequest)(nil),      // 66: tidemark.v1.SetScheduleRequest
-	(*SetScheduleResponse)(nil),     // 67: tidemark.v1.SetScheduleResponse
-	(*PreviewScheduleRequest)(nil),  // 68: tidemark.v1.PreviewScheduleRequest
-	(*PreviewScheduleResponse)(nil), // 69: tidemark.v1.PreviewScheduleResponse
-	(*ListSchedulesRequest)(nil),    // 70: tidemark.v1.ListSchedulesRequest
-	(*ListSchedulesResponse)(nil),   // 71: tidemark.v1.ListSchedulesResponse
-	(*GetScheduleRequest)(nil),      // 72: tidemark.v1.GetScheduleRequest
-	(*GetScheduleResponse)(nil),     // 73: tidemark.v1.GetScheduleResponse
-	(*RemoveScheduleRequest)(nil),   // 74: tidemark.v1.RemoveScheduleRequest
-	(*RemoveScheduleResponse)(nil),  // 75: tidemark.v1.RemoveScheduleResponse
-	(*Verification)(nil),            // 76: tidemark.v1.Verification
-	(*PreserveRequest)(nil),         // 77: tidemark.v1.PreserveRequest
-	(*PreserveResponse)(nil),        // 78: tidemark.v1.PreserveResponse
-	(*PreserveReport)(nil),          // 79: tidemark.v1.PreserveReport
-	(*ListSnapshotsRequest)(nil),    // 80: tidemark.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil),   // 81: tidemark.v1.ListSnapshotsResponse
-	(*GetSnapshotRequest)(nil),      // 82: tidemark.v1.GetSnapshotRequest
-	(*GetSnapshotResponse)(nil),     // 83: tidemark.v1.GetSnapshotResponse
-	(*VerifySnapshotRequest)(nil),   // 84: tidemark.v1.VerifySnapshotRequest
-	(*VerifySnapshotResponse)(nil),  // 85: tidemark.v1.VerifySnapshotResponse
-	(*VerifyProgress)(nil),          // 86: tidemark.v1.VerifyProgress
-	(*VerifyReport)(nil),            // 87: tidemark.v1.VerifyReport
-	(*BadBlock)(nil),                // 88: tidemark.v1.BadBlock
-	(*Process)(nil),                 // 89: tidemark.v1.Process
-	(*BeginProcessRequest)(nil),     // 90: tidemark.v1.BeginProcessRequest
-	(*BeginProcessResponse)(nil),    // 91: tidemark.v1.BeginProcessResponse
-	(*EndProcessRequest)(nil),       // 92: tidemark.v1.EndProcessRequest
-	(*EndProcessResponse)(nil),      // 93: tidemark.v1.EndProcessResponse
-	(*ListProcessesRequest)(nil),    // 94: tidemark.v1.ListProcessesRequest
-	(*ListProcessesResponse)(nil),   // 95: tidemark.v1.ListProcessesResponse
-	(*HoldProcessRequest)(nil),      // 96: tidemark.v1.HoldProcessRequest
-	(*HoldProcessResponse)(nil),     // 97: tidemark.v1.HoldProcessResponse
-	(*ImportRequest)(nil),           // 98: tidemark.v1.ImportRequest
-	(*ImportResponse)(nil),          // 99: tidemark.v1.ImportResponse
-	(*ExportRequest)(nil),           // 100: tidemark.v1.ExportRequest
-	(*ExportResponse)(nil),          // 101: tidemark.v1.ExportResponse
-	(*ApplyRequest)(nil),            // 102: tidemark.v1.ApplyRequest
-	(*ApplyHeader)(nil),             // 103: tidemark.v1.ApplyHeader
-	(*ApplyResponse)(nil),           // 104: tidemark.v1.ApplyResponse
-	nil,                             // 105: tidemark.v1.Snapshot.LabelsEntry
-	nil,                             // 106: tidemark.v1.LabelSnapshotRequest.SetEntry
-	nil,                             // 107: tidemark.v1.PreserveRequest.LabelsEntry
-	nil,                             // 108: tidemark.v1.ListSnapshotsRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil),   // 109: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 110: google.protobuf.Duration
+	(*DrilledSnapshot)(nil),         // 66: tidemark.v1.DrilledSnapshot
+	(*SetScheduleRequest)(nil),      // 67: tidemark.v1.SetScheduleRequest
+	(*SetScheduleResponse)(nil),     // 68: tidemark.v1.SetScheduleResponse
+	(*PreviewScheduleRequest)(nil),  // 69: tidemark.v1.PreviewScheduleRequest
+	(*PreviewScheduleResponse)(nil), // 70: tidemark.v1.PreviewScheduleResponse
+	(*ListSchedulesRequest)(nil),    // 71: tidemark.v1.ListSchedulesRequest
+	(*ListSchedulesResponse)(nil),   // 72: tidemark.v1.ListSchedulesResponse
+	(*GetScheduleRequest)(nil),      // 73: tidemark.v1.GetScheduleRequest
+	(*GetScheduleResponse)(nil),     // 74: tidemark.v1.GetScheduleResponse
+	(*RemoveScheduleRequest)(nil),   // 75: tidemark.v1.RemoveScheduleRequest
+	(*RemoveScheduleResponse)(nil),  // 76: tidemark.v1.RemoveScheduleResponse
+	(*Verification)(nil),            // 77: tidemark.v1.Verification
+	(*PreserveRequest)(nil),         // 78: tidemark.v1.PreserveRequest
+	(*PreserveResponse)(nil),        // 79: tidemark.v1.PreserveResponse
+	(*PreserveReport)(nil),          // 80: tidemark.v1.PreserveReport
+	(*ListSnapshotsRequest)(nil),    // 81: tidemark.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),   // 82: tidemark.v1.ListSnapshotsResponse
+	(*GetSnapshotRequest)(nil),      // 83: tidemark.v1.GetSnapshotRequest
+	(*GetSnapshotResponse)(nil),     // 84: tidemark.v1.GetSnapshotResponse
+	(*VerifySnapshotRequest)(nil),   // 85: tidemark.v1.VerifySnapshotRequest
+	(*VerifySnapshotResponse)(nil),  // 86: tidemark.v1.VerifySnapshotResponse
+	(*VerifyProgress)(nil),          // 87: tidemark.v1.VerifyProgress
+	(*VerifyReport)(nil),            // 88: tidemark.v1.VerifyReport
+	(*BadBlock)(nil),                // 89: tidemark.v1.BadBlock
+	(*Process)(nil),                 // 90: tidemark.v1.Process
+	(*BeginProcessRequest)(nil),     // 91: tidemark.v1.BeginProcessRequest
+	(*BeginProcessResponse)(nil),    // 92: tidemark.v1.BeginProcessResponse
+	(*EndProcessRequest)(nil),       // 93: tidemark.v1.EndProcessRequest
+	(*EndProcessResponse)(nil),      // 94: tidemark.v1.EndProcessResponse
+	(*ListProcessesRequest)(nil),    // 95: tidemark.v1.ListProcessesRequest
+	(*ListProcessesResponse)(nil),   // 96: tidemark.v1.ListProcessesResponse
+	(*HoldProcessRequest)(nil),      // 97: tidemark.v1.HoldProcessRequest
+	(*HoldProcessResponse)(nil),     // 98: tidemark.v1.HoldProcessResponse
+	(*ImportRequest)(nil),           // 99: tidemark.v1.ImportRequest
+	(*ImportResponse)(nil),          // 100: tidemark.v1.ImportResponse
+	(*ExportRequest)(nil),           // 101: tidemark.v1.ExportRequest
+	(*ExportResponse)(nil),          // 102: tidemark.v1.ExportResponse
+	(*ApplyRequest)(nil),            // 103: tidemark.v1.ApplyRequest
+	(*ApplyHeader)(nil),             // 104: tidemark.v1.ApplyHeader
+	(*ApplyResponse)(nil),           // 105: tidemark.v1.ApplyResponse
+	nil,                             // 106: tidemark.v1.Snapshot.LabelsEntry
+	nil,                             // 107: tidemark.v1.LabelSnapshotRequest.SetEntry
+	nil,                             // 108: tidemark.v1.PreserveRequest.LabelsEntry
+	nil,                             // 109: tidemark.v1.ListSnapshotsRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil),   // 110: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 111: google.protobuf.Duration
 }
 var file_tidemark_v1_tidemark_proto_depIdxs = []int32{
 	5,   // 0: tidemark.v1.ErrorDetail.reason:type_name -> tidemark.v1.Reason
-	79,  // 1: tidemark.v1.ErrorDetail.report:type_name -> tidemark.v1.PreserveReport
+	80,  // 1: tidemark.v1.ErrorDetail.report:type_name -> tidemark.v1.PreserveReport
 	10,  // 2: tidemark.v1.GetServerInfoResponse.space:type_name -> tidemark.v1.Space
 	11,  // 3: tidemark.v1.Space.warn_at:type_name -> tidemark.v1.Mark
 	11,  // 4: tidemark.v1.Space.refuse_preserves_at:type_name -> tidemark.v1.Mark
 	0,   // 5: tidemark.v1.Volume.scope:type_name -> tidemark.v1.Scope
-	109, // 6: tidemark.v1.Volume.create_time:type_name -> google.protobuf.Timestamp
+	110, // 6: tidemark.v1.Volume.create_time:type_name -> google.protobuf.Timestamp
 	13,  // 7: tidemark.v1.Volume.sizes:type_name -> tidemark.v1.Sizes
 	13,  // 8: tidemark.v1.Volume.sizes_with_snapshots:type_name -> tidemark.v1.Sizes
 	0,   // 9: tidemark.v1.CreateVolumeRequest.scope:type_name -> tidemark.v1.Scope
@@ -7103,7 +7254,7 @@ var file_tidemark_v1_tidemark_proto_depIdxs = []int32{
 	12,  // 13: tidemark.v1.ResizeVolumeResponse.volume:type_name -> tidemark.v1.Volume
 	12,  // 14: tidemark.v1.CloneVolumeResponse.volume:type_name -> tidemark.v1.Volume
 	12,  // 15: tidemark.v1.RollbackVolumeResponse.volume:type_name -> tidemark.v1.Volume
-	109, // 16: tidemark.v1.Group.create_time:type_name -> google.protobuf.Timestamp
+	110, // 16: tidemark.v1.Group.create_time:type_name -> google.protobuf.Timestamp
 	28,  // 17: tidemark.v1.CreateGroupResponse.group:type_name -> tidemark.v1.Group
 	28,  // 18: tidemark.v1.ChangeGroupResponse.group:type_name -> tidemark.v1.Group
 	28,  // 19: tidemark.v1.GetGroupResponse.group:type_name -> tidemark.v1.Group
@@ -7114,146 +7265,148 @@ var file_tidemark_v1_tidemark_proto_depIdxs = []int32{
 	12,  // 24: tidemark.v1.HoldDrillResponse.volume:type_name -> tidemark.v1.Volume
 	47,  // 25: tidemark.v1.EndDrillRequest.result:type_name -> tidemark.v1.Drill
 	58,  // 26: tidemark.v1.EndDrillResponse.snapshot:type_name -> tidemark.v1.Snapshot
-	109, // 27: tidemark.v1.Drill.time:type_name -> google.protobuf.Timestamp
-	110, // 28: tidemark.v1.Drill.took:type_name -> google.protobuf.Duration
+	110, // 27: tidemark.v1.Drill.time:type_name -> google.protobuf.Timestamp
+	111, // 28: tidemark.v1.Drill.took:type_name -> google.protobuf.Duration
 	13,  // 29: tidemark.v1.PreviewDeleteResponse.sizes:type_name -> tidemark.v1.Sizes
 	54,  // 30: tidemark.v1.AwaitReclaimResponse.reclaim:type_name -> tidemark.v1.Reclaim
-	110, // 31: tidemark.v1.Reclaim.left:type_name -> google.protobuf.Duration
+	111, // 31: tidemark.v1.Reclaim.left:type_name -> google.protobuf.Duration
 	57,  // 32: tidemark.v1.DiffSnapshotsResponse.extents:type_name -> tidemark.v1.DiffExtent
 	1,   // 33: tidemark.v1.Snapshot.state:type_name -> tidemark.v1.State
 	2,   // 34: tidemark.v1.Snapshot.consistency:type_name -> tidemark.v1.Consistency
-	109, // 35: tidemark.v1.Snapshot.cut_time:type_name -> google.protobuf.Timestamp
-	110, // 36: tidemark.v1.Snapshot.drain_duration:type_name -> google.protobuf.Duration
-	76,  // 37: tidemark.v1.Snapshot.verification:type_name -> tidemark.v1.Verification
-	105, // 38: tidemark.v1.Snapshot.labels:type_name -> tidemark.v1.Snapshot.LabelsEntry
-	109, // 39: tidemark.v1.Snapshot.held_until:type_name -> google.protobuf.Timestamp
+	110, // 35: tidemark.v1.Snapshot.cut_time:type_name -> google.protobuf.Timestamp
+	111, // 36: tidemark.v1.Snapshot.drain_duration:type_name -> google.protobuf.Duration
+	77,  // 37: tidemark.v1.Snapshot.verification:type_name -> tidemark.v1.Verification
+	106, // 38: tidemark.v1.Snapshot.labels:type_name -> tidemark.v1.Snapshot.LabelsEntry
+	110, // 39: tidemark.v1.Snapshot.held_until:type_name -> google.protobuf.Timestamp
 	47,  // 40: tidemark.v1.Snapshot.drill:type_name -> tidemark.v1.Drill
 	13,  // 41: tidemark.v1.Snapshot.sizes:type_name -> tidemark.v1.Sizes
 	58,  // 42: tidemark.v1.HoldSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
 	58,  // 43: tidemark.v1.ReleaseSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
-	106, // 44: tidemark.v1.LabelSnapshotRequest.set:type_name -> tidemark.v1.LabelSnapshotRequest.SetEntry
+	107, // 44: tidemark.v1.LabelSnapshotRequest.set:type_name -> tidemark.v1.LabelSnapshotRequest.SetEntry
 	58,  // 45: tidemark.v1.LabelSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
-	109, // 46: tidemark.v1.Schedule.next_time:type_name -> google.protobuf.Timestamp
-	109, // 47: tidemark.v1.Schedule.last_time:type_name -> google.protobuf.Timestamp
-	65,  // 48: tidemark.v1.SetScheduleResponse.schedule:type_name -> tidemark.v1.Schedule
-	109, // 49: tidemark.v1.PreviewScheduleResponse.next_times:type_name -> google.protobuf.Timestamp
-	65,  // 50: tidemark.v1.ListSchedulesResponse.schedules:type_name -> tidemark.v1.Schedule
-	65,  // 51: tidemark.v1.GetScheduleResponse.schedule:type_name -> tidemark.v1.Schedule
-	6,   // 52: tidemark.v1.Verification.state:type_name -> tidemark.v1.VerifyState
-	109, // 53: tidemark.v1.Verification.last_time:type_name -> google.protobuf.Timestamp
-	110, // 54: tidemark.v1.PreserveRequest.wait:type_name -> google.protobuf.Duration
-	3,   // 55: tidemark.v1.PreserveRequest.on_timeout:type_name -> tidemark.v1.OnTimeout
-	4,   // 56: tidemark.v1.PreserveRequest.on_conflict:type_name -> tidemark.v1.OnConflict
-	107, // 57: tidemark.v1.PreserveRequest.labels:type_name -> tidemark.v1.PreserveRequest.LabelsEntry
-	79,  // 58: tidemark.v1.PreserveResponse.report:type_name -> tidemark.v1.PreserveReport
-	109, // 59: tidemark.v1.PreserveReport.cut_time:type_name -> google.protobuf.Timestamp
-	110, // 60: tidemark.v1.PreserveReport.drain_duration:type_name -> google.protobuf.Duration
-	110, // 61: tidemark.v1.PreserveReport.largest_stall:type_name -> google.protobuf.Duration
-	110, // 62: tidemark.v1.PreserveReport.largest_stall_before:type_name -> google.protobuf.Duration
-	110, // 63: tidemark.v1.PreserveReport.took:type_name -> google.protobuf.Duration
-	58,  // 64: tidemark.v1.PreserveReport.snapshots:type_name -> tidemark.v1.Snapshot
-	108, // 65: tidemark.v1.ListSnapshotsRequest.labels:type_name -> tidemark.v1.ListSnapshotsRequest.LabelsEntry
-	58,  // 66: tidemark.v1.ListSnapshotsResponse.snapshots:type_name -> tidemark.v1.Snapshot
-	54,  // 67: tidemark.v1.ListSnapshotsResponse.reclaim:type_name -> tidemark.v1.Reclaim
-	58,  // 68: tidemark.v1.GetSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
-	86,  // 69: tidemark.v1.VerifySnapshotResponse.progress:type_name -> tidemark.v1.VerifyProgress
-	87,  // 70: tidemark.v1.VerifySnapshotResponse.report:type_name -> tidemark.v1.VerifyReport
-	88,  // 71: tidemark.v1.VerifyReport.bad:type_name -> tidemark.v1.BadBlock
-	110, // 72: tidemark.v1.VerifyReport.took:type_name -> google.protobuf.Duration
-	0,   // 73: tidemark.v1.Process.scope:type_name -> tidemark.v1.Scope
-	109, // 74: tidemark.v1.Process.begin_time:type_name -> google.protobuf.Timestamp
-	109, // 75: tidemark.v1.Process.waited_since:type_name -> google.protobuf.Timestamp
-	89,  // 76: tidemark.v1.BeginProcessResponse.process:type_name -> tidemark.v1.Process
-	89,  // 77: tidemark.v1.EndProcessResponse.process:type_name -> tidemark.v1.Process
-	89,  // 78: tidemark.v1.ListProcessesResponse.processes:type_name -> tidemark.v1.Process
-	89,  // 79: tidemark.v1.HoldProcessResponse.process:type_name -> tidemark.v1.Process
-	103, // 80: tidemark.v1.ApplyRequest.header:type_name -> tidemark.v1.ApplyHeader
-	58,  // 81: tidemark.v1.ApplyResponse.snapshot:type_name -> tidemark.v1.Snapshot
-	8,   // 82: tidemark.v1.TidemarkService.GetServerInfo:input_type -> tidemark.v1.GetServerInfoRequest
-	14,  // 83: tidemark.v1.TidemarkService.CreateVolume:input_type -> tidemark.v1.CreateVolumeRequest
-	16,  // 84: tidemark.v1.TidemarkService.ListVolumes:input_type -> tidemark.v1.ListVolumesRequest
-	18,  // 85: tidemark.v1.TidemarkService.GetVolume:input_type -> tidemark.v1.GetVolumeRequest
-	20,  // 86: tidemark.v1.TidemarkService.ResizeVolume:input_type -> tidemark.v1.ResizeVolumeRequest
-	22,  // 87: tidemark.v1.TidemarkService.DeleteVolume:input_type -> tidemark.v1.DeleteVolumeRequest
-	77,  // 88: tidemark.v1.TidemarkService.Preserve:input_type -> tidemark.v1.PreserveRequest
-	80,  // 89: tidemark.v1.TidemarkService.ListSnapshots:input_type -> tidemark.v1.ListSnapshotsRequest
-	82,  // 90: tidemark.v1.TidemarkService.GetSnapshot:input_type -> tidemark.v1.GetSnapshotRequest
-	24,  // 91: tidemark.v1.TidemarkService.CloneVolume:input_type -> tidemark.v1.CloneVolumeRequest
-	26,  // 92: tidemark.v1.TidemarkService.RollbackVolume:input_type -> tidemark.v1.RollbackVolumeRequest
-	29,  // 93: tidemark.v1.TidemarkService.CreateGroup:input_type -> tidemark.v1.CreateGroupRequest
-	31,  // 94: tidemark.v1.TidemarkService.ChangeGroup:input_type -> tidemark.v1.ChangeGroupRequest
-	33,  // 95: tidemark.v1.TidemarkService.DeleteGroup:input_type -> tidemark.v1.DeleteGroupRequest
-	35,  // 96: tidemark.v1.TidemarkService.GetGroup:input_type -> tidemark.v1.GetGroupRequest
-	37,  // 97: tidemark.v1.TidemarkService.ListGroups:input_type -> tidemark.v1.ListGroupsRequest
-	39,  // 98: tidemark.v1.TidemarkService.CloneGroup:input_type -> tidemark.v1.CloneGroupRequest
-	41,  // 99: tidemark.v1.TidemarkService.RollbackGroup:input_type -> tidemark.v1.RollbackGroupRequest
-	43,  // 100: tidemark.v1.TidemarkService.HoldDrill:input_type -> tidemark.v1.HoldDrillRequest
-	45,  // 101: tidemark.v1.TidemarkService.EndDrill:input_type -> tidemark.v1.EndDrillRequest
-	48,  // 102: tidemark.v1.TidemarkService.DeleteSnapshot:input_type -> tidemark.v1.DeleteSnapshotRequest
-	50,  // 103: tidemark.v1.TidemarkService.PreviewDelete:input_type -> tidemark.v1.PreviewDeleteRequest
-	55,  // 104: tidemark.v1.TidemarkService.DiffSnapshots:input_type -> tidemark.v1.DiffSnapshotsRequest
-	52,  // 105: tidemark.v1.TidemarkService.AwaitReclaim:input_type -> tidemark.v1.AwaitReclaimRequest
-	59,  // 106: tidemark.v1.TidemarkService.HoldSnapshot:input_type -> tidemark.v1.HoldSnapshotRequest
-	61,  // 107: tidemark.v1.TidemarkService.ReleaseSnapshot:input_type -> tidemark.v1.ReleaseSnapshotRequest
-	63,  // 108: tidemark.v1.TidemarkService.LabelSnapshot:input_type -> tidemark.v1.LabelSnapshotRequest
-	66,  // 109: tidemark.v1.TidemarkService.SetSchedule:input_type -> tidemark.v1.SetScheduleRequest
-	68,  // 110: tidemark.v1.TidemarkService.PreviewSchedule:input_type -> tidemark.v1.PreviewScheduleRequest
-	70,  // 111: tidemark.v1.TidemarkService.ListSchedules:input_type -> tidemark.v1.ListSchedulesRequest
-	72,  // 112: tidemark.v1.TidemarkService.GetSchedule:input_type -> tidemark.v1.GetScheduleRequest
-	74,  // 113: tidemark.v1.TidemarkService.RemoveSchedule:input_type -> tidemark.v1.RemoveScheduleRequest
-	84,  // 114: tidemark.v1.TidemarkService.VerifySnapshot:input_type -> tidemark.v1.VerifySnapshotRequest
-	90,  // 115: tidemark.v1.TidemarkService.BeginProcess:input_type -> tidemark.v1.BeginProcessRequest
-	92,  // 116: tidemark.v1.TidemarkService.EndProcess:input_type -> tidemark.v1.EndProcessRequest
-	94,  // 117: tidemark.v1.TidemarkService.ListProcesses:input_type -> tidemark.v1.ListProcessesRequest
-	96,  // 118: tidemark.v1.TidemarkService.HoldProcess:input_type -> tidemark.v1.HoldProcessRequest
-	98,  // 119: tidemark.v1.TidemarkService.Import:input_type -> tidemark.v1.ImportRequest
-	100, // 120: tidemark.v1.TidemarkService.Export:input_type -> tidemark.v1.ExportRequest
-	102, // 121: tidemark.v1.TidemarkService.Apply:input_type -> tidemark.v1.ApplyRequest
-	9,   // 122: tidemark.v1.TidemarkService.GetServerInfo:output_type -> tidemark.v1.GetServerInfoResponse
-	15,  // 123: tidemark.v1.TidemarkService.CreateVolume:output_type -> tidemark.v1.CreateVolumeResponse
-	17,  // 124: tidemark.v1.TidemarkService.ListVolumes:output_type -> tidemark.v1.ListVolumesResponse
-	19,  // 125: tidemark.v1.TidemarkService.GetVolume:output_type -> tidemark.v1.GetVolumeResponse
-	21,  // 126: tidemark.v1.TidemarkService.ResizeVolume:output_type -> tidemark.v1.ResizeVolumeResponse
-	23,  // 127: tidemark.v1.TidemarkService.DeleteVolume:output_type -> tidemark.v1.DeleteVolumeResponse
-	78,  // 128: tidemark.v1.TidemarkService.Preserve:output_type -> tidemark.v1.PreserveResponse
-	81,  // 129: tidemark.v1.TidemarkService.ListSnapshots:output_type -> tidemark.v1.ListSnapshotsResponse
-	83,  // 130: tidemark.v1.TidemarkService.GetSnapshot:output_type -> tidemark.v1.GetSnapshotResponse
-	25,  // 131: tidemark.v1.TidemarkService.CloneVolume:output_type -> tidemark.v1.CloneVolumeResponse
-	27,  // 132: tidemark.v1.TidemarkService.RollbackVolume:output_type -> tidemark.v1.RollbackVolumeResponse
-	30,  // 133: tidemark.v1.TidemarkService.CreateGroup:output_type -> tidemark.v1.CreateGroupResponse
-	32,  // 134: tidemark.v1.TidemarkService.ChangeGroup:output_type -> tidemark.v1.ChangeGroupResponse
-	34,  // 135: tidemark.v1.TidemarkService.DeleteGroup:output_type -> tidemark.v1.DeleteGroupResponse
-	36,  // 136: tidemark.v1.TidemarkService.GetGroup:output_type -> tidemark.v1.GetGroupResponse
-	38,  // 137: tidemark.v1.TidemarkService.ListGroups:output_type -> tidemark.v1.ListGroupsResponse
-	40,  // 138: tidemark.v1.TidemarkService.CloneGroup:output_type -> tidemark.v1.CloneGroupResponse
-	42,  // 139: tidemark.v1.TidemarkService.RollbackGroup:output_type -> tidemark.v1.RollbackGroupResponse
-	44,  // 140: tidemark.v1.TidemarkService.HoldDrill:output_type -> tidemark.v1.HoldDrillResponse
-	46,  // 141: tidemark.v1.TidemarkService.EndDrill:output_type -> tidemark.v1.EndDrillResponse
-	49,  // 142: tidemark.v1.TidemarkService.DeleteSnapshot:output_type -> tidemark.v1.DeleteSnapshotResponse
-	51,  // 143: tidemark.v1.TidemarkService.PreviewDelete:output_type -> tidemark.v1.PreviewDeleteResponse
-	56,  // 144: tidemark.v1.TidemarkService.DiffSnapshots:output_type -> tidemark.v1.DiffSnapshotsResponse
-	53,  // 145: tidemark.v1.TidemarkService.AwaitReclaim:output_type -> tidemark.v1.AwaitReclaimResponse
-	60,  // 146: tidemark.v1.TidemarkService.HoldSnapshot:output_type -> tidemark.v1.HoldSnapshotResponse
-	62,  // 147: tidemark.v1.TidemarkService.ReleaseSnapshot:output_type -> tidemark.v1.ReleaseSnapshotResponse
-	64,  // 148: tidemark.v1.TidemarkService.LabelSnapshot:output_type -> tidemark.v1.LabelSnapshotResponse
-	67,  // 149: tidemark.v1.TidemarkService.SetSchedule:output_type -> tidemark.v1.SetScheduleResponse
-	69,  // 150: tidemark.v1.TidemarkService.PreviewSchedule:output_type -> tidemark.v1.PreviewScheduleResponse
-	71,  // 151: tidemark.v1.TidemarkService.ListSchedules:output_type -> tidemark.v1.ListSchedulesResponse
-	73,  // 152: tidemark.v1.TidemarkService.GetSchedule:output_type -> tidemark.v1.GetScheduleResponse
-	75,  // 153: tidemark.v1.TidemarkService.RemoveSchedule:output_type -> tidemark.v1.RemoveScheduleResponse
-	85,  // 154: tidemark.v1.TidemarkService.VerifySnapshot:output_type -> tidemark.v1.VerifySnapshotResponse
-	91,  // 155: tidemark.v1.TidemarkService.BeginProcess:output_type -> tidemark.v1.BeginProcessResponse
-	93,  // 156: tidemark.v1.TidemarkService.EndProcess:output_type -> tidemark.v1.EndProcessResponse
-	95,  // 157: tidemark.v1.TidemarkService.ListProcesses:output_type -> tidemark.v1.ListProcessesResponse
-	97,  // 158: tidemark.v1.TidemarkService.HoldProcess:output_type -> tidemark.v1.HoldProcessResponse
-	99,  // 159: tidemark.v1.TidemarkService.Import:output_type -> tidemark.v1.ImportResponse
-	101, // 160: tidemark.v1.TidemarkService.Export:output_type -> tidemark.v1.ExportResponse
-	104, // 161: tidemark.v1.TidemarkService.Apply:output_type -> tidemark.v1.ApplyResponse
-	122, // [122:162] is the sub-list for method output_type
-	82,  // [82:122] is the sub-list for method input_type
-	82,  // [82:82] is the sub-list for extension type_name
-	82,  // [82:82] is the sub-list for extension extendee
-	0,   // [0:82] is the sub-list for field type_name
+	110, // 46: tidemark.v1.Schedule.next_time:type_name -> google.protobuf.Timestamp
+	110, // 47: tidemark.v1.Schedule.last_time:type_name -> google.protobuf.Timestamp
+	66,  // 48: tidemark.v1.Schedule.drilled:type_name -> tidemark.v1.DrilledSnapshot
+	47,  // 49: tidemark.v1.DrilledSnapshot.drill:type_name -> tidemark.v1.Drill
+	65,  // 50: tidemark.v1.SetScheduleResponse.schedule:type_name -> tidemark.v1.Schedule
+	110, // 51: tidemark.v1.PreviewScheduleResponse.next_times:type_name -> google.protobuf.Timestamp
+	65,  // 52: tidemark.v1.ListSchedulesResponse.schedules:type_name -> tidemark.v1.Schedule
+	65,  // 53: tidemark.v1.GetScheduleResponse.schedule:type_name -> tidemark.v1.Schedule
+	6,   // 54: tidemark.v1.Verification.state:type_name -> tidemark.v1.VerifyState
+	110, // 55: tidemark.v1.Verification.last_time:type_name -> google.protobuf.Timestamp
+	111, // 56: tidemark.v1.PreserveRequest.wait:type_name -> google.protobuf.Duration
+	3,   // 57: tidemark.v1.PreserveRequest.on_timeout:type_name -> tidemark.v1.OnTimeout
+	4,   // 58: tidemark.v1.PreserveRequest.on_conflict:type_name -> tidemark.v1.OnConflict
+	108, // 59: tidemark.v1.PreserveRequest.labels:type_name -> tidemark.v1.PreserveRequest.LabelsEntry
+	80,  // 60: tidemark.v1.PreserveResponse.report:type_name -> tidemark.v1.PreserveReport
+	110, // 61: tidemark.v1.PreserveReport.cut_time:type_name -> google.protobuf.Timestamp
+	111, // 62: tidemark.v1.PreserveReport.drain_duration:type_name -> google.protobuf.Duration
+	111, // 63: tidemark.v1.PreserveReport.largest_stall:type_name -> google.protobuf.Duration
+	111, // 64: tidemark.v1.PreserveReport.largest_stall_before:type_name -> google.protobuf.Duration
+	111, // 65: tidemark.v1.PreserveReport.took:type_name -> google.protobuf.Duration
+	58,  // 66: tidemark.v1.PreserveReport.snapshots:type_name -> tidemark.v1.Snapshot
+	109, // 67: tidemark.v1.ListSnapshotsRequest.labels:type_name -> tidemark.v1.ListSnapshotsRequest.LabelsEntry
+	58,  // 68: tidemark.v1.ListSnapshotsResponse.snapshots:type_name -> tidemark.v1.Snapshot
+	54,  // 69: tidemark.v1.ListSnapshotsResponse.reclaim:type_name -> tidemark.v1.Reclaim
+	58,  // 70: tidemark.v1.GetSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
+	87,  // 71: tidemark.v1.VerifySnapshotResponse.progress:type_name -> tidemark.v1.VerifyProgress
+	88,  // 72: tidemark.v1.VerifySnapshotResponse.report:type_name -> tidemark.v1.VerifyReport
+	89,  // 73: tidemark.v1.VerifyReport.bad:type_name -> tidemark.v1.BadBlock
+	111, // 74: tidemark.v1.VerifyReport.took:type_name -> google.protobuf.Duration
+	0,   // 75: tidemark.v1.Process.scope:type_name -> tidemark.v1.Scope
+	110, // 76: tidemark.v1.Process.begin_time:type_name -> google.protobuf.Timestamp
+	110, // 77: tidemark.v1.Process.waited_since:type_name -> google.protobuf.Timestamp
+	90,  // 78: tidemark.v1.BeginProcessResponse.process:type_name -> tidemark.v1.Process
+	90,  // 79: tidemark.v1.EndProcessResponse.process:type_name -> tidemark.v1.Process
+	90,  // 80: tidemark.v1.ListProcessesResponse.processes:type_name -> tidemark.v1.Process
+	90,  // 81: tidemark.v1.HoldProcessResponse.process:type_name -> tidemark.v1.Process
+	104, // 82: tidemark.v1.ApplyRequest.header:type_name -> tidemark.v1.ApplyHeader
+	58,  // 83: tidemark.v1.ApplyResponse.snapshot:type_name -> tidemark.v1.Snapshot
+	8,   // 84: tidemark.v1.TidemarkService.GetServerInfo:input_type -> tidemark.v1.GetServerInfoRequest
+	14,  // 85: tidemark.v1.TidemarkService.CreateVolume:input_type -> tidemark.v1.CreateVolumeRequest
+	16,  // 86: tidemark.v1.TidemarkService.ListVolumes:input_type -> tidemark.v1.ListVolumesRequest
+	18,  // 87: tidemark.v1.TidemarkService.GetVolume:input_type -> tidemark.v1.GetVolumeRequest
+	20,  // 88: tidemark.v1.TidemarkService.ResizeVolume:input_type -> tidemark.v1.ResizeVolumeRequest
+	22,  // 89: tidemark.v1.TidemarkService.DeleteVolume:input_type -> tidemark.v1.DeleteVolumeRequest
+	78,  // 90: tidemark.v1.TidemarkService.Preserve:input_type -> tidemark.v1.PreserveRequest
+	81,  // 91: tidemark.v1.TidemarkService.ListSnapshots:input_type -> tidemark.v1.ListSnapshotsRequest
+	83,  // 92: tidemark.v1.TidemarkService.GetSnapshot:input_type -> tidemark.v1.GetSnapshotRequest
+	24,  // 93: tidemark.v1.TidemarkService.CloneVolume:input_type -> tidemark.v1.CloneVolumeRequest
+	26,  // 94: tidemark.v1.TidemarkService.RollbackVolume:input_type -> tidemark.v1.RollbackVolumeRequest
+	29,  // 95: tidemark.v1.TidemarkService.CreateGroup:input_type -> tidemark.v1.CreateGroupRequest
+	31,  // 96: tidemark.v1.TidemarkService.ChangeGroup:input_type -> tidemark.v1.ChangeGroupRequest
+	33,  // 97: tidemark.v1.TidemarkService.DeleteGroup:input_type -> tidemark.v1.DeleteGroupRequest
+	35,  // 98: tidemark.v1.TidemarkService.GetGroup:input_type -> tidemark.v1.GetGroupRequest
+	37,  // 99: tidemark.v1.TidemarkService.ListGroups:input_type -> tidemark.v1.ListGroupsRequest
+	39,  // 100: tidemark.v1.TidemarkService.CloneGroup:input_type -> tidemark.v1.CloneGroupRequest
+	41,  // 101: tidemark.v1.TidemarkService.RollbackGroup:input_type -> tidemark.v1.RollbackGroupRequest
+	43,  // 102: tidemark.v1.TidemarkService.HoldDrill:input_type -> tidemark.v1.HoldDrillRequest
+	45,  // 103: tidemark.v1.TidemarkService.EndDrill:input_type -> tidemark.v1.EndDrillRequest
+	48,  // 104: tidemark.v1.TidemarkService.DeleteSnapshot:input_type -> tidemark.v1.DeleteSnapshotRequest
+	50,  // 105: tidemark.v1.TidemarkService.PreviewDelete:input_type -> tidemark.v1.PreviewDeleteRequest
+	55,  // 106: tidemark.v1.TidemarkService.DiffSnapshots:input_type -> tidemark.v1.DiffSnapshotsRequest
+	52,  // 107: tidemark.v1.TidemarkService.AwaitReclaim:input_type -> tidemark.v1.AwaitReclaimRequest
+	59,  // 108: tidemark.v1.TidemarkService.HoldSnapshot:input_type -> tidemark.v1.HoldSnapshotRequest
+	61,  // 109: tidemark.v1.TidemarkService.ReleaseSnapshot:input_type -> tidemark.v1.ReleaseSnapshotRequest
+	63,  // 110: tidemark.v1.TidemarkService.LabelSnapshot:input_type -> tidemark.v1.LabelSnapshotRequest
+	67,  // 111: tidemark.v1.TidemarkService.SetSchedule:input_type -> tidemark.v1.SetScheduleRequest
+	69,  // 112: tidemark.v1.TidemarkService.PreviewSchedule:input_type -> tidemark.v1.PreviewScheduleRequest
+	71,  // 113: tidemark.v1.TidemarkService.ListSchedules:input_type -> tidemark.v1.ListSchedulesRequest
+	73,  // 114: tidemark.v1.TidemarkService.GetSchedule:input_type -> tidemark.v1.GetScheduleRequest
+	75,  // 115: tidemark.v1.TidemarkService.RemoveSchedule:input_type -> tidemark.v1.RemoveScheduleRequest
+	85,  // 116: tidemark.v1.TidemarkService.VerifySnapshot:input_type -> tidemark.v1.VerifySnapshotRequest
+	91,  // 117: tidemark.v1.TidemarkService.BeginProcess:input_type -> tidemark.v1.BeginProcessRequest
+	93,  // 118: tidemark.v1.TidemarkService.EndProcess:input_type -> tidemark.v1.EndProcessRequest
+	95,  // 119: tidemark.v1.TidemarkService.ListProcesses:input_type -> tidemark.v1.ListProcessesRequest
+	97,  // 120: tidemark.v1.TidemarkService.HoldProcess:input_type -> tidemark.v1.HoldProcessRequest
+	99,  // 121: tidemark.v1.TidemarkService.Import:input_type -> tidemark.v1.ImportRequest
+	101, // 122: tidemark.v1.TidemarkService.Export:input_type -> tidemark.v1.ExportRequest
+	103, // 123: tidemark.v1.TidemarkService.Apply:input_type -> tidemark.v1.ApplyRequest
+	9,   // 124: tidemark.v1.TidemarkService.GetServerInfo:output_type -> tidemark.v1.GetServerInfoResponse
+	15,  // 125: tidemark.v1.TidemarkService.CreateVolume:output_type -> tidemark.v1.CreateVolumeResponse
+	17,  // 126: tidemark.v1.TidemarkService.ListVolumes:output_type -> tidemark.v1.ListVolumesResponse
+	19,  // 127: tidemark.v1.TidemarkService.GetVolume:output_type -> tidemark.v1.GetVolumeResponse
+	21,  // 128: tidemark.v1.TidemarkService.ResizeVolume:output_type -> tidemark.v1.ResizeVolumeResponse
+	23,  // 129: tidemark.v1.TidemarkService.DeleteVolume:output_type -> tidemark.v1.DeleteVolumeResponse
+	79,  // 130: tidemark.v1.TidemarkService.Preserve:output_type -> tidemark.v1.PreserveResponse
+	82,  // 131: tidemark.v1.TidemarkService.ListSnapshots:output_type -> tidemark.v1.ListSnapshotsResponse
+	84,  // 132: tidemark.v1.TidemarkService.GetSnapshot:output_type -> tidemark.v1.GetSnapshotResponse
+	25,  // 133: tidemark.v1.TidemarkService.CloneVolume:output_type -> tidemark.v1.CloneVolumeResponse
+	27,  // 134: tidemark.v1.TidemarkService.RollbackVolume:output_type -> tidemark.v1.RollbackVolumeResponse
+	30,  // 135: tidemark.v1.TidemarkService.CreateGroup:output_type -> tidemark.v1.CreateGroupResponse
+	32,  // 136: tidemark.v1.TidemarkService.ChangeGroup:output_type -> tidemark.v1.ChangeGroupResponse
+	34,  // 137: tidemark.v1.TidemarkService.DeleteGroup:output_type -> tidemark.v1.DeleteGroupResponse
+	36,  // 138: tidemark.v1.TidemarkService.GetGroup:output_type -> tidemark.v1.GetGroupResponse
+	38,  // 139: tidemark.v1.TidemarkService.ListGroups:output_type -> tidemark.v1.ListGroupsResponse
+	40,  // 140: tidemark.v1.TidemarkService.CloneGroup:output_type -> tidemark.v1.CloneGroupResponse
+	42,  // 141: tidemark.v1.TidemarkService.RollbackGroup:output_type -> tidemark.v1.RollbackGroupResponse
+	44,  // 142: tidemark.v1.TidemarkService.HoldDrill:output_type -> tidemark.v1.HoldDrillResponse
+	46,  // 143: tidemark.v1.TidemarkService.EndDrill:output_type -> tidemark.v1.EndDrillResponse
+	49,  // 144: tidemark.v1.TidemarkService.DeleteSnapshot:output_type -> tidemark.v1.DeleteSnapshotResponse
+	51,  // 145: tidemark.v1.TidemarkService.PreviewDelete:output_type -> tidemark.v1.PreviewDeleteResponse
+	56,  // 146: tidemark.v1.TidemarkService.DiffSnapshots:output_type -> tidemark.v1.DiffSnapshotsResponse
+	53,  // 147: tidemark.v1.TidemarkService.AwaitReclaim:output_type -> tidemark.v1.AwaitReclaimResponse
+	60,  // 148: tidemark.v1.TidemarkService.HoldSnapshot:output_type -> tidemark.v1.HoldSnapshotResponse
+	62,  // 149: tidemark.v1.TidemarkService.ReleaseSnapshot:output_type -> tidemark.v1.ReleaseSnapshotResponse
+	64,  // 150: tidemark.v1.TidemarkService.LabelSnapshot:output_type -> tidemark.v1.LabelSnapshotResponse
+	68,  // 151: tidemark.v1.TidemarkService.SetSchedule:output_type -> tidemark.v1.SetScheduleResponse
+	70,  // 152: tidemark.v1.TidemarkService.PreviewSchedule:output_type -> tidemark.v1.PreviewScheduleResponse
+	72,  // 153: tidemark.v1.TidemarkService.ListSchedules:output_type -> tidemark.v1.ListSchedulesResponse
+	74,  // 154: tidemark.v1.TidemarkService.GetSchedule:output_type -> tidemark.v1.GetScheduleResponse
+	76,  // 155: tidemark.v1.TidemarkService.RemoveSchedule:output_type -> tidemark.v1.RemoveScheduleResponse
+	86,  // 156: tidemark.v1.TidemarkService.VerifySnapshot:output_type -> tidemark.v1.VerifySnapshotResponse
+	92,  // 157: tidemark.v1.TidemarkService.BeginProcess:output_type -> tidemark.v1.BeginProcessResponse
+	94,  // 158: tidemark.v1.TidemarkService.EndProcess:output_type -> tidemark.v1.EndProcessResponse
+	96,  // 159: tidemark.v1.TidemarkService.ListProcesses:output_type -> tidemark.v1.ListProcessesResponse
+	98,  // 160: tidemark.v1.TidemarkService.HoldProcess:output_type -> tidemark.v1.HoldProcessResponse
+	100, // 161: tidemark.v1.TidemarkService.Import:output_type -> tidemark.v1.ImportResponse
+	102, // 162: tidemark.v1.TidemarkService.Export:output_type -> tidemark.v1.ExportResponse
+	105, // 163: tidemark.v1.TidemarkService.Apply:output_type -> tidemark.v1.ApplyResponse
+	124, // [124:164] is the sub-list for method output_type
+	84,  // [84:124] is the sub-list for method input_type
+	84,  // [84:84] is the sub-list for extension type_name
+	84,  // [84:84] is the sub-list for extension extendee
+	0,   // [0:84] is the sub-list for field type_name
 }
 
 func init() { file_tidemark_v1_tidemark_proto_init() }
@@ -7261,19 +7414,19 @@ func file_tidemark_v1_tidemark_proto_init() {
 	if File_tidemark_v1_tidemark_proto != nil {
 		return
 	}
-	file_tidemark_v1_tidemark_proto_msgTypes[78].OneofWrappers = []any{
+	file_tidemark_v1_tidemark_proto_msgTypes[79].OneofWrappers = []any{
 		(*VerifySnapshotResponse_Progress)(nil),
 		(*VerifySnapshotResponse_Report)(nil),
 	}
-	file_tidemark_v1_tidemark_proto_msgTypes[91].OneofWrappers = []any{
+	file_tidemark_v1_tidemark_proto_msgTypes[92].OneofWrappers = []any{
 		(*ImportRequest_Data)(nil),
 		(*ImportRequest_HoleBytes)(nil),
 	}
-	file_tidemark_v1_tidemark_proto_msgTypes[94].OneofWrappers = []any{
+	file_tidemark_v1_tidemark_proto_msgTypes[95].OneofWrappers = []any{
 		(*ExportResponse_Data)(nil),
 		(*ExportResponse_HoleBytes)(nil),
 	}
-	file_tidemark_v1_tidemark_proto_msgTypes[95].OneofWrappers = []any{
+	file_tidemark_v1_tidemark_proto_msgTypes[96].OneofWrappers = []any{
 		(*ApplyRequest_Data)(nil),
 		(*ApplyRequest_HoleBytes)(nil),
 		(*ApplyRequest_End)(nil),
@@ -7284,7 +7437,7 @@ func file_tidemark_v1_tidemark_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_tidemark_v1_tidemark_proto_rawDesc), len(file_tidemark_v1_tidemark_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   102,
+			NumMessages:   103,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

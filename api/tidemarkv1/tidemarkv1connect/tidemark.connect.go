@@ -313,7 +313,9 @@ type TidemarkServiceClient interface {
 	// Needs: preserve on its volume.
 	LabelSnapshot(context.Context, *tidemarkv1.LabelSnapshotRequest) (*tidemarkv1.LabelSnapshotResponse, error)
 	// SetSchedule has a volume preserved again and again, and the snapshots so made
-	// deleted when they are to be kept no more. It replaces the schedule that there is.
+	// deleted when they are to be kept no more. It replaces the schedule that there is,
+	// and ends a drill of it that runs. A drill is a program that the server was given
+	// (serve --drills): none comes over the API.
 	// Errors: REASON_NOT_FOUND, REASON_INVALID.
 	// Needs: admin on the volume.
 	SetSchedule(context.Context, *tidemarkv1.SetScheduleRequest) (*tidemarkv1.SetScheduleResponse, error)
@@ -1161,7 +1163,9 @@ type TidemarkServiceHandler interface {
 	// Needs: preserve on its volume.
 	LabelSnapshot(context.Context, *tidemarkv1.LabelSnapshotRequest) (*tidemarkv1.LabelSnapshotResponse, error)
 	// SetSchedule has a volume preserved again and again, and the snapshots so made
-	// deleted when they are to be kept no more. It replaces the schedule that there is.
+	// deleted when they are to be kept no more. It replaces the schedule that there is,
+	// and ends a drill of it that runs. A drill is a program that the server was given
+	// (serve --drills): none comes over the API.
 	// Errors: REASON_NOT_FOUND, REASON_INVALID.
 	// Needs: admin on the volume.
 	SetSchedule(context.Context, *tidemarkv1.SetScheduleRequest) (*tidemarkv1.SetScheduleResponse, error)

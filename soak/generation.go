@@ -84,7 +84,7 @@ func (v *generation) create(ctx context.Context) error {
 	}
 	for _, r := range []*tidemarkv1.SetScheduleRequest{
 		{Target: v.a, Every: "3s", Keep: "9s:3s,30s:10s"},
-		{Target: "group:" + v.group, Every: "7s", Keep: "14s:7s"},
+		{Target: "group:" + v.group, Every: "7s", Keep: "14s:7s", Drill: drillProgram},
 	} {
 		if err := create(func(ctx context.Context, a api.Client) error {
 			_, err := a.SetSchedule(ctx, r)
@@ -194,7 +194,7 @@ func (v *generation) delete(ctx context.Context) error {
 }
 
 // sweep deletes what was made of the volumes, and what a server that ended left of it.
-// The clone of a drill goes by itself.
+// The clone of a drill goes by itself, also one of a schedule.
 func (v *generation) sweep(ctx context.Context) error {
 	for range 600 {
 		list, err := v.server.client().ListVolumes(ctx, &tidemarkv1.ListVolumesRequest{})
@@ -225,7 +225,7 @@ func (v *generation) sweep(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return nil
 	}
-	return &wrongError{"LEFT: the clone of a drill of " + v.a + " that nobody runs"}
+	return &wrongError{"LEFT: the clones of drills of " + v.a + " do not go"}
 }
 
 // deleteVolume deletes a volume as soon as nobody uses or holds it.

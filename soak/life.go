@@ -333,8 +333,9 @@ func (v *generation) rollBack(ctx context.Context, k *kept) error {
 }
 
 // lookAtSchedules finds no more snapshots of a schedule than it keeps, one that it is
-// about to delete, and those that are verified here; and they are in order.
-func (v *generation) lookAtSchedules(ctx context.Context, k *kept) error {
+// about to delete, and those that are verified here; they are in order, and its drills
+// pass.
+func (v *generation) lookAtSchedules(ctx context.Context, _ *kept) error {
 	target := "group:" + v.group
 	if rand.IntN(2) == 0 {
 		target = v.a
@@ -342,6 +343,11 @@ func (v *generation) lookAtSchedules(ctx context.Context, k *kept) error {
 	schedule, err := v.server.client().GetSchedule(ctx, &tidemarkv1.GetScheduleRequest{Target: target})
 	if err != nil {
 		return unless(ctx, err)
+	}
+	for _, d := range schedule.GetSchedule().GetDrilled() {
+		if d.GetDrill().GetExitCode() != 0 {
+			return &wrongError{fmt.Sprintf("FAILED: the drill of %s: %v", d.GetName(), d.GetDrill())}
+		}
 	}
 	list, err := v.server.client().ListSnapshots(ctx, &tidemarkv1.ListSnapshotsRequest{Volume: v.a})
 	if err != nil {

@@ -45,7 +45,10 @@ func (s *server) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	cmd := exec.Command(s.program, "serve", "--data", s.path("data"), "--nbd", "unix:"+s.path("nbd.sock"), "--api", addr.String(),
+	if err := s.writeDrill(); err != nil {
+		return err
+	}
+	cmd := exec.Command(s.program, "serve", "--data", s.path("data"), "--drills", s.path("drills"), "--nbd", "unix:"+s.path("nbd.sock"), "--api", addr.String(),
 		"--checksum-cache", "8MiB", "--reclaim-every", "20s", "--fold-above", "6", "--scrub-every", "2m", "--scrub-rate", "64MiB", "--shutdown-timeout", "60s")
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
@@ -62,6 +65,15 @@ func (s *server) start(ctx context.Context) error {
 		pause(ctx, 100*time.Millisecond)
 	}
 	return fmt.Errorf("the server did not start; see %s: %w", log.Name(), err)
+}
+
+// drillProgram is the program that drills of schedules run.
+const drillProgram = "look"
+
+func (s *server) writeDrill() error {
+	const text = "#!/bin/sh\ntest -n \"$TIDEMARK_URI\" && test -n \"$TIDEMARK_SNAPSHOT\"\n"
+	err := os.MkdirAll(s.path("drills"), 0o700)
+	return errors.Join(err, os.WriteFile(filepath.Join(s.path("drills"), drillProgram), []byte(text), 0o700))
 }
 
 func (s *server) client() api.Client {

@@ -47,8 +47,8 @@ schedule that can't make a snapshot tells it in the log and in 'schedule list',
 deletes nothing, and tries again the next time.
 
 With --drill the server tries whether snapshots of the schedule can be restored,
-as 'tidemark drill' does: it runs NAME, a program of its --drills directory, on a
-clone of the newest one, and records on that whether it passed. It does so when
+as 'tidemark drill' does: it runs NAME, a program of its --drills directory, on
+a clone of the newest one, and records on it whether it passed. It does so when
 the snapshot is sealed, of each or, with --drill-every, of the first after each
 WHEN; at once if one is due now. No snapshot is late for a drill: what comes due
 while one runs is left out. Of each volume the newest snapshot that was drilled,
@@ -176,7 +176,7 @@ snapshot that it made, SNAPSHOTS how many it made that are there. STATE is ok,
 or failed when it did not do what was due the last time; 'tidemark schedule
 show' says why. DRILL is what came of the last drills: passed or failed, and of
 which snapshot, by its cut; of a group, of the volume that failed. It is failed
-too when no drill could be made, none when none was yet, and - without --drill.`,
+too when no drill could be made, none if none was yet, and - without --drill.`,
 		Example: `  tidemark schedule list
   tidemark schedule ls --json | jq -r '.schedules[] | select(.failed) | .volume'
   tidemark schedule ls --json | jq -r '.schedules[].drill.last[]? | select(.passed | not) | .snapshot'`,

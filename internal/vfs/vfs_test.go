@@ -166,7 +166,9 @@ func TestAClonedRangeHoldsWhatTheOtherFileHeldOrCannotBeMade(t *testing.T) {
 		must(t, err)
 		wantContent(t, files[1], slices.Concat(late[:4096], old[:8*4096], late[9*4096:]), "cloned")
 	}
-	everyFS(t, func(t *testing.T, fsys vfs.FS, dir string) { clones(t, fsys, dir, *osClones && path.IsAbs(dir) && dir != "/") })
+	everyFS(t, func(t *testing.T, fsys vfs.FS, dir string) {
+		clones(t, fsys, dir, *osClones && path.IsAbs(dir) && dir != "/")
+	})
 	t.Run("Sim that clones", func(t *testing.T) {
 		sim := vfs.NewSim(t.TempDir())
 		sim.Clones = true

@@ -270,7 +270,7 @@ func TestNoSnapshotIsLateForADrillAndWhatComesDueMeanwhileIsLeftOut(t *testing.T
 
 func TestDrillsOfAllSchedulesAreOneAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := &driller{takes: 20 * time.Minute}
+		d := &driller{takes: 15 * time.Minute}
 		s := openWith(t, path.Join(memoryDir(t), "data"), store.Options{Driller: d})
 		defer closeStore(t, s)
 		for _, name := range []string{"a", "b", "c"} {

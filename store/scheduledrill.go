@@ -105,6 +105,9 @@ func (s *Store) startDrillsLocked(ctx context.Context, x *schedule) {
 func (s *Store) runDrills(ctx context.Context, x *schedule) {
 	volumes, err := s.VolumesOf(x.record.Target)
 	for _, name := range volumes {
+		if ctx.Err() != nil {
+			break
+		}
 		if failed := s.drillVolume(ctx, x, name); !errors.Is(failed, ErrNotFound) { // it went meanwhile
 			err = errors.Join(err, failed)
 		}

@@ -81,7 +81,7 @@ func keepBusy(t *testing.T, uri string, off int64, ended <-chan struct{}) (cut i
 		}
 		c, err := client.Dial(t.Context(), uri)
 		if err != nil {
-			if !strings.Contains(err.Error(), "connect again") {
+			if !strings.Contains(err.Error(), "try again") {
 				t.Errorf("connect: %v", err)
 				return cut
 			}

@@ -156,7 +156,9 @@ func (s *Store) scrubAlways(every time.Duration, bytesPerSecond int64) {
 			}
 			continue
 		}
-		if err := s.scrub(ctx, k, pace(bytesPerSecond), new(ScrubReport)); err != nil && ctx.Err() == nil {
+		err := s.scrub(ctx, k, pace(bytesPerSecond), new(ScrubReport))
+		deleted := errors.Is(err, ErrInUse) || errors.Is(err, ErrNotFound) // or so it began
+		if err != nil && !deleted && ctx.Err() == nil {
 			s.logger.Error("scrub", "image", k.ImageID(), "err", err)
 		}
 	}

@@ -274,6 +274,9 @@ func (s *Store) seal(ctx context.Context, k *volume.VLUN) error {
 	s.mu.Unlock()
 	defer context.AfterFunc(ctx, cancel)() // ctx ends with the store only, and so does all work on the volume
 	ctx = kept
+	if err := ctx.Err(); err != nil { // a delete is on its way: nothing is late then
+		return err
+	}
 	before, again := k.Image().(*sealed.Image)
 	if again && before.Lost() == nil {
 		return nil

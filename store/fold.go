@@ -71,45 +71,53 @@ func (s *Store) nextFold() (next *fold) {
 			continue
 		}
 		var found *fold
-		chain, nameless := d.chainLocked(), 0
-		for i, k := range chain[:len(chain)-1] {
-			if d.sealed[k] == nil || k.State() != volume.Sealed || s.countsAnywhereLocked(d, k) {
-				continue
-			}
-			nameless++
-			f := &fold{store: s, lower: k, upper: chain[i+1], rec: d.sealed[chain[i+1]]}
-			if (found == nil || dataBytes(k) < dataBytes(found.lower)) && f.possibleLocked() == nil {
+		chain := d.chainLocked()
+		spare := s.spareLocked(d, chain)
+		for _, i := range spare {
+			f := &fold{store: s, lower: chain[i], upper: chain[i+1], rec: d.sealed[chain[i+1]]}
+			if (found == nil || dataBytes(f.lower) < dataBytes(found.lower)) && f.possibleLocked() == nil {
 				found = f
 			}
 		}
-		if found != nil && nameless > most {
-			next, most = found, nameless
+		if found != nil && len(spare) > most {
+			next, most = found, len(spare)
 		}
 	}
 	return next
 }
 
-// foldsAfter is how much there is at most to move when one image has been folded, until
-// no volume has too many without a name.
+// spareLocked returns the places in a chain of the sealed images that no view needs by
+// itself, in no chain; Store.mu is held.
+func (s *Store) spareLocked(d *disk, chain []*volume.VLUN) (at []int) {
+	for i, k := range chain[:len(chain)-1] {
+		if d.sealed[k] != nil && k.State() == volume.Sealed && !s.countsAnywhereLocked(d, k) {
+			at = append(at, i)
+		}
+	}
+	return at
+}
+
+// foldsAfter is about how much there is to move when one image has been folded, until
+// no volume has too many without a name: by what the images hold now, to which folds
+// add.
 func (s *Store) foldsAfter(now image.ID) (sizeBytes int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	counted := map[image.ID]bool{now: true}
 	for _, d := range s.byVolume {
-		over := d.namelessLocked() - s.foldAbove
-		if over <= 0 {
+		if d.namelessLocked() <= s.foldAbove {
 			continue
 		}
 		var list []*volume.VLUN
-		for _, k := range d.chainLocked() {
-			if d.sealed[k] == nil || s.countsAnywhereLocked(d, k) {
-				continue
-			}
-			if counted[k.ImageID()] {
+		chain := d.chainLocked()
+		spare := s.spareLocked(d, chain)
+		over := len(spare) - s.foldAbove
+		for _, i := range spare {
+			if counted[chain[i].ImageID()] {
 				over--
-				continue
+			} else {
+				list = append(list, chain[i])
 			}
-			list = append(list, k)
 		}
 		slices.SortFunc(list, func(a, b *volume.VLUN) int { return cmp.Compare(dataBytes(a), dataBytes(b)) })
 		for _, k := range list[:max(0, min(over, len(list)))] {

@@ -19,8 +19,8 @@ import (
 // Preserve keeps volumes as they are, at one instant, and returns when the
 // snapshots are exact; see volume.Engine.Preserve. It goes on, with its
 // deadline, when ctx ends before it returns. Errors: ErrInvalid, ErrNotFound,
-// ErrExists (a name taken on one volume changes none), ErrLimit, ErrHighWater, ErrNoSpace;
-// ErrAborted and ErrDraining come with a report.
+// ErrExists (a name taken on one volume changes none), ErrLimit, ErrHighWater, ErrNoSpace,
+// ErrInUse (a volume is being deleted); ErrAborted and ErrDraining come with a report.
 func (s *Store) Preserve(ctx context.Context, r PreserveRequest) (PreserveReport, error) {
 	disks, name, cutTime, err := s.takeName(r)
 	if err != nil {

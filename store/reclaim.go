@@ -23,8 +23,8 @@ type ReclaimInfo struct {
 	// DoneBytes of TotalBytes are done of it.
 	DoneBytes, TotalBytes int64
 	// LeftBytes are left to punch or to move, of this image and of those that come
-	// after it; -1: not known yet. What is to be moved of the others is at most so
-	// much.
+	// after it; -1: not known yet. What is to be moved of the others is an
+	// estimate, by what they hold now.
 	LeftBytes int64
 	// BytesPerSecond is how fast it went since there was something to do.
 	BytesPerSecond int64
@@ -76,6 +76,16 @@ func (r *reclaiming) end() {
 	r.info = ReclaimInfo{GivenBackBytes: r.info.GivenBackBytes}
 }
 
+// folding is the image that is being folded; 0: none.
+func (r *reclaiming) folding() image.ID {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.info.Folding {
+		return 0
+	}
+	return r.info.Image
+}
+
 // rest says that nothing is left to do.
 func (r *reclaiming) rest() {
 	r.mu.Lock()
@@ -113,10 +123,10 @@ func (s *Store) Reclaiming() ReclaimInfo {
 		}
 	}
 	q.mu.Unlock()
-	info := s.reclaiming.now(later)
-	if info.Folding && later >= 0 {
-		info = s.reclaiming.now(later + s.foldsAfter(info.Image))
+	if id := s.reclaiming.folding(); id != 0 && later >= 0 {
+		later += s.foldsAfter(id)
 	}
+	info := s.reclaiming.now(later)
 	if info.ImagesLeft = left; info.Image != 0 {
 		info.ImagesLeft++
 	}

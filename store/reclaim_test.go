@@ -65,3 +65,40 @@ func TestWhatIsLeftToGiveBackIsToldOfAllImages(t *testing.T) {
 		}
 	})
 }
+
+func TestWhatIsLeftToFoldIsToldOfAllImages(t *testing.T) {
+	copying := newStop(func(op vfs.Op) bool { return op.Kind == vfs.OpWrite && path.Ext(op.Name) == ".img" })
+	s := openWith(t, dataDir, store.Options{FS: vfs.Fault{FS: vfs.NewSim(t.TempDir()), Hook: copying.hook}, FoldAbove: 1})
+	defer closeStore(t, s)
+	if _, err := s.CreateVolume("v", 64*lookup.BlockSize, volume.ScopeRequest); err != nil {
+		t.Fatal(err)
+	}
+	w := openView(t, s, "v")
+	for i, name := range []string{"one", "two", "three", "four"} {
+		for b := range int64(i + 1) { // of its own
+			write(t, w, (int64(i)*8+b)*lookup.BlockSize, 'a')
+		}
+		if _, err := s.Preserve(t.Context(), store.PreserveRequest{Volumes: []string{"v"}, Name: name}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_ = w.Close() // it was only written to
+	s.AwaitPunches()
+	release := s.HoldPunches()
+	for _, name := range []string{"v@one", "v@two", "v@three"} {
+		if err := s.DeleteSnapshot(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	copying.armed.Store(true)
+	release()
+	<-copying.reached
+	if r := s.Reclaiming(); !r.Folding || r.TotalBytes != lookup.BlockSize || r.LeftBytes != 3*lookup.BlockSize {
+		t.Errorf("at the first fold: %+v, want 1 block of it, and 2 of the next, left", r)
+	}
+	close(copying.open)
+	s.AwaitPunches()
+	if r := s.Reclaiming(); r.ImagesLeft != 0 || r.LeftBytes != 0 {
+		t.Errorf("after all: %+v", r)
+	}
+}

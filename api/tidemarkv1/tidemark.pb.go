@@ -3078,7 +3078,7 @@ type Reclaim struct {
 	// Data given back since the server has started.
 	GivenBackBytes int64 `protobuf:"varint,7,opt,name=given_back_bytes,json=givenBackBytes,proto3" json:"given_back_bytes,omitempty"`
 	// What is left to give back or to move, of this image and those after it; -1: not
-	// known yet. What is to be moved of the others is at most so much.
+	// known yet. What is to be moved of the others is an estimate.
 	LeftBytes     int64 `protobuf:"varint,8,opt,name=left_bytes,json=leftBytes,proto3" json:"left_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

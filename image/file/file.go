@@ -251,17 +251,20 @@ func (im *Image) Clone(from *Image, off, lengthBytes int64) error {
 	if err := image.CheckRange(off, lengthBytes); err != nil {
 		return err
 	}
+	if from.segmentBytes != im.segmentBytes {
+		return errors.ErrUnsupported
+	}
 	for lengthBytes > 0 {
-		source, _, most, err := from.locate(off, lengthBytes)
+		source, within, length, err := from.locate(off, lengthBytes)
 		if err != nil {
 			return err
 		}
-		seg, within, length, err := im.locateOrMake(off, most)
-		if err != nil {
-			return err
-		}
-		if source == nil || from.segmentBytes != im.segmentBytes {
+		if source == nil {
 			return errors.ErrUnsupported
+		}
+		seg, _, _, err := im.locateOrMake(off, length)
+		if err != nil {
+			return err
 		}
 		err = seg.CloneRange(source.File, within, length)
 		seg.markDirty()

@@ -206,8 +206,8 @@ type TidemarkServiceClient interface {
 	// with it, and keeps the deadline, when the caller is gone.
 	// Errors: REASON_NOT_FOUND, REASON_EXISTS (the name is taken on one of the
 	// volumes: none is changed), REASON_INVALID, REASON_LIMIT (also for a file system
-	// that is fuller than its high-water mark); REASON_ABORTED and REASON_DRAINING
-	// carry the report in their ErrorDetail.
+	// that is fuller than its high-water mark), REASON_IN_USE (a volume is being deleted);
+	// REASON_ABORTED and REASON_DRAINING carry the report in their ErrorDetail.
 	// Needs: preserve on every volume named, and on all of each group.
 	Preserve(context.Context, *tidemarkv1.PreserveRequest) (*tidemarkv1.PreserveResponse, error)
 	// ListSnapshots returns the snapshots of one volume or of all, oldest first.
@@ -342,7 +342,8 @@ type TidemarkServiceClient interface {
 	// BeginProcess begins an explicit I/O process over the named volumes, all volumes
 	// of the named groups, and all of the default group of each. It lasts until
 	// EndProcess or the end of the server.
-	// Errors: REASON_NOT_FOUND, REASON_EXISTS (the token), REASON_INVALID.
+	// Errors: REASON_NOT_FOUND, REASON_EXISTS (the token), REASON_INVALID; REASON_IN_USE
+	// while one of them is rolled back, replaced or deleted.
 	// Needs: write on every volume of them.
 	BeginProcess(context.Context, *tidemarkv1.BeginProcessRequest) (*tidemarkv1.BeginProcessResponse, error)
 	// EndProcess ends an explicit I/O process. Errors: REASON_NOT_FOUND.
@@ -1056,8 +1057,8 @@ type TidemarkServiceHandler interface {
 	// with it, and keeps the deadline, when the caller is gone.
 	// Errors: REASON_NOT_FOUND, REASON_EXISTS (the name is taken on one of the
 	// volumes: none is changed), REASON_INVALID, REASON_LIMIT (also for a file system
-	// that is fuller than its high-water mark); REASON_ABORTED and REASON_DRAINING
-	// carry the report in their ErrorDetail.
+	// that is fuller than its high-water mark), REASON_IN_USE (a volume is being deleted);
+	// REASON_ABORTED and REASON_DRAINING carry the report in their ErrorDetail.
 	// Needs: preserve on every volume named, and on all of each group.
 	Preserve(context.Context, *tidemarkv1.PreserveRequest) (*tidemarkv1.PreserveResponse, error)
 	// ListSnapshots returns the snapshots of one volume or of all, oldest first.
@@ -1192,7 +1193,8 @@ type TidemarkServiceHandler interface {
 	// BeginProcess begins an explicit I/O process over the named volumes, all volumes
 	// of the named groups, and all of the default group of each. It lasts until
 	// EndProcess or the end of the server.
-	// Errors: REASON_NOT_FOUND, REASON_EXISTS (the token), REASON_INVALID.
+	// Errors: REASON_NOT_FOUND, REASON_EXISTS (the token), REASON_INVALID; REASON_IN_USE
+	// while one of them is rolled back, replaced or deleted.
 	// Needs: write on every volume of them.
 	BeginProcess(context.Context, *tidemarkv1.BeginProcessRequest) (*tidemarkv1.BeginProcessResponse, error)
 	// EndProcess ends an explicit I/O process. Errors: REASON_NOT_FOUND.

@@ -22,7 +22,7 @@ type section struct {
 // sections come in the order in which they run. Their steps are planned before
 // anything runs, so that it is known how long all will take.
 var sections = []section{
-	{"floor", "what the machine itself takes for a request; allocations of a request", (*bench).floorSteps},
+	{"floor", "what the machine takes for a request, and for writes to new places; allocations of a request", (*bench).floorSteps},
 	{"throughput", "every workload, over unix sockets and TCP, beside all peers", (*bench).throughputSteps},
 	{"light", "the core workloads with a client that takes less CPU than fio", (*bench).lightSteps},
 	{"tls", "the core workloads over TLS", (*bench).tlsSteps},

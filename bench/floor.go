@@ -11,50 +11,143 @@ import (
 	"regexp"
 	"runtime"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-const floorRequests = 200_000
+const (
+	floorRequests = 50_000 // of each kind, in each round
+	floorFlushes  = 1000
+)
 
 // floorSteps measure what no server can do without: moving the bytes.
 func (b *bench) floorSteps() []step {
 	return []step{
-		{"floor: system calls of a request", seconds(10), b.floor},
-		{"allocations of a request", seconds(60), b.allocations},
+		{"floor: system calls of a request", seconds(2 + 5*float64(b.rounds)), b.floor},
+		{"allocations of a request", seconds(30), b.allocations},
 	}
 }
 
 // floor is the CPU of one thread for a 4 KiB transfer between page cache and
-// memory, and for 32 of them through a unix socket.
-func (b *bench) floor(context.Context) error {
-	values := make(map[string]float64)
-	file, err := os.Create(filepath.Join(b.dir, "floor"))
+// memory, and for 32 of them through a unix socket; and the time that passes with a
+// write to a place that is there, and to one that is new.
+func (b *bench) floor(ctx context.Context) (err error) {
+	dir, err := os.MkdirTemp(b.dir, "floor")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	full := filepath.Join(dir, "full")
+	if err := writeAll(full, b.sizeBytes); err != nil {
+		return fmt.Errorf("floor: %w", err)
+	}
+	for round := range b.rounds {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		// The empty files stay to the end: the pages of one that is removed would be
+		// those that the next gets, and not be new to the machine.
+		empty := filepath.Join(dir, fmt.Sprintf("empty%d", round))
+		values, err := b.floorRound(full, empty)
+		if err == nil {
+			err = socketFloor(values)
+		}
+		if err != nil {
+			return fmt.Errorf("floor: %w", err)
+		}
+		if err := b.add(record{Section: "floor", Case: "system calls", Round: round, Values: values}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeAll makes a file that is full, in pieces as large as those that fill volumes.
+func writeAll(name string, sizeBytes int64) error {
+	file, err := os.Create(name)
 	if err != nil {
 		return err
 	}
 	piece := make([]byte, 64<<10)
-	for offset := int64(0); offset < b.sizeBytes && err == nil; offset += int64(len(piece)) {
+	for offset := int64(0); offset < sizeBytes && err == nil; offset += int64(len(piece)) {
 		_, err = file.WriteAt(piece, offset)
 	}
-	block := [][]byte{make([]byte, 4096)}
-	random := func() int64 { return rand.Int64N(b.sizeBytes/4096) * 4096 }
-	for name, one := range map[string]func() error{
-		"preadMicros":  func() error { _, err := unix.Preadv2(int(file.Fd()), block, random(), unix.RWF_NOWAIT); return err },
-		"pwriteMicros": func() error { _, err := unix.Pwritev2(int(file.Fd()), block, random(), 0); return err },
+	return errors.Join(err, file.Close())
+}
+
+// floorRound reads and writes a full file, and writes to files that it makes: each
+// place once, so that in those each is a page that is new to the page cache, and a
+// block to allocate.
+func (b *bench) floorRound(full, empty string) (map[string]float64, error) {
+	values := make(map[string]float64)
+	block := make([]byte, 4096)
+	block[0] = 1 // no file system takes it for a hole
+	parts := [][]byte{block}
+	read := func(fd int, offset int64) error {
+		_, err := unix.Preadv2(fd, parts, offset, unix.RWF_NOWAIT)
+		if errors.Is(err, unix.EAGAIN) { // the page was evicted
+			_, err = unix.Preadv2(fd, parts, offset, 0)
+		}
+		return err
+	}
+	write := func(fd int, offset int64) error {
+		_, err := unix.Pwritev2(fd, parts, offset, 0)
+		return err
+	}
+	flushed := func(fd int, offset int64) error {
+		if err := write(fd, offset); err != nil {
+			return err
+		}
+		return unix.Fdatasync(fd)
+	}
+	for _, l := range []struct {
+		file         string
+		one          func(fd int, offset int64) error
+		most         int
+		cpu, elapsed string // the names of the values
+	}{
+		{full, read, floorRequests, "preadMicros", ""},
+		{full, write, floorRequests, "pwriteMicros", "writeThereMicros"},
+		{empty, write, floorRequests, "pwriteNewMicros", "writeNewMicros"},
+		{full, flushed, floorFlushes, "", "flushThereMicros"},
+		{empty + "-flushed", flushed, floorFlushes, "", "flushNewMicros"},
 	} {
-		if err == nil {
-			values[name], err = threadMicros(floorRequests, one)
+		took, err := eachPlace(l.file, b.sizeBytes, randomPlaces(b.sizeBytes, l.most), l.one)
+		if err != nil {
+			return nil, err
+		}
+		if l.cpu != "" {
+			values[l.cpu] = took.cpuMicros
+		}
+		if l.elapsed != "" {
+			values[l.elapsed] = took.micros
 		}
 	}
-	err = errors.Join(err, file.Close(), os.Remove(file.Name()))
-	if err == nil {
-		err = socketFloor(values)
-	}
+	return values, nil
+}
+
+// randomPlaces are blocks of a file in random order, none of them twice, and no more
+// than some.
+func randomPlaces(sizeBytes int64, most int) []int {
+	places := rand.Perm(int(sizeBytes / 4096))
+	return places[:min(most, len(places))]
+}
+
+// eachPlace calls one for blocks of a file, which it makes if there is none. When it
+// begins, nothing waits to be written to the disk, and what the file holds is in
+// memory.
+func eachPlace(name string, sizeBytes int64, places []int, one func(fd int, offset int64) error) (took spent, err error) {
+	file, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
-		return fmt.Errorf("floor: %w", err)
+		return spent{}, err
 	}
-	return b.add(record{Section: "floor", Case: "system calls", Values: values})
+	defer func() { err = errors.Join(err, file.Close()) }()
+	fd := int(file.Fd())
+	if err := errors.Join(file.Truncate(sizeBytes), unix.Syncfs(fd), preRead(name)); err != nil {
+		return spent{}, err
+	}
+	return threadTime(len(places), func(i int) error { return one(fd, int64(places[i])*4096) })
 }
 
 // socketFloor has one end send 32 messages of 4 KiB and a header at a time, and the
@@ -69,15 +162,27 @@ func socketFloor(values map[string]float64) error {
 	sent := make(chan error, 1)
 	go func() {
 		buffer := make([]byte, batch*messageBytes)
-		micros, err := threadMicros(rounds, func() error { _, err := unix.Write(ends[0], buffer); return err })
-		values["sendMicros"] = micros / batch
+		took, err := threadTime(rounds, func(int) error { return writeFull(ends[0], buffer) })
+		values["sendMicros"] = took.cpuMicros / batch
 		sent <- errors.Join(err, unix.Close(ends[0]))
 	}()
 	buffer := make([]byte, batch*messageBytes)
-	micros, err := threadMicros(rounds, func() error { return readFull(ends[1], buffer) })
+	took, err := threadTime(rounds, func(int) error { return readFull(ends[1], buffer) })
 	err = errors.Join(err, unix.Close(ends[1]), <-sent)
-	values["receiveMicros"] = micros / batch
+	values["receiveMicros"] = took.cpuMicros / batch
 	return err
+}
+
+// writeFull writes all of p, also when a signal of Go's scheduler ends a call early.
+func writeFull(fd int, p []byte) error {
+	for len(p) > 0 {
+		n, err := unix.Write(fd, p)
+		if err != nil {
+			return err
+		}
+		p = p[n:]
+	}
+	return nil
 }
 
 func readFull(fd int, p []byte) error {
@@ -94,27 +199,30 @@ func readFull(fd int, p []byte) error {
 	return nil
 }
 
-// threadMicros is the CPU time of the calling thread for each of n calls.
-func threadMicros(n int, one func() error) (float64, error) {
+// spent is what one call took, of many: of the thread's CPU, and in all.
+type spent struct{ cpuMicros, micros float64 }
+
+// threadTime is what the calling thread spends on each of n calls.
+func threadTime(n int, one func(i int) error) (spent, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
+	begin := time.Now()
 	before, err := threadCPU()
-	for range n {
-		if err == nil {
-			err = one()
-		}
+	for i := 0; i < n && err == nil; i++ {
+		err = one(i)
 	}
 	if err != nil {
-		return 0, err
+		return spent{}, err
 	}
 	after, err := threadCPU()
-	return float64(after-before) / 1e3 / float64(n), err
+	each := func(d time.Duration) float64 { return micros(d) / float64(n) }
+	return spent{cpuMicros: each(after - before), micros: each(time.Since(begin))}, err
 }
 
-func threadCPU() (nanoseconds int64, err error) {
+func threadCPU() (time.Duration, error) {
 	var t unix.Timespec
-	err = unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t)
-	return t.Nano(), err
+	err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t)
+	return time.Duration(t.Nano()), err
 }
 
 var benchmarkLine = regexp.MustCompile(`(?m)^BenchmarkRequests/(\S+?)(?:-\d+)?\s.*?([\d.]+) ns/op.*?(\d+) allocs/op`)

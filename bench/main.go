@@ -109,14 +109,17 @@ func usage(f *flag.FlagSet) {
 	if err != nil {
 		return
 	}
-	var total time.Duration
+	var all, byDefault time.Duration
 	b := newBench(o, "")
 	for _, s := range sections {
 		long := duration(s.steps(b))
-		total += long
+		all += long
+		if slices.Contains(defaultSections(), s.name) {
+			byDefault += long
+		}
 		say("  %-11s %3.0f min  %s\n", s.name, long.Minutes(), s.about)
 	}
-	say("  %-11s %3.0f min\n", "all", total.Minutes())
+	say("  %-11s %3.0f min\n  %-11s %3.0f min\n", "all", all.Minutes(), "by default", byDefault.Minutes())
 }
 
 // run measures, or reads what was measured, and makes the page of it.

@@ -73,6 +73,53 @@ func TestPageSaysWhatWasMeasured(t *testing.T) {
 	}
 }
 
+// What a machine allows stands beside the figures that rest on it.
+func TestPageShowsTheLimitsOfTheMachine(t *testing.T) {
+	floor := func(round int, writeThere, writeNew, flushThere, flushNew float64) record {
+		return record{Section: "floor", Case: "system calls", Round: round, Values: map[string]float64{
+			"receiveMicros": 0.5, "pwriteNewMicros": 5,
+			"writeThereMicros": writeThere, "writeNewMicros": writeNew, "flushThereMicros": flushThere, "flushNewMicros": flushNew,
+		}}
+	}
+	after := func(name, peer string) record {
+		return record{Section: "after", Case: name, Peer: peer, Values: map[string]float64{"before": 100, "after": 50, "afterToBefore": 0.5}}
+	}
+	text := page([]record{
+		floor(0, 2, 8, 100, 250), floor(1, 2, 4, 100, 200),
+		after(write32.name, "tidemark"), after(write32.name, storageDaemon.name), after(flush1.name, "tidemark"),
+		{Section: "preserve", Case: "1 x 1 GiB", Values: map[string]float64{"fsyncP50Millis": 0.3, "fsyncP99Millis": 0.6}},
+		{Section: "preserve", Case: "1 x 1 GiB" + underLoad, Values: map[string]float64{"loadedFsyncP50Millis": 4, "loadedFsyncP99Millis": 8}},
+	}, nil)
+	for _, want := range []string{
+		"| write to a new place | 5.00 | 0.50 | 5.50 | - |",
+		"| write | 2.00 | 6.00 | 0.38 | 0.25 - 0.50 |",
+		"| write and fdatasync | 100 | 225 | 0.45 | 0.40 - 0.50 |",
+		"| random write, depth 32 | qemu-storage-daemon | 100 | 50.0 | 0.50 | 0.50 - 0.50 | - | 0.90 |  |\n" +
+			"| random write, depth 32 | the bare loop | 500k | 167k | 0.38 | 0.25 - 0.50 |  |  |  |\n",
+		"| write and flush, depth 1 | the bare loop | 10.0k | 4444 | 0.45 | 0.40 - 0.50 |  |  |  |\n",
+		"is what the machine allows a store that keeps old blocks\nwhere they lie",
+		"| 1 x 1 GiB | - | - | - | - | 0.30 | 0.60 |",
+		"| 1 x 1 GiB, random writes at depth 32 | - | - | - | - | 4.00 | 8.00 |",
+		"with the load running where there is one",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in %s", want, text)
+		}
+	}
+}
+
+// Results that are older than what the page tells now say nothing of it.
+func TestPageOfResultsWithoutTheLimits(t *testing.T) {
+	text := page(append(slices.Clone(fixture),
+		record{Section: "preserve", Case: "1 x 1 GiB" + underLoad, Values: map[string]float64{"fsyncP50Millis": 4, "fsyncP99Millis": 8}}), nil)
+	if strings.Contains(text, "bare loop") || strings.Contains(text, "fdatasync") || strings.Contains(text, "new place") {
+		t.Errorf("a loop that was not run: %s", text)
+	}
+	if want := "| 1 x 1 GiB, random writes at depth 32 | - | - | - | - | - | - |"; !strings.Contains(text, want) {
+		t.Errorf("no %q in %s", want, text)
+	}
+}
+
 // A server that was too slow for its CPU to be counted is nobody's measure of CPU.
 func TestWhatIsNotKnownIsADash(t *testing.T) {
 	records := []record{measured("tidemark", 0, 200, 5), measured("nbdkit file", 0, 100, 0), measured("nbd-server", 0, 50, 10)}

@@ -6,15 +6,19 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
 	goalPreserveP50 = 3.0  // ms
 	goalPreserveP99 = 15.0 // ms
 	preserveEvery   = 100 * time.Millisecond
+	underLoad       = ", random writes at depth 32" // ends the names of the cases with a load
 )
 
 // preserveSteps preserve volumes of all sizes, and many at once, with no load and
@@ -28,7 +32,7 @@ func (b *bench) preserveSteps() (steps []step) {
 		}{{1, 100, 1, "1 GiB"}, {1, 100, 1 << 10, "1 TiB"}, {1, 100, 16 << 10, "16 TiB"}, {10, 100, 1, "1 GiB"}, {100, 50, 1, "1 GiB"}} {
 			name := fmt.Sprintf("%d x %s", c.volumes, c.size)
 			if loaded {
-				name += ", random writes at depth 32"
+				name += underLoad
 			}
 			takes := b.fillTakes() + time.Duration(c.count)*(preserveEvery+10*time.Millisecond) + seconds(float64(c.volumes)/20)
 			steps = append(steps, step{"preserve " + name, takes, func(ctx context.Context) error {
@@ -59,20 +63,29 @@ func (b *bench) preserves(ctx context.Context, name string, volumes, count int, 
 			return err
 		}
 	}
+	loadEnded := make(chan error, 1)
+	syncs := "fsync" // what the values are named by
+	if loaded {
+		load, endLoad := context.WithCancel(ctx)
+		go func() {
+			defer close(loadEnded)
+			_, err := output(load, "fio", workloadNamed("random write, depth 32").fioArgs(s.uri, b.size, 0, 3600)...)
+			loadEnded <- err
+		}()
+		defer func() {
+			endLoad()
+			for range loadEnded { // ended from outside: its error says nothing
+			}
+		}()
+		if err := awaitData(ctx, s.files, loadEnded); err != nil {
+			return err
+		}
+		syncs = "loadedFsync"
+	}
 	fsync, err := fsyncMillis(p.file("fsync"))
 	if err != nil {
 		return err
 	}
-	w := workloadNamed("random write, depth 32")
-	load, endLoad := context.WithCancel(ctx)
-	loadEnded := make(chan struct{})
-	go func() {
-		defer close(loadEnded)
-		if loaded { // it is ended from outside: its error says nothing
-			_, _ = output(load, "fio", w.fioArgs(s.uri, b.size, 0, 3600)...)
-		}
-	}()
-	defer func() { endLoad(); <-loadEnded }()
 	var millis []float64
 	for i := range count {
 		if err := pause(ctx, preserveEvery); err != nil {
@@ -93,11 +106,53 @@ func (b *bench) preserves(ctx context.Context, name string, volumes, count int, 
 		}
 		millis = append(millis, report.TookSeconds*1e3)
 	}
+	select {
+	case err := <-loadEnded:
+		return fmt.Errorf("the load ended before the preserves did: %w", err)
+	default:
+	}
 	slices.Sort(millis)
 	return b.add(record{Section: "preserve", Case: name, Peer: "tidemark", Values: map[string]float64{
 		"p50Millis": percentile(millis, 0.5), "p99Millis": percentile(millis, 0.99), "maxMillis": percentile(millis, 1), "preserves": float64(count),
-		"fsyncP50Millis": percentile(fsync, 0.5), "fsyncP99Millis": percentile(fsync, 0.99),
+		syncs + "P50Millis": percentile(fsync, 0.5), syncs + "P99Millis": percentile(fsync, 0.99),
 	}})
+}
+
+// awaitData returns when one of the files that a pattern names holds data, for then
+// the load beside it has begun.
+func awaitData(ctx context.Context, pattern string, loadEnded <-chan error) error {
+	for {
+		files, err := filepath.Glob(pattern)
+		if err != nil {
+			return err
+		}
+		for _, file := range files {
+			if held, err := holdsData(file); err != nil || held {
+				return err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case err := <-loadEnded:
+			return fmt.Errorf("the load ended before it wrote anything: %w", err)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// holdsData tells whether there is more in a file than a hole.
+func holdsData(name string) (bool, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = f.Close() }() // nothing was written
+	_, err = unix.Seek(int(f.Fd()), 0, unix.SEEK_DATA)
+	if errors.Is(err, unix.ENXIO) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // fsyncMillis is what this disk takes for a sync of 4 KiB, in order, and removes the

@@ -11,7 +11,9 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -44,6 +46,8 @@ import (
 //  5. What Open serves is durable, also when the last owner died between a
 //     write and its sync.
 //
+// What a preserve waits for goes through a log (type log), and is committed later.
+//
 // bbolt's free list is not stored but rebuilt at Open: a page less in each
 // commit, and no list that could name a live page as free.
 //
@@ -54,14 +58,18 @@ import (
 //
 // All methods may be called from any goroutine.
 type Catalog struct {
+	fsys      vfs.FS
+	name      string
 	committed func() error // vfs.FS.External
 	db        *bolt.DB
 	file      vfs.File // the same file, to set storage aside in it
+	log       log
 
-	mu     sync.Mutex // one Update or Load at a time
-	drawn  counters   // ids drawn, also by Updates that failed
-	failed error      // the first failed commit
-	closed bool
+	failure atomic.Pointer[error] // the first failed commit
+	closed  atomic.Bool
+	drawn   counters // ids drawn, also by Updates that failed; guarded by log.mu
+
+	mu sync.Mutex // one Update or Load at a time, through its commit; taken before log.mu
 }
 
 // bucketName is the bucket that holds every record (record.go).
@@ -113,7 +121,11 @@ func open(fsys vfs.FS, name string) (*Catalog, error) {
 	if err != nil {
 		return nil, errors.Join(err, file.Close())
 	}
-	return &Catalog{committed: committed, db: db, file: file, drawn: last.counters}, nil
+	c := &Catalog{fsys: fsys, name: name, committed: committed, db: db, file: file, drawn: last.counters}
+	if err := c.openLog(fsys, name+logSuffix, last); err != nil {
+		return nil, errors.Join(err, c.close())
+	}
+	return c, nil
 }
 
 // create makes an empty catalog beside osPath and puts what it holds there, so
@@ -201,25 +213,42 @@ func verifyFile(osPath string) (meta, State, error) {
 	return decodeState(records, transaction)
 }
 
-// Close closes the file. Later calls return ErrClosed.
+// Close closes the files. Later calls return ErrClosed.
 func (c *Catalog) Close() error {
+	c.log.writing.Lock()
+	defer c.log.writing.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed {
+	if c.closed.Load() {
 		return ErrClosed
 	}
-	c.closed = true
-	return errors.Join(c.db.Close(), c.file.Close())
+	err := c.closeLog()
+	c.closed.Store(true)
+	return errors.Join(err, c.close())
+}
+
+func (c *Catalog) close() error {
+	err := errors.Join(c.db.Close(), c.file.Close())
+	if c.log.file != nil {
+		err = errors.Join(err, c.log.file.Close())
+	}
+	return err
 }
 
 // Load returns everything that the catalog holds, checked anew: each record
 // against its CRC, all of them against the sum, and what they say against the
-// rules of a chain. Errors: ErrCorrupt, ErrFailed, ErrClosed.
+// rules of a chain. It commits first what is only in the log. Errors: ErrCorrupt,
+// ErrFailed, ErrClosed, syscall.ENOSPC.
 func (c *Catalog) Load() (State, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.usable(); err != nil {
+	if err := c.failed(); err != nil {
 		return State{}, err
+	}
+	if c.log.isPending() {
+		if err := c.update(func(*Tx) error { return nil }); err != nil {
+			return State{}, fmt.Errorf("load catalog: %w", err)
+		}
 	}
 	var state State
 	err := c.db.View(func(tx *bolt.Tx) error {
@@ -248,7 +277,12 @@ func (c *Catalog) Load() (State, error) {
 func (c *Catalog) Update(change func(tx *Tx) error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.usable(); err != nil {
+	return c.update(change)
+}
+
+// update is Update; mu is held.
+func (c *Catalog) update(change func(tx *Tx) error) error {
+	if err := c.failed(); err != nil {
 		return err
 	}
 	if err := c.prepare(); err != nil {
@@ -259,14 +293,11 @@ func (c *Catalog) Update(change func(tx *Tx) error) error {
 		return fmt.Errorf("update catalog: %w", err)
 	}
 	defer tx.giveUp() // of no effect after a commit
-	if err := change(tx); err != nil {
+	if err := tx.run(change); err != nil {
 		return err
 	}
 	if !tx.changed {
 		return nil
-	}
-	if err := tx.finish(); err != nil {
-		return fmt.Errorf("update catalog: %w", err)
 	}
 	// What change saw may be newer than prepare: a simulated disk must not take the
 	// commit for begun before it.
@@ -274,28 +305,39 @@ func (c *Catalog) Update(change func(tx *Tx) error) error {
 		return fmt.Errorf("update catalog: %w", err)
 	}
 	if err := c.commit(tx); err != nil {
-		c.failed = err
-		return fmt.Errorf("update catalog: %w: %w", ErrFailed, err)
+		return c.fail(fmt.Errorf("update catalog: %w", err))
 	}
+	c.log.mu.Lock()
+	defer c.log.mu.Unlock()
+	c.log.applied = tx.meta.Logged
+	c.log.pending = slices.DeleteFunc(c.log.pending, func(f frame) bool { return f.number <= tx.meta.Logged })
 	return nil
 }
 
 // Failed returns the first commit that failed, after which no other is begun;
 // nil if none did.
 func (c *Catalog) Failed() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.failed
-}
-
-func (c *Catalog) usable() error {
-	if c.closed {
-		return ErrClosed
-	}
-	if c.failed != nil {
-		return fmt.Errorf("%w before: %w", ErrFailed, c.failed)
+	if err := c.failure.Load(); err != nil {
+		return *err
 	}
 	return nil
+}
+
+// failed returns what makes the catalog of no use.
+func (c *Catalog) failed() error {
+	if c.closed.Load() {
+		return ErrClosed
+	}
+	if err := c.Failed(); err != nil {
+		return fmt.Errorf("%w before: %w", ErrFailed, err)
+	}
+	return nil
+}
+
+// fail makes a failure final.
+func (c *Catalog) fail(err error) error {
+	c.failure.CompareAndSwap(nil, &err)
+	return fmt.Errorf("%w: %w", ErrFailed, err)
 }
 
 // prepare does what may fail without consequences before a commit: it sets
@@ -335,7 +377,10 @@ func Check(fsys vfs.FS, name string) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("check catalog %s: %w", name, err)
 	}
-	_, _, err = verifyFile(osPath)
+	last, _, err := verifyFile(osPath)
+	if err == nil && last.Logging {
+		_, err = readLog(fsys, name+logSuffix, last)
+	}
 	switch {
 	case err == nil:
 		return nil, nil

@@ -68,6 +68,11 @@ type counters struct {
 	NextCut    uint64   `json:"nextCut"`
 }
 
+// after is the counters with those of x taken for drawn too.
+func (c counters) after(x counters) counters {
+	return counters{max(c.NextVolume, x.NextVolume), max(c.NextImage, x.NextImage), max(c.NextCut, x.NextCut)}
+}
+
 // meta is the record about all others, rewritten in each commit.
 type meta struct {
 	DirID string `json:"dirID"`
@@ -81,6 +86,9 @@ type meta struct {
 	Transaction uint64 `json:"transaction"`
 	// Seen is State.Seen.
 	Seen time.Time `json:"seen,omitzero"`
+	// Logging: there is a log, of which the frames count that Logged is below.
+	Logging bool   `json:"logging,omitempty"`
+	Logged  uint64 `json:"logged,omitempty"`
 }
 
 // record is a key and its value as bbolt stores them.

@@ -2,6 +2,7 @@ package catalog
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 
 	bolt "go.etcd.io/bbolt"
@@ -35,8 +36,32 @@ func (c *Catalog) begin() (*Tx, error) {
 		tx.giveUp()
 		return nil, err
 	}
-	tx.meta.counters = c.drawn
 	return tx, nil
+}
+
+// run takes over what is pending, runs change, and stores the meta record, in the order
+// of drafts and Updates (log, L1).
+func (tx *Tx) run(change func(tx *Tx) error) error {
+	l := &tx.catalog.log
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	tx.meta.counters = tx.catalog.drawn
+	for _, f := range l.pending {
+		for _, r := range f.records {
+			tx.touch(VolumeID(binary.BigEndian.Uint64(r.key[1:])), image.ID(binary.BigEndian.Uint64(r.key[9:])))
+			if err := tx.store(r.key, r.value); err != nil {
+				return fmt.Errorf("update catalog: %w", err)
+			}
+		}
+	}
+	if err := change(tx); err != nil || !tx.changed {
+		return err
+	}
+	tx.meta.Logging, tx.meta.Logged = l.recorded, l.drafted
+	if err := tx.finish(); err != nil {
+		return fmt.Errorf("update catalog: %w", err)
+	}
+	return nil
 }
 
 // giveUp may come after a commit, and then does nothing.
@@ -72,8 +97,13 @@ func (tx *Tx) checkTip(v VolumeID) error {
 	if _, err := decode(key, value, &tip); err != nil {
 		return err
 	}
-	if tip.Sealed || tip.Snapshot != nil {
-		return fmt.Errorf("volume %d would have no tip: its last image is sealed or a snapshot", v)
+	tip.Volume = v
+	return tip.checkTip()
+}
+
+func (l Link) checkTip() error {
+	if l.Sealed || l.Snapshot != nil {
+		return fmt.Errorf("volume %d would have no tip: its last image is sealed or a snapshot", l.Volume)
 	}
 	return nil
 }
@@ -103,7 +133,7 @@ func (tx *Tx) NewImageID() (image.ID, error) {
 	return id, err
 }
 
-// NewCutID draws an id that no preserve ever had, greater than all before.
+// NewCutID implements Links.
 func (tx *Tx) NewCutID() (uint64, error) {
 	id, err := draw(&tx.catalog.drawn.NextCut)
 	tx.counted()
@@ -161,8 +191,7 @@ func (tx *Tx) DeleteVolume(id VolumeID) error {
 	return nil
 }
 
-// PutLink inserts or replaces the link of one image in the chain of a volume
-// that exists. The order in a chain is that of the image ids.
+// PutLink implements Links.
 func (tx *Tx) PutLink(l Link) error {
 	if err := l.check(tx.meta.counters); err != nil {
 		return err
@@ -205,13 +234,17 @@ func (tx *Tx) DeleteGroup(name string) error {
 
 func (tx *Tx) touch(v VolumeID, put image.ID) { tx.touched[v] = max(tx.touched[v], put) }
 
-// put and delete keep count and sum.
+// store and delete keep count and sum.
 
 func (tx *Tx) put(key []byte, body any) error {
 	value, err := encode(key, body)
 	if err != nil {
 		return err
 	}
+	return tx.store(key, value)
+}
+
+func (tx *Tx) store(key, value []byte) error {
 	if err := tx.uncount(key); err != nil {
 		return err
 	}

@@ -60,7 +60,7 @@ func TestASnapshotIsShownFromItsCutOnNotFromItsPrepare(t *testing.T) {
 		t.Fatal(err)
 	}
 	preparing.Store(false)
-	if looks[vfs.OpCommitted] == 0 {
+	if looks[vfs.OpSync] == 0 { // of the log: what follows it is the cut
 		t.Errorf("nobody looked between the record of the preserve and its cut, only at %v", looks)
 	}
 	if list, err := s.Snapshots("v"); err != nil || len(list) != 1 {

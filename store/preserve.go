@@ -240,8 +240,8 @@ type keeper struct{ *Store }
 
 var _ volume.Keeper = keeper{}
 
-// Prepare implements volume.Keeper: one catalog commit for all volumes, over
-// image files that are there already. It is all that has to be durable before
+// Prepare implements volume.Keeper: one append to the catalog's log for all volumes,
+// over image files that are there already. It is all that has to be durable before
 // the cut, and nothing has to be after it.
 func (s keeper) Prepare(p volume.Plan) ([]volume.Next, error) {
 	if p.Replaces == nil { // else the room is needed already
@@ -255,7 +255,7 @@ func (s keeper) Prepare(p volume.Plan) ([]volume.Next, error) {
 	}
 	taken := s.nameTips(p)
 	yield.Here("prepare: named")
-	err = s.catalog.Update(func(tx *catalog.Tx) error {
+	err = s.catalog.Append(func(tx catalog.Links) error {
 		cut, err := tx.NewCutID()
 		if err != nil {
 			return err

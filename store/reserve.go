@@ -247,8 +247,26 @@ type names struct {
 
 // Update is catalog.Catalog.Update. It runs change again when that had no effect.
 func (n names) Update(change func(*catalog.Tx) error) error {
+	return n.drawing(func() error { return n.Catalog.Update(change) })
+}
+
+// Append is catalog.Catalog.Append.
+func (n names) Append(change func(catalog.Links) error) error {
+	return n.drawing(func() error { return n.Catalog.Append(change) })
+}
+
+// Load is catalog.Catalog.Load.
+func (n names) Load() (state catalog.State, err error) {
+	err = n.drawing(func() error {
+		state, err = n.Catalog.Load()
+		return err
+	})
+	return state, err
+}
+
+func (n names) drawing(commit func() error) error {
 	for {
-		err := n.Catalog.Update(change)
+		err := commit()
 		if !errors.Is(err, syscall.ENOSPC) || errors.Is(err, catalog.ErrFailed) || !n.reserve.giveUp() {
 			return err
 		}

@@ -279,9 +279,9 @@ func TestAScheduledPreserveThatFailsLeavesNothingBehind(t *testing.T) {
 		var full atomic.Bool
 		sim := vfs.NewSim(memoryDir(t))
 		s, err := store.Open("data", store.Options{
-			Logger: slog.New(slog.NewTextHandler(&log, nil)), ReclaimEvery: time.Minute, // as serve has it
+			Logger: slog.New(slog.NewTextHandler(&log, nil)), ReclaimEvery: time.Minute, ReserveBytes: 1 << 20, // as serve has them
 			FS: vfs.Fault{FS: sim, Hook: func(op vfs.Op) error {
-				if full.Load() && op.Kind == vfs.OpCommitted {
+				if full.Load() && (op.Kind == vfs.OpCommitted || op.Kind == vfs.OpFree) {
 					return syscall.ENOSPC
 				}
 				return nil

@@ -8,13 +8,14 @@
 //	lock            flock of the one process that has it open
 //	reserve         room for its own records on a full disk
 //	catalog.db      volumes, chains, snapshots (package catalog)
+//	catalog.db.log  what of them no commit has yet, while the directory is open
 //	images/         every image of every volume (packages image/file, image/sealed)
 //	volumes/ID/     journal of a volume, and tables of its images (package journal)
 //
 // What owns what: the catalog owns the chains; the journals own the tables of
 // images that are not sealed, and speak only of images that the catalog already
-// has. So the two never need to commit together: a preserve is one catalog
-// commit, before its cut. A sealed image has its table beside it, and may stand in
+// has. So the two never need to commit together: a preserve is one append to the
+// catalog's log, before its cut. A sealed image has its table beside it, and may stand in
 // the chains of many volumes: a clone is one catalog commit.
 package store
 
@@ -227,7 +228,7 @@ func Open(dir string, o Options) (_ *Store, err error) {
 	s.reclaimRate = cmp.Or(o.ReclaimBytesPerSecond, DefaultReclaimBytesPerSecond)
 	s.records, s.journals = records{s.fs, s.reserve}, o.JournalBytes
 	s.catalog.reserve = s.reserve
-	if s.catalog.Catalog, err = catalog.Open(s.fs, catalogName(dir)); err != nil {
+	if s.catalog.Catalog, err = catalog.Open(s.records, catalogName(dir)); err != nil {
 		return nil, openError(dir, err)
 	}
 	state, err := s.catalog.Load()

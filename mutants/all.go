@@ -166,7 +166,22 @@ var all = []mutant{
 	},
 	{
 		name: "a seal does not commit the table changes that it rests on", file: "store/seal.go",
-		old: "	if err := k.Volume().Flush(); err != nil {\n		return err\n	}\n", new: "",
+		old: "	if err := k.SyncForSeal(); err != nil {\n		return err\n	}\n", new: "",
+	},
+	{
+		name: "a seal does not know that a late write reached into a newer image", file: "volume/write.go",
+		old: "		k.reached.Store(true)\n", new: "",
+		packages: "./volume ./store", tests: "Seal|PowerCut",
+	},
+	{
+		name: "a seal does not know that a late write stored bytes in a newer image", file: "volume/write.go",
+		old: "		k.reach()\n		_, err := j.Image()", new: "		_, err := j.Image()",
+		packages: "./volume ./store", tests: "Seal|PowerCut",
+	},
+	{
+		name: "a seal rests on what an earlier life of the server left unsynced", file: "volume/engine.go",
+		old: "			chain[i].reached.Store(unsealed) // nobody knows what an earlier life wrote\n", new: "",
+		packages: "./store", tests: "PowerCut",
 	},
 	{
 		name: "a read of a sealed block is not compared with its sum", file: "image/sealed/sealed.go",

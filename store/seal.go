@@ -253,7 +253,8 @@ var errBehind = errors.New("an older snapshot of the volume is not sealed, or ha
 
 // seal makes a drained VLUN a sealed one: the sums of its data are taken while it
 // is in memory; it is written back gently, so that nobody meets a full dirty
-// limit, and synced; the table changes that it rests on are committed; then the
+// limit, and synced; what newer images must not lose for it is flushed, if there is
+// anything (volume.VLUN.SyncForSeal); its table is written beside it; then the
 // catalog says so. It works on a handle of its own: no flush waits for its
 // write-back or its sync, and none is spared its own. A delete of the volume ends
 // it with context.Canceled.
@@ -294,7 +295,7 @@ func (s *Store) seal(ctx context.Context, k *volume.VLUN) error {
 	if err != nil {
 		return err
 	}
-	if err := k.Volume().Flush(); err != nil {
+	if err := k.SyncForSeal(); err != nil {
 		return err
 	}
 	img, err := s.withSums(k.Image(), k, hash)

@@ -228,6 +228,7 @@ func (e *Engine) AddVolume(c Config) (*Volume, error) {
 		chain[i].unsynced.all.Store(unsealed)
 		if i < len(c.Chain)-1 {
 			chain[i].endDrained(l.State)
+			chain[i].reached.Store(unsealed) // nobody knows what an earlier life wrote
 		}
 	}
 	v.index = newIndex(tables)

@@ -119,3 +119,41 @@ func (k *VLUN) syncFailed(cause error) error {
 	k.unsound.Store(true)
 	return k.volume.fail(fmt.Errorf("sync image %d: %w", k.id, cause))
 }
+
+// SyncForSeal makes durable what the seal of a VLUN rests on beside its table and
+// what was synced on another handle than the volume's: after a power cut the newer
+// VLUNs have what it holds, or what came after. The VLUN has drained, and every
+// older one is sealed. Errors are those of Flush.
+//
+// It is a flush only if a write through k has reached into a newer image:
+//
+//  1. A newer table that a crash leaves has a block only by a commit, which synced
+//     the data first. So a newer VLUN reads the block in a newer image as it was
+//     when its entry was made, or later; and where no newer table has it, it reads
+//     what k reads.
+//  2. The entry was made by a write through the newer VLUN, over all that had been
+//     written through k and older ones by then (R2, R3).
+//  3. A write through k that came after the entry deleted it, or stored its bytes
+//     there too (R1, R3). That is what a crash must not take back. Such a write
+//     said so before it left k (reach), and k has drained: it is flushed here. Of
+//     an earlier life nobody knows (AddVolume): a kill may have left bytes unsynced
+//     of which the journal says nothing, as no table changed.
+//  4. Writes through older VLUNs than k were flushed at the seals of those (R8).
+//
+// The image itself is synced once more, on the volume's handle: the kernel tells
+// each handle of a failed write-back by itself.
+//
+// Rejected: a flush always (under load the live image has thousands of dirty blocks,
+// and all flushes and the next preserve wait for the disk to write them).
+func (k *VLUN) SyncForSeal() error {
+	v := k.volume
+	if k.reached.Load() {
+		return v.flush()
+	}
+	v.commits.running.Lock()
+	defer v.commits.running.Unlock()
+	if err := v.Failed(); err != nil {
+		return err
+	}
+	return k.sync()
+}

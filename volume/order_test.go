@@ -171,6 +171,54 @@ func TestAFailedSyncIsFinal(t *testing.T) {
 	s.end()
 }
 
+// What a late write changed in newer images must not be lost when the older one is
+// sealed; where it changed nothing, the live image is nobody's to wait for.
+func TestBeforeASealTheVolumeIsFlushedOnlyIfAWriteReachedIntoANewerImage(t *testing.T) {
+	for _, c := range []struct {
+		late    string
+		write   func(w *View) error
+		flushes bool
+	}{
+		{"another block", func(w *View) error { return w.Trim(2*lookup.BlockSize, lookup.BlockSize+10) }, false},
+		{"the block", func(w *View) error { return w.Trim(0, 3*lookup.BlockSize) }, true},
+		{"part of the block", func(w *View) error { return w.Trim(lookup.BlockSize+1, 1) }, true},
+	} {
+		t.Run(c.late, func(t *testing.T) {
+			s, d := diaryVolume(t)
+			writeBlock(t, s.new, 1, 'q')
+			if err := c.write(s.old); err != nil {
+				t.Fatal(err)
+			}
+			s.end()
+			d.lines = nil
+			if err := s.first.SyncForSeal(); err != nil {
+				t.Fatal(err)
+			}
+			for _, line := range []string{"sync second", "commit"} {
+				if slices.Contains(d.lines, line) != c.flushes {
+					t.Errorf("it did %q, want %q: %v", d.lines, line, c.flushes)
+				}
+			}
+		})
+	}
+}
+
+func TestASyncThatFailsBeforeASealIsFinal(t *testing.T) {
+	s, d := diaryVolume(t)
+	writeBlock(t, s.old, 1, 'p')
+	s.end()
+	d.fail = "sync first"
+	for range 2 {
+		if err := s.first.SyncForSeal(); !errors.Is(err, ErrFailed) {
+			t.Errorf("before the seal: %v, want %v", err, ErrFailed)
+		}
+		d.fail = ""
+	}
+	if err := s.volume.Failed(); !errors.Is(err, errDisk) {
+		t.Errorf("the volume: %v, want %v", err, errDisk)
+	}
+}
+
 func TestWhatIsWrittenWhileASyncFailsMayBeLostToo(t *testing.T) {
 	s, d := diaryVolume(t)
 	writeBlock(t, s.new, 2, 'q')

@@ -182,6 +182,7 @@ type VLUN struct {
 	sizeBytes atomic.Int64 // fixed at the cut
 	dirty     atomic.Bool  // the image was written since its last sync began
 	unsynced  unsynced     // the blocks that a failure of the next sync may lose
+	reached   atomic.Bool  // a write through it may have changed a newer table or image
 	unsound   atomic.Bool  // a sync of the image failed, and they may be lost
 	conflicts atomic.Uint64
 	state     atomic.Uint32 // State, once cut

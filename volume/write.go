@@ -248,6 +248,7 @@ func (p *part) store(k *VLUN, newer chain) error {
 			copy(whole[p.from:], p.data)
 			bytes, at = whole, off
 		}
+		k.reach()
 		_, err := j.Image().WriteAt(bytes, at)
 		j.touch(span{p.block, 1})
 		if err != nil {
@@ -281,12 +282,14 @@ func (rq *request) enter(body span, k *VLUN, newer chain, s lookup.State) {
 	}
 	for _, j := range newer {
 		if !j.all(body, lookup.Absent) {
+			k.reach()
 			rq.add(j, body.first, body.count, lookup.Absent)
 		}
 	}
 }
 
-// enterPart notes the entries that a part needs (R3).
+// enterPart notes the entries that a part needs (R3); its store has noted that it
+// reaches into newer images.
 func (rq *request) enterPart(p *part, k *VLUN, newer chain) {
 	if !p.held {
 		rq.add(k, p.block, 1, lookup.Data)
@@ -295,6 +298,15 @@ func (rq *request) enterPart(p *part, k *VLUN, newer chain) {
 		if j.table.Get(p.block) == lookup.Zero {
 			rq.add(j, p.block, 1, lookup.Data)
 		}
+	}
+}
+
+// reach remembers that a write through k changes a newer table or image, before it
+// does, and under the block's lock: a request that is not over has not left k. It
+// looks first, as requests share it.
+func (k *VLUN) reach() {
+	if !k.reached.Load() {
+		k.reached.Store(true)
 	}
 }
 

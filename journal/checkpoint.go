@@ -20,7 +20,7 @@ func (j *Journal) Overdue() bool { return j.uncovered.Load() >= j.o.SegmentBytes
 func (j *Journal) NeedsCheckpoint() bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.err == nil && (j.settled() > 0 || len(j.closed) == 0 && j.cur.end >= j.o.SegmentBytes)
+	return j.err == nil && j.cur != nil && (j.settled() > 0 || len(j.closed) == 0 && j.cur.end >= j.o.SegmentBytes)
 }
 
 // settled counts the closed segments that may be folded: all of their changes
@@ -49,9 +49,10 @@ func (j *Journal) Checkpoint() error {
 	j.checkpointing.Lock()
 	defer j.checkpointing.Unlock()
 	j.mu.Lock()
-	err, mayRotate := j.err, len(j.closed) == 0 && j.cur.after > j.cur.first
+	err, rests := j.err, j.cur == nil
+	mayRotate := !rests && len(j.closed) == 0 && j.cur.after > j.cur.first
 	j.mu.Unlock()
-	if err != nil {
+	if err != nil || rests {
 		return err
 	}
 	if mayRotate {
@@ -244,8 +245,9 @@ func (j *Journal) RemoveImage(id image.ID) error {
 
 // Close ends the writer's life. The caller has committed up to End and calls
 // nothing else at the same time or after. All changes are folded into the table
-// files, so that the next Open replays nothing. After an error the next Open
-// recovers as after a crash; ErrUncommitted if changes were not committed.
+// files, so that the next Open replays nothing; of a journal that rests still
+// (J9) there are none. After an error the next Open recovers as after a crash;
+// ErrUncommitted if changes were not committed.
 func (j *Journal) Close() error {
 	j.checkpointing.Lock()
 	defer j.checkpointing.Unlock()
@@ -259,23 +261,39 @@ func (j *Journal) Close() error {
 		err = fmt.Errorf("%w: %d frames", ErrUncommitted, j.End()-j.Committed())
 	}
 	j.err = ErrClosed
+	segs := j.closed
+	if j.cur != nil {
+		segs = append(segs, j.cur)
+	}
 	j.mu.Unlock()
-	segs := append(j.closed, j.cur)
-	if err == nil {
-		err = j.foldIntoFiles(segs, j.End())
-	}
-	if err == nil {
-		err = j.beginLife(j.cur.number+1, j.End(), kindClosed)
-	}
-	if err == nil {
-		err = errors.Join(removeSegments(&j.o, segs), j.cur.file.Close())
-	} else {
-		for _, s := range segs {
-			err = errors.Join(err, s.file.Close())
-		}
+	if len(segs) > 0 || j.tried {
+		err = j.endLife(segs, err)
 	}
 	if err = errors.Join(err, j.witness.file.Close()); err != nil {
 		return fmt.Errorf("close journal %s: %w", j.o.Dir, err)
 	}
 	return nil
+}
+
+// endLife leaves a journal closed and whole, unless there is a reason why not, and
+// closes its segments.
+func (j *Journal) endLife(segs []*segment, reason error) error {
+	err := reason
+	if err == nil {
+		err = j.foldIntoFiles(segs, j.End())
+	}
+	if err == nil {
+		if n := len(segs); n > 0 {
+			j.next = segs[n-1].number + 1
+		}
+		err = j.beginNext(kindClosed)
+	}
+	if err == nil {
+		_ = j.removeOld() // what could not be removed the next Open removes
+		return errors.Join(removeSegments(&j.o, segs), j.cur.file.Close())
+	}
+	for _, s := range segs {
+		err = errors.Join(err, s.file.Close())
+	}
+	return err
 }

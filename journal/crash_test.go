@@ -38,6 +38,8 @@ type rig struct {
 	drained map[image.ID]bool
 	failed  bool         // a sync failed, and the journal knows
 	closing bool         // a close was begun
+	rests   bool         // it was closed, and nothing has been written since
+	elder   bool         // and that was under an earlier boot ID
 	done    LSN          // the last Commit that returned
 	begun   map[LSN]bool // commits begun, of which a power cut may keep any
 	trail   []mark       // after each step
@@ -140,6 +142,7 @@ func (r *rig) append(changes []Change) error {
 	if err != nil {
 		return err
 	}
+	r.rests = false
 	r.frames = append(r.frames, changes)
 	r.written = append(r.written, values)
 	if want := LSN(len(r.frames)); lsn != want || r.j.End() != want {
@@ -179,7 +182,7 @@ func (r *rig) markDrained(id image.ID) error {
 	if err := r.j.MarkDrained(id); err != nil {
 		return err
 	}
-	r.drained[id] = true
+	r.drained[id], r.rests = true, false
 	return nil
 }
 
@@ -227,10 +230,13 @@ func sameOld(finding string) bool {
 func (r *rig) compare(found *Recovered, sameBoot, clean bool) {
 	r.Helper()
 	end := r.j.End()
+	if r.rests && r.elder { // nobody has written under the present one, or had just begun to
+		sameBoot = found.SameBoot
+	}
 	if found.SyncFailed != (sameBoot && r.failed) {
 		r.Fatalf("recovered %+v, and it is %v that a sync had failed", found, r.failed)
 	}
-	mayBeClean := clean || !sameBoot || r.closing // the cut may have come right after a close
+	mayBeClean := clean || !sameBoot || r.closing || r.rests // the cut may have come right after a close
 	if found.SameBoot != sameBoot || found.Clean && !mayBeClean || clean && !found.Clean || r.j.Committed() != end {
 		r.Fatalf("recovered %+v, committed %d of %d", found, r.j.Committed(), end)
 	}
@@ -247,7 +253,7 @@ func (r *rig) compare(found *Recovered, sameBoot, clean bool) {
 	if found.Clean && found.Replayed > 0 {
 		r.Fatalf("%d changes replayed after a clean close", found.Replayed)
 	}
-	r.failed, r.closing = false, false
+	r.failed, r.closing, r.rests, r.elder = false, false, found.Clean, !found.SameBoot
 	r.done = end
 	r.begun = map[LSN]bool{end: true}
 	want := r.model()
@@ -321,8 +327,8 @@ func (r *rig) afterCut(at int, rng *rand.Rand) *rig {
 		}
 	}
 	c.done = r.trail[before].done
-	c.frames = r.frames[:r.trail[after].appended]
-	c.written = r.written[:r.trail[after].appended]
+	c.frames = slices.Clone(r.frames[:r.trail[after].appended])
+	c.written = slices.Clone(r.written[:r.trail[after].appended])
 	c.begun = maps.Clone(r.begun)
 	c.drained = maps.Clone(r.drained)
 	c.trail = []mark{{c.sim.Ops(), c.done, LSN(len(c.frames))}}

@@ -93,10 +93,11 @@ type Recovered struct {
 	Drained map[image.ID]bool
 	// SameBoot: the last writer ran under the present boot ID, so that all it
 	// had written counts, unless SyncFailed. Clean: it ended with a Close that
-	// returned nil.
+	// returned nil, and nothing has been written since.
 	SameBoot, Clean bool
-	// SyncFailed: a sync failed under the present boot ID. Only what was
-	// committed before counts, as after a power cut.
+	// SyncFailed: a sync failed under the present boot ID, or, where nothing had been
+	// written since a Close, perhaps under one since. Only what was committed before
+	// counts, as after a power cut.
 	SyncFailed bool
 	// Replayed counts changes applied to tables, Discarded those that were
 	// read whole but that no commit covered, after a power cut or a failed sync.
@@ -109,7 +110,7 @@ type Recovered struct {
 //
 // Goal: what was committed is in the tables after a crash at any instant, and
 // what was appended is in them after the death of the process alone; appending
-// costs one write to the page cache, and no sync.
+// costs one write to the page cache, and no sync but at the begin of a life (J9).
 //
 // Four kinds of files lie in the directory. Segments hold frames, chained from
 // one to the next and from segment to segment (type segment). Table files hold
@@ -135,7 +136,8 @@ type Recovered struct {
 //	    durable. Segments before the base count for nothing and are removed then.
 //	J6  A writer's life, from Create or Open to its end, has segments of its own:
 //	    Open folds what it finds into the table files and starts a new one, so
-//	    that all segments that count have one boot ID.
+//	    that all segments that count have one boot ID. Where it finds only what a
+//	    Close left, the first Append or MarkDrained starts it (J9).
 //	J7  Whatever a sync has returned for stays in the chain. So a chain that does
 //	    not reach where the witness says a sync had returned, or where any frame
 //	    says so (findRot), is rot or an old file in the place of the right one,
@@ -145,6 +147,22 @@ type Recovered struct {
 //	    So the life takes nothing more, the witness says that it has failed, and
 //	    its recovery counts what J2 counts of the part that a sync had returned
 //	    for, and syncs nothing to bless the rest.
+//	J9  A journal that a Close has left whole rests when it is opened: its files
+//	    stay as they are until there is something to write, so the next Open
+//	    finds the same, whatever happens in between. (Most of a thousand volumes
+//	    are idle, and the begin of a life waits for five syncs.) Whole is: the
+//	    last segment that counts is closed, the witness has seen that, and no
+//	    file is left to remove. Close removes the files of its life only when the
+//	    segment, the base and the witness are durable; that none are left proves
+//	    it, under the same boot ID too. The first Append or MarkDrained begins
+//	    the life, in the order of Open, and writes its frame when all of that is
+//	    durable. If it fails it says so, nothing of it counts, and the next one
+//	    tries again with a segment of another number: the base may name the last
+//	    by then. A sync of an image that fails while the journal rests is noted
+//	    under the life that was closed. So the next Open takes a failure that is
+//	    noted for a closed life for one, whatever its boot ID; and one that is
+//	    noted for a life before the first that counts, since that has taken
+//	    nothing when the witness does not speak of it yet.
 //
 // Open under the same boot ID with a tail that no commit covers first makes the
 // tail committed: it syncs all images (a deletion rests on the older image that
@@ -166,7 +184,7 @@ type Recovered struct {
 // and neither does a witness that still speaks of one of them. The same holds
 // for Checkpoint and Close, which do it in the same order.
 //
-// Only Checkpoint starts another segment, so that Append never makes a file. Its
+// In a life only Checkpoint starts another segment, so that Append makes no file. Its
 // frames may reach the disk before the end of the segment before it. The chain
 // ends at the gap then; J3 says that nothing behind it was committed.
 //
@@ -186,6 +204,7 @@ type Journal struct {
 
 	appended  atomic.Uint64 // LSN
 	committed atomic.Uint64 // LSN
+	ready     atomic.Bool   // cur is there
 	// uncovered counts the bytes of frames that were appended since the frame
 	// of the last commit.
 	uncovered atomic.Int64
@@ -195,12 +214,15 @@ type Journal struct {
 	// It is taken before mu.
 	checkpointing sync.Mutex
 	tables        map[image.ID]LSN // of the table files; guarded by checkpointing
+	next          uint64           // number of the segment that a life begins with; guarded by checkpointing
+	old           []string         // files that no longer count when it has begun; guarded by checkpointing
+	tried         bool             // to begin the life of a journal that rests; guarded by checkpointing
 
 	// mu guards what follows. It is held while a frame is written to the page
 	// cache, never during a sync.
 	mu      sync.Mutex
 	err     error             // final: a failed sync, or ErrClosed
-	cur     *segment          // takes the frames
+	cur     *segment          // takes the frames; nil while the journal rests (J9)
 	closed  []*segment        // before cur, not yet folded, oldest first
 	images  map[image.ID]bool // true: in the chain; false: removed, its changes are ignored
 	drained map[image.ID]bool
@@ -250,7 +272,7 @@ func makeJournal(o *Options) (*Journal, error) {
 		return nil, err
 	}
 	j := newJournal(o, boot, 0, nil)
-	return j, j.beginLife(1, 0)
+	return j, j.beginLife(1)
 }
 
 func makeDir(o *Options) error {
@@ -271,9 +293,50 @@ func newJournal(o *Options, boot bootID, at LSN, tables map[image.ID]LSN) *Journ
 	return j
 }
 
+// begin begins the life of a journal that rests, if nobody has yet (J9).
+func (j *Journal) begin() error {
+	j.checkpointing.Lock()
+	defer j.checkpointing.Unlock()
+	j.mu.Lock()
+	rests := j.err == nil && j.cur == nil
+	j.mu.Unlock()
+	if !rests {
+		return nil
+	}
+	if err := j.beginNext(); err != nil {
+		return fmt.Errorf("begin to write journal %s: %w", j.o.Dir, err)
+	}
+	_ = j.removeOld() // what could not be removed the next Open removes
+	return nil
+}
+
+// beginNext begins a life, under a number that no attempt had before: the base may
+// name the segment of one that failed. checkpointing is held, or nobody else is
+// there yet.
+func (j *Journal) beginNext(kinds ...kind) error {
+	number := j.next
+	j.next, j.tried = number+1, true
+	err := j.beginLife(number, kinds...)
+	if err != nil {
+		j.old = append(j.old, segmentName(j.o.Dir, number))
+	}
+	return err
+}
+
+// removeOld removes what counts no longer and says what it could not remove.
+func (j *Journal) removeOld() (notes []string) {
+	for _, name := range j.old {
+		if err := j.o.FS.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			notes = append(notes, fmt.Sprintf("%s counts no longer but could not be removed: %v", name, err))
+		}
+	}
+	j.old = nil
+	return notes
+}
+
 // beginLife starts the first segment of a life and lets the base name it, and
 // then the witness. The frames of kinds follow the drained marks in it.
-func (j *Journal) beginLife(number uint64, first LSN, kinds ...kind) (err error) {
+func (j *Journal) beginLife(number uint64, kinds ...kind) (err error) {
 	if j.witness == nil {
 		if j.witness, err = openWitness(&j.o); err != nil {
 			return err
@@ -289,13 +352,16 @@ func (j *Journal) beginLife(number uint64, first LSN, kinds ...kind) (err error)
 		return err
 	}
 	s := &segment{
-		header: header{volume: j.o.VolumeID, number: number, life: number, first: first, boot: j.boot},
+		header: header{volume: j.o.VolumeID, number: number, life: number, first: j.End(), boot: j.boot},
 		name:   segmentName(j.o.Dir, number),
 		file:   f,
 
 		stepBytes: j.o.stepBytes(),
 	}
-	err = s.start(j.drained, kinds...)
+	j.mu.Lock()
+	drained := maps.Clone(j.drained)
+	j.mu.Unlock()
+	err = s.start(drained, kinds...)
 	if err == nil {
 		err = f.Sync()
 	}
@@ -309,7 +375,10 @@ func (j *Journal) beginLife(number uint64, first LSN, kinds ...kind) (err error)
 	if err != nil {
 		return errors.Join(fmt.Errorf("start segment %s: %w", s.name, err), f.Close())
 	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	j.cur = s
+	j.ready.Store(true)
 	return nil
 }
 
@@ -346,15 +415,16 @@ func (s *segment) start(drained map[image.ID]bool, kinds ...kind) error {
 // goroutines may call it; the order of two changes of one block is the caller's
 // to keep (the block's lock does it). On an error none of them counts:
 // ErrUnknownImage, ErrInvalidChange, an error of the file system, after which
-// the next Append may be tried, or the journal's final error.
+// the next Append may be tried, or the journal's final error. The first one waits
+// for syncs where the journal rests, see Ready.
 func (j *Journal) Append(changes []Change) (LSN, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.err != nil {
-		return 0, j.err
-	}
 	if len(changes) == 0 {
-		return j.cur.after, nil
+		return j.End(), j.err
+	}
+	if err := j.awaitLife(); err != nil {
+		return 0, err
 	}
 	b := beginFrame(j.buf[:0])
 	for _, c := range changes {
@@ -375,6 +445,24 @@ func (j *Journal) Append(changes []Change) (LSN, error) {
 	j.cur.after++
 	j.appended.Store(uint64(j.cur.after))
 	return j.cur.after, nil
+}
+
+// Ready tells whether an Append would wait for no sync: the journal does not rest
+// (J9). It never waits; any number of goroutines may ask.
+func (j *Journal) Ready() bool { return j.ready.Load() }
+
+// awaitLife returns when there is a segment that takes frames. mu is held, but not
+// while a life begins.
+func (j *Journal) awaitLife() error {
+	for j.err == nil && j.cur == nil {
+		j.mu.Unlock()
+		err := j.begin()
+		j.mu.Lock()
+		if err != nil {
+			return err
+		}
+	}
+	return j.err
 }
 
 // put writes b, begun by beginFrame, behind the last frame. mu is held.
@@ -422,12 +510,13 @@ func (s *segment) makeRoom(end int64) {
 
 // MarkDrained records that every process older than the cut of an image has
 // ended. The mark survives the death of the process, not a power cut. Any
-// number of goroutines may call it. Errors are those of Append.
+// number of goroutines may call it. It waits where Append does; errors are those
+// of Append.
 func (j *Journal) MarkDrained(id image.ID) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.err != nil {
-		return j.err
+	if err := j.awaitLife(); err != nil {
+		return err
 	}
 	if !j.images[id] {
 		return fmt.Errorf("%w %d", ErrUnknownImage, id)

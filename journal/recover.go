@@ -16,10 +16,11 @@ import (
 )
 
 // Open recovers the journal in o.Dir, as the type comment of Journal says, and
-// begins a new life of it. Nothing else may use the directory's journal at the
-// time. It fails with fs.ErrNotExist if there is none, with ErrCorrupt if a file
-// holds what no crash can leave there, with ErrVersion if another version wrote
-// it; then nothing was changed. After another error it may be tried again.
+// begins a new life of it, or lets it rest until it is written to (J9). Nothing
+// else may use the directory's journal at the time. It fails with fs.ErrNotExist
+// if there is none, with ErrCorrupt if a file holds what no crash can leave there,
+// with ErrVersion if another version wrote it; then nothing was changed. After
+// another error it may be tried again.
 func Open(o Options) (*Journal, *Recovered, error) {
 	o.setDefaults()
 	j, r, err := open(o)
@@ -55,11 +56,27 @@ func open(o Options) (*Journal, *Recovered, error) {
 	for id := range r.Drained {
 		j.drained[id] = true
 	}
-	if err := j.beginLife(h.highest+1, h.limit()); err != nil {
+	j.next, j.old, r.Notes = h.highest+1, h.old, h.notes
+	if h.rests() {
+		if j.witness, err = openWitness(&o); err != nil {
+			return nil, nil, err
+		}
+		j.witness.said = h.witness
+		return j, r, nil
+	}
+	if err := j.beginNext(); err != nil {
 		return nil, nil, err
 	}
-	r.Notes = append(h.notes, h.removeOld(&o)...)
+	r.Notes = append(r.Notes, j.removeOld()...)
 	return j, r, nil
+}
+
+// rests tells that a Close has left the journal whole and that nothing has been
+// written since (J9).
+func (h *history) rests() bool {
+	last := h.last()
+	return h.clean && !h.failed && h.noWitness == nil && len(h.old) == 1 && // that of last
+		h.witness.life == last.life && h.witness.durable == last.place()
 }
 
 // history is what a journal's files say: the segments from the base to where
@@ -142,6 +159,7 @@ func (h *history) read(o *Options, flag int) (err error) {
 		return err
 	}
 	h.clean = ended == byClose
+	h.failed = h.failed || h.clean && h.failedSince(h.last()) // it rested then (J9)
 	if h.failed {
 		h.note("a sync had failed: what no commit covers was given up, as a power cut would have")
 	}
@@ -282,13 +300,19 @@ func (h *history) link(s *segment) bool {
 	}
 	if len(h.segments) == 0 {
 		h.sameBoot = s.boot == h.boot
-		h.failed = h.sameBoot && h.witness.failed && h.witness.life == s.life
+		h.failed = h.sameBoot && h.failedSince(s)
 		h.committed = s.first
 	} else if l := h.last(); s.prev != l.crc || s.first != l.after || s.life != l.life || s.boot != l.boot {
 		return false
 	}
 	h.segments = append(h.segments, s)
 	return true
+}
+
+// failedSince tells that the witness says of the life of s, or of the one before
+// it if s never took a frame, that a sync has failed (J9).
+func (h *history) failedSince(s *segment) bool {
+	return h.witness.failed && h.witness.life <= s.life
 }
 
 // take takes note of a frame of the chain; changes are applied later (replay).
@@ -525,14 +549,4 @@ func (h *history) fail(o *Options, err error) error {
 	w.said = h.witness
 	w.said.life = h.last().life
 	return errors.Join(err, w.fail(), w.file.Close())
-}
-
-// removeOld removes what counts no longer and says what it could not remove.
-func (h *history) removeOld(o *Options) (notes []string) {
-	for _, name := range h.old {
-		if err := o.FS.Remove(name); err != nil {
-			notes = append(notes, fmt.Sprintf("%s counts no longer but could not be removed: %v", name, err))
-		}
-	}
-	return notes
 }

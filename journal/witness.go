@@ -27,7 +27,7 @@ import (
 //	32  u64 number of a segment
 //	40  u64 offset: all of the life up to here, in that segment, is durable
 //	48  u32 CRC of the frame that ends there, or of the header
-//	52  u32 1 if a sync of this life has failed, else 0
+//	52  u32 1 if a sync of this life has failed, or of one that rested since, else 0
 //	56  u32 CRC of bytes 0-55
 //
 // A file of no bytes, or of zeros, says nothing: a power cut in Create leaves it.
@@ -78,9 +78,10 @@ func openWitness(o *Options) (*witness, error) {
 	return &witness{name: name, volume: o.VolumeID, file: f}, nil
 }
 
-// begin says that a life has begun and is durable up to p. It syncs.
+// begin says that a life has begun and is durable up to p. It syncs. A failure that
+// was noted while the journal rested stays (J9).
 func (w *witness) begin(life uint64, p place) error {
-	err := w.say(func(t *testimony) { *t = testimony{life: life, durable: p} })
+	err := w.say(func(t *testimony) { t.life, t.durable = life, p })
 	if err == nil {
 		err = w.file.Sync()
 	}

@@ -155,11 +155,13 @@ type Next struct {
 // Log makes the table changes of one volume durable. *journal.Journal is one;
 // its comment carries the protocol.
 type Log interface {
+	// Ready tells that an Append would not wait for the disk.
+	Ready() bool
 	// Append writes the changes of one request, unsynced: from its return on
 	// they survive the death of the server, not that of the machine.
 	Append([]journal.Change) (journal.LSN, error)
 	// MarkDrained notes, unsynced, that every process older than this image's
-	// cut has ended.
+	// cut has ended. It may wait as Append does.
 	MarkDrained(image.ID) error
 	// End is the position after the last append.
 	End() journal.LSN

@@ -62,6 +62,9 @@ type MemoryLog struct{ end, committed atomic.Uint64 }
 
 var _ Log = (*MemoryLog)(nil)
 
+// Ready implements Log.
+func (l *MemoryLog) Ready() bool { return true }
+
 // Append implements Log.
 func (l *MemoryLog) Append(c []journal.Change) (journal.LSN, error) {
 	return journal.LSN(l.end.Add(uint64(len(c)))), nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/tidemark/tidemark/image"
@@ -373,4 +374,43 @@ func TestAFlushThatArrivesWhileACommitRunsWaitsForTheNext(t *testing.T) {
 		t.Errorf("the image was synced %d times, want twice: the second flush must not be answered by the first's sync", n)
 	}
 	s.end()
+}
+
+// sleepyLog has to wake up before it takes anything.
+type sleepyLog struct {
+	MemoryLog
+	awake atomic.Bool
+}
+
+func (l *sleepyLog) Ready() bool { return l.awake.Load() }
+
+func (l *sleepyLog) Append(c []journal.Change) (journal.LSN, error) {
+	l.awake.Store(true)
+	return l.MemoryLog.Append(c)
+}
+
+func TestAWriteThatMayNotWaitWaitsForNoLog(t *testing.T) {
+	r := &rig{t: t}
+	r.memory = &Memory{}
+	r.engine = New(r.memory, 0)
+	c := r.memory.Config("v", 64*lookup.BlockSize, ScopeRequest)
+	log := new(sleepyLog)
+	c.Log = log
+	c.Chain[0].Table.Set(1, 1, lookup.Data)
+	v, err := r.engine.AddVolume(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := open(t)(v.Open())
+	if _, err := w.TryWriteAt(block('a'), 2*lookup.BlockSize); !errors.Is(err, ErrWouldBlock) || log.End() != 0 {
+		t.Errorf("a write that changes a table: %v, and the log is at %d", err, log.End())
+	}
+	wantBlock(t, "the volume", w, 2, 0)
+	if _, err := w.TryWriteAt(block('a'), lookup.BlockSize); err != nil || log.Ready() {
+		t.Errorf("a write that changes no table: %v, and the log is ready: %v", err, log.Ready())
+	}
+	writeBlock(t, w, 2, 'b')
+	if _, err := w.TryWriteAt(block('a'), 3*lookup.BlockSize); err != nil {
+		t.Errorf("a write after the log has woken up: %v", err)
+	}
 }

@@ -13,8 +13,8 @@ func (w *View) WriteAt(p []byte, off int64) (int, error) {
 	return w.written(len(p), w.write(&change{data: p, off: off, lengthBytes: int64(len(p)), state: lookup.Data}, true))
 }
 
-// TryWriteAt is WriteAt that waits for no lock and no read: ErrWouldBlock, and
-// nothing was done, when it would have to.
+// TryWriteAt is WriteAt that waits for no lock, no read and no log that is not
+// ready: ErrWouldBlock, and nothing was done, when it would have to.
 func (w *View) TryWriteAt(p []byte, off int64) (int, error) {
 	return w.written(len(p), w.write(&change{data: p, off: off, lengthBytes: int64(len(p)), state: lookup.Data}, false))
 }
@@ -82,6 +82,9 @@ func (w *View) writeOnce(rq *request, ch *change, wait bool) (again bool, err er
 	defer v.locks.Unlock(&rq.held)
 	if err := v.Failed(); err != nil {
 		return false, err
+	}
+	if !wait && !v.log.Ready() && !k.all(span{first, count}, ch.state) { // a table may change
+		return false, ErrWouldBlock
 	}
 	if w.givesUp(k, first, count) {
 		return true, nil

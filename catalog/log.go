@@ -36,13 +36,13 @@ import (
 //	L5  All of the file was written when it was made, so that to append takes no
 //	    storage and changes nothing of the file but what it holds.
 //
-// A log that failed is used no more, and commits do instead; so does it without one
-// where there is no room for its file.
+// A log that failed is used no more, and commits do instead, as they do where there is
+// no room for its file. What a commit can't do either is a failed commit.
 //
 // Rejected: a commit with one sync, by falling back to the state before it where its
-// pages are not whole: rot would do that too (Catalog, 3). Frames that only the last
-// sector of says whether they were written: the last one would be lost by rot.
+// pages are not whole: rot would do that too (Catalog, 3).
 type log struct {
+	dirID   string
 	file    vfs.File   // nil: there is none
 	writing sync.Mutex // one Append at a time; taken before Catalog.mu
 	at      int64      // where the next frame goes; guarded by writing
@@ -195,7 +195,7 @@ func (f *frame) check() error {
 		if len(r.key) != len(linkKey(0, 0)) || r.key[0] != linkPrefix {
 			return fmt.Errorf("%w: frame %d of the log: record %x is no link", ErrCorrupt, f.number, r.key)
 		}
-		l := Link{Volume: VolumeID(binary.BigEndian.Uint64(r.key[1:])), Image: image.ID(binary.BigEndian.Uint64(r.key[9:]))}
+		l := linkOf(r.key)
 		if _, err := decode(r.key, r.value, &l); err != nil {
 			return fmt.Errorf("frame %d of the log: %w", f.number, err)
 		}
@@ -229,7 +229,7 @@ func makeLog(fsys vfs.FS, name string) (_ vfs.File, err error) {
 // Open is to know. It is the last step of an open.
 func (c *Catalog) openLog(fsys vfs.FS, name string, m meta) (err error) {
 	l := &c.log
-	l.applied, l.drafted, l.recorded = m.Logged, m.Logged, true
+	l.dirID, l.applied, l.drafted, l.recorded = m.DirID, m.Logged, m.Logged, true
 	if m.Logging {
 		if l.pending, err = readLog(fsys, name, m); err != nil {
 			return err
@@ -340,9 +340,9 @@ func (c *Catalog) draft(change func(Links) error) (twice []byte, err error) {
 	if l.applied == l.drafted { // L2
 		l.at = 0
 	}
-	d := draft{catalog: c, newest: map[VolumeID]Link{}}
+	d := draft{drawn: &c.drawn, newest: map[VolumeID]Link{}}
 	if err := c.db.View(func(tx *bolt.Tx) error {
-		d.seen = Tx{bolt: tx, bucket: tx.Bucket([]byte(bucketName))}
+		d.seen.bucket = tx.Bucket([]byte(bucketName))
 		if err := change(&d); err != nil {
 			return err
 		}
@@ -351,7 +351,7 @@ func (c *Catalog) draft(change func(Links) error) (twice []byte, err error) {
 		return nil, err
 	}
 	f := frame{number: l.drafted + 1, next: c.drawn, records: d.records}
-	once := f.encode(d.dirID)
+	once := f.encode(l.dirID)
 	if l.at+2*int64(len(once)) > logBytes {
 		return nil, errNoRoom
 	}
@@ -361,23 +361,19 @@ func (c *Catalog) draft(change func(Links) error) (twice []byte, err error) {
 
 // draft is the Links of an Append.
 type draft struct {
-	catalog *Catalog
-	seen    Tx // reads what is committed
-	dirID   string
+	drawn   *counters
+	seen    Tx                // to read what is committed
 	newest  map[VolumeID]Link // that were put
 	records []record
 }
 
 // NewCutID implements Links.
-func (d *draft) NewCutID() (uint64, error) { return draw(&d.catalog.drawn.NextCut) }
+func (d *draft) NewCutID() (uint64, error) { return draw(&d.drawn.NextCut) }
 
 // PutLink implements Links.
 func (d *draft) PutLink(l Link) error {
-	if err := l.check(d.catalog.drawn); err != nil {
+	if err := d.seen.checkLink(l, *d.drawn); err != nil {
 		return err
-	}
-	if d.seen.bucket.Get(volumeKey(l.Volume)) == nil {
-		return fmt.Errorf("put link of image %d: no volume %d", l.Image, l.Volume)
 	}
 	if l.Image >= d.newest[l.Volume].Image {
 		d.newest[l.Volume] = l
@@ -398,8 +394,5 @@ func (d *draft) finish() error {
 			return err
 		}
 	}
-	var m meta
-	_, err := decode(metaKey, d.seen.bucket.Get(metaKey), &m)
-	d.dirID = m.DirID
-	return err
+	return nil
 }

@@ -153,16 +153,29 @@ func TestWhatAnOpenFindsInTheLogIsOnTheDisk(t *testing.T) {
 	sim, c := simCatalog(t)
 	mustUpdate(t, c, func(tx *Tx) error { return addSpaced(tx, "a", 3) })
 	volumes := mustLoad(t, c).Volumes
+	begun := sim.Ops()
 	mustAppend(t, c, func(tx Links) error { return appendPreserve(tx, "s", volumes...) })
-	killed := sim.KillAt(sim.Ops(), rand.New(rand.NewPCG(1, 1)))
-	opened, err := Open(killed, "data/catalog")
-	if err != nil {
-		t.Fatal(err)
+	open := func(at int) (*vfs.Sim, *Catalog) {
+		killed := sim.KillAt(at, rand.New(rand.NewPCG(1, 1)))
+		return killed, mustOpen(t, killed, "data/catalog")
 	}
-	cut := killed.PowerCut(killed.Ops(), rand.New(rand.NewPCG(2, 2)))
-	_ = opened.Close()
-	if got := mustLoad(t, mustOpen(t, cut, "data/catalog")); len(got.Volumes[0].Chain) != 2 {
-		t.Errorf("the chain has %d images, want 2", len(got.Volumes[0].Chain))
+	unsynced := 0 // kills after the write and before its sync
+	for at := begun; at <= sim.Ops(); at++ {
+		_, shown := open(at)
+		want := mustLoad(t, shown)
+		killed, opened := open(at) // and loads nothing, which would be a commit
+		if opened.log.isPending() && at < sim.Ops() {
+			unsynced++
+		}
+		for seed := range uint64(4) {
+			cut := killed.PowerCut(killed.Ops(), rand.New(rand.NewPCG(seed, 2)))
+			if got := mustLoad(t, mustOpen(t, cut, "data/catalog")); !reflect.DeepEqual(got, want) {
+				t.Errorf("killed at %d, seed %d: the chain has %d images, and %d were shown", at, seed, len(got.Volumes[0].Chain), len(want.Volumes[0].Chain))
+			}
+		}
+	}
+	if unsynced == 0 {
+		t.Error("no kill came between the write and its sync")
 	}
 }
 

@@ -38,6 +38,11 @@ func linkKey(v VolumeID, i image.ID) []byte {
 	return binary.BigEndian.AppendUint64(linkKeys(v), uint64(i))
 }
 
+// linkOf is a link as far as its key tells.
+func linkOf(key []byte) Link {
+	return Link{Volume: VolumeID(binary.BigEndian.Uint64(key[1:])), Image: image.ID(binary.BigEndian.Uint64(key[9:]))}
+}
+
 func groupKey(name string) []byte { return append([]byte{groupPrefix}, name...) }
 
 // linkKeys is what the keys of all links of a volume begin with.
@@ -86,7 +91,7 @@ type meta struct {
 	Transaction uint64 `json:"transaction"`
 	// Seen is State.Seen.
 	Seen time.Time `json:"seen,omitzero"`
-	// Logging: there is a log, of which the frames count that Logged is below.
+	// Logging: there is a log, whose frames above the number Logged count.
 	Logging bool   `json:"logging,omitempty"`
 	Logged  uint64 `json:"logged,omitempty"`
 }

@@ -34,7 +34,7 @@ func decodeState(records []record, transaction uint64) (meta, State, error) {
 			crc, err = decode(r.key, r.value, &v.Volume)
 			state.Volumes = append(state.Volumes, v)
 		case len(r.key) == 17 && r.key[0] == linkPrefix:
-			l := Link{Volume: VolumeID(binary.BigEndian.Uint64(r.key[1:])), Image: image.ID(binary.BigEndian.Uint64(r.key[9:]))}
+			l := linkOf(r.key)
 			crc, err = decode(r.key, r.value, &l)
 			links = append(links, l)
 		case len(r.key) > 1 && r.key[0] == schedulePrefix:

@@ -2,7 +2,6 @@ package catalog
 
 import (
 	"bytes"
-	"encoding/binary"
 	"fmt"
 
 	bolt "go.etcd.io/bbolt"
@@ -48,7 +47,8 @@ func (tx *Tx) run(change func(tx *Tx) error) error {
 	tx.meta.counters = tx.catalog.drawn
 	for _, f := range l.pending {
 		for _, r := range f.records {
-			tx.touch(VolumeID(binary.BigEndian.Uint64(r.key[1:])), image.ID(binary.BigEndian.Uint64(r.key[9:])))
+			l := linkOf(r.key)
+			tx.touch(l.Volume, l.Image)
 			if err := tx.store(r.key, r.value); err != nil {
 				return fmt.Errorf("update catalog: %w", err)
 			}
@@ -193,14 +193,22 @@ func (tx *Tx) DeleteVolume(id VolumeID) error {
 
 // PutLink implements Links.
 func (tx *Tx) PutLink(l Link) error {
-	if err := l.check(tx.meta.counters); err != nil {
+	if err := tx.checkLink(l, tx.meta.counters); err != nil {
+		return err
+	}
+	tx.touch(l.Volume, l.Image)
+	return tx.put(linkKey(l.Volume, l.Image), l)
+}
+
+// checkLink looks at a link that is to be put.
+func (tx *Tx) checkLink(l Link, next counters) error {
+	if err := l.check(next); err != nil {
 		return err
 	}
 	if tx.bucket.Get(volumeKey(l.Volume)) == nil {
 		return fmt.Errorf("put link of image %d: no volume %d", l.Image, l.Volume)
 	}
-	tx.touch(l.Volume, l.Image)
-	return tx.put(linkKey(l.Volume, l.Image), l)
+	return nil
 }
 
 // DeleteLink takes an image out of a chain.

@@ -61,6 +61,15 @@ func (r *rig) try(f fault, what string, err error) {
 	r.mark()
 }
 
+// outlivesTwoKills recovers after a kill, and again after what is written then.
+func (r *rig) outlivesTwoKills() {
+	next := r.afterKill()
+	next.recover(true, false)
+	next.must(next.append([]Change{data(1, 1)}))
+	next.mark()
+	next.afterKill().recover(true, false)
+}
+
 func eachFault(t *testing.T, test func(t *testing.T, f fault) (met bool)) {
 	for _, c := range []fault{{times: 1}, {times: 1, evict: true}, {times: 4}} {
 		t.Run(fmt.Sprintf("%d times, evict %v", c.times, c.evict), func(t *testing.T) {
@@ -86,11 +95,7 @@ func TestAFaultAtAnyOperationLosesNothingThatWasAcknowledged(t *testing.T) {
 			r.mark()
 		}
 		r.afterCut(r.sim.Ops(), dice(uint64(f.from))).recover(false, false)
-		next := r.afterKill()
-		next.recover(true, false)
-		next.must(next.append([]Change{data(1, 1)}))
-		next.mark()
-		next.afterKill().recover(true, false)
+		r.outlivesTwoKills()
 		return met
 	})
 }

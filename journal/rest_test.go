@@ -262,11 +262,7 @@ func TestAFaultInTheFirstWriteIsToldAndTheNextOneGoesOn(t *testing.T) {
 				for seed := range uint64(2) {
 					r.afterCut(r.sim.Ops(), dice(seed)).recover(false, false)
 				}
-				next := r.afterKill()
-				next.recover(true, false)
-				next.must(next.append([]Change{data(1, 1)}))
-				next.mark()
-				next.afterKill().recover(true, false)
+				r.outlivesTwoKills()
 				return met
 			})
 		})

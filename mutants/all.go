@@ -184,6 +184,31 @@ var all = []mutant{
 		packages: "./store", tests: "PowerCut",
 	},
 	{
+		name: "the log is used from its beginning while frames are pending", file: "catalog/log.go",
+		old: "	if l.applied == l.drafted { // L2", new: "	if true {",
+		packages: "./catalog",
+	},
+	{
+		name: "an append is not synced", file: "catalog/log.go",
+		old: "		err = l.file.Sync()\n	}\n	l.at", new: "	}\n	l.at",
+		packages: "./catalog",
+	},
+	{
+		name: "a frame lies in the log once", file: "catalog/log.go",
+		old: "	return append(once, once...), nil", new: "	return once, nil",
+		packages: "./catalog",
+	},
+	{
+		name: "an update leaves out what is pending, and takes it for committed", file: "catalog/tx.go",
+		old: "	for _, f := range l.pending {", new: "	for _, f := range l.pending[:0] {",
+		packages: "./catalog",
+	},
+	{
+		name: "what an open finds in the log is not synced", file: "catalog/log.go",
+		old: "		return l.file.Sync() // Catalog, 5", new: "		return nil",
+		packages: "./catalog",
+	},
+	{
 		name: "a read of a sealed block is not compared with its sum", file: "image/sealed/sealed.go",
 		old: "!= sums.at(i) {", new: "!= sums.at(i) && false {",
 		packages: "./image/sealed ./store", tests: "Rot|Flip|Sum|Bad|Read|Corrupt",

@@ -89,9 +89,15 @@ func writer(letter byte, lengthBytes int) func(*volume.View) error {
 	}
 }
 
-// preserveBesideP begins a process P and preserves v as s, which waits for it then.
-func preserveBesideP(t *testing.T, s *store.Store) {
+// preserve makes a volume v, begins a process P and preserves v as s, which waits for
+// it then.
+func (x late) preserve(t *testing.T, s *store.Store) (live, old *volume.View) {
 	t.Helper()
+	createVolume(t, s, "v")
+	live = openView(t, s, "v")
+	if x.before {
+		write(t, live, 0, 'b')
+	}
 	if _, err := s.BeginProcess([]string{"v"}, "p"); err != nil {
 		t.Fatal(err)
 	}
@@ -99,6 +105,7 @@ func preserveBesideP(t *testing.T, s *store.Store) {
 	if !errors.Is(err, store.ErrDraining) {
 		t.Fatal(err)
 	}
+	return live, openView(t, s, "v:process:p")
 }
 
 // What a sealed snapshot holds is not younger than the live volume: a write that came
@@ -110,13 +117,7 @@ func TestAPowerCutLeavesInTheLiveVolumeWhatASealedSnapshotHolds(t *testing.T) {
 			t.Run(fmt.Sprintf("%s, killed before the seal: %v", x.name, killed), func(t *testing.T) {
 				sim := vfs.NewSim(memoryDir(t))
 				s := openWith(t, dataDir, store.Options{FS: sim})
-				createVolume(t, s, "v")
-				live := openView(t, s, "v")
-				if x.before {
-					write(t, live, 0, 'b')
-				}
-				preserveBesideP(t, s)
-				old := openView(t, s, "v:process:p")
+				live, old := x.preserve(t, s)
 				if err := errors.Join(x.newer(live), live.Flush(), x.write(old)); err != nil {
 					t.Fatal(err)
 				}
@@ -163,13 +164,7 @@ func TestASealSyncsTheLiveImageOnlyIfALateWriteReachedIntoIt(t *testing.T) {
 				return nil
 			}}
 			s := openWith(t, dataDir, store.Options{FS: disk})
-			createVolume(t, s, "v")
-			live := openView(t, s, "v")
-			if x.before {
-				write(t, live, 0, 'b')
-			}
-			preserveBesideP(t, s)
-			old := openView(t, s, "v:process:p")
+			live, old := x.preserve(t, s)
 			if err := errors.Join(x.newer(live), x.write(old)); err != nil {
 				t.Fatal(err)
 			}

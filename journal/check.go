@@ -29,6 +29,7 @@ func Check(o Options) (findings []string) {
 	}
 	defer h.close()
 	found(h.noWitness)
+	found(h.noDrains)
 	for _, id := range o.Images {
 		found(h.checkTable(&o, id))
 	}

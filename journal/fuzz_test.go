@@ -102,6 +102,19 @@ func FuzzWitnessFile(f *testing.F) {
 	})
 }
 
+func FuzzDrains(f *testing.F) {
+	f.Add(encodeDrains(drains{}))
+	f.Add(encodeDrains(drains{3, bootID{1}, []image.ID{5, 1 << 40}}))
+	f.Add(make([]byte, drainsBytes))
+	f.Fuzz(func(t *testing.T, file []byte) {
+		file = withCRC(file)
+		found, err := decodeDrains(file)
+		if err == nil && !isZero(file) && !bytes.Equal(encodeDrains(found), file) || err != nil && !errors.Is(err, errNoDrains) {
+			t.Fatalf("%+v, %v", found, err)
+		}
+	})
+}
+
 // withCRC makes the CRC at the end of a file right, so that what it covers is
 // read.
 func withCRC(file []byte) []byte {

@@ -137,7 +137,7 @@ type Recovered struct {
 //	J6  A writer's life, from Create or Open to its end, has segments of its own:
 //	    Open folds what it finds into the table files and starts a new one, so
 //	    that all segments that count have one boot ID. Where it finds only what a
-//	    Close left, the first Append or MarkDrained starts it (J9).
+//	    Close left, the first Append starts it (J9).
 //	J7  Whatever a sync has returned for stays in the chain. So a chain that does
 //	    not reach where the witness says a sync had returned, or where any frame
 //	    says so (findRot), is rot or an old file in the place of the right one,
@@ -154,11 +154,12 @@ type Recovered struct {
 //	    last segment that counts is closed, the witness has seen that, and no
 //	    file is left to remove. Close removes the files of its life only when the
 //	    segment, the base and the witness are durable; that none are left proves
-//	    it, under the same boot ID too. The first Append or MarkDrained begins
-//	    the life, in the order of Open, and writes its frame when all of that is
-//	    durable. If it fails it says so, nothing of it counts, and the next one
-//	    tries again with a segment of another number: the base may name the last
-//	    by then. A sync of an image that fails while the journal rests is noted
+//	    it, under the same boot ID too. A mark of MarkDrained lies
+//	    behind the witness then, which waits for nothing. The first Append, or
+//	    mark that has no room there, begins the life, in the order of Open, and
+//	    writes its frame when all of that is durable. If it fails it says so,
+//	    nothing of it counts, and the next one tries again with a segment of
+//	    another number: the base may name the last by then. A sync of an image that fails while the journal rests is noted
 //	    under the life that was closed. So the next Open takes a failure that is
 //	    noted for a closed life for one, whatever its boot ID; and one that is
 //	    noted for a life before the first that counts, since that has taken
@@ -222,7 +223,8 @@ type Journal struct {
 	// cache, never during a sync.
 	mu      sync.Mutex
 	err     error             // final: a failed sync, or ErrClosed
-	cur     *segment          // takes the frames; nil while the journal rests (J9)
+	cur     *segment          // takes the frames; nil until the life has begun
+	rests   bool              // nobody has tried to begin it (J9)
 	closed  []*segment        // before cur, not yet folded, oldest first
 	images  map[image.ID]bool // true: in the chain; false: removed, its changes are ignored
 	drained map[image.ID]bool
@@ -298,9 +300,10 @@ func (j *Journal) begin() error {
 	j.checkpointing.Lock()
 	defer j.checkpointing.Unlock()
 	j.mu.Lock()
-	rests := j.err == nil && j.cur == nil
+	needed := j.err == nil && j.cur == nil
+	j.rests = j.rests && !needed
 	j.mu.Unlock()
-	if !rests {
+	if !needed {
 		return nil
 	}
 	if err := j.beginNext(); err != nil {
@@ -510,16 +513,25 @@ func (s *segment) makeRoom(end int64) {
 
 // MarkDrained records that every process older than the cut of an image has
 // ended. The mark survives the death of the process, not a power cut. Any
-// number of goroutines may call it. It waits where Append does; errors are those
-// of Append.
+// number of goroutines may call it. It waits where Append does, but not for a life
+// that nobody has begun; errors are those of Append.
 func (j *Journal) MarkDrained(id image.ID) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if j.err == nil && !j.images[id] {
+		return fmt.Errorf("%w %d", ErrUnknownImage, id)
+	}
+	if j.err == nil && j.rests {
+		switch noted, err := j.witness.drained(j.boot, id); {
+		case err != nil:
+			return err
+		case noted:
+			j.drained[id] = true
+			return nil
+		}
+	}
 	if err := j.awaitLife(); err != nil {
 		return err
-	}
-	if !j.images[id] {
-		return fmt.Errorf("%w %d", ErrUnknownImage, id)
 	}
 	b := binary.LittleEndian.AppendUint64(beginFrame(j.buf[:0]), uint64(id))
 	if err := j.put(b, kindDrained); err != nil {

@@ -61,7 +61,7 @@ func open(o Options) (*Journal, *Recovered, error) {
 		if j.witness, err = openWitness(&o); err != nil {
 			return nil, nil, err
 		}
-		j.witness.said = h.witness
+		j.witness.said, j.witness.rest, j.rests = h.witness, h.rest, true
 		return j, r, nil
 	}
 	if err := j.beginNext(); err != nil {
@@ -85,6 +85,8 @@ type history struct {
 	base      base
 	witness   testimony
 	noWitness error  // why it says nothing
+	rest      drains // since a Close
+	noDrains  error  // why they are not known
 	boot      bootID // the present one
 	sameBoot  bool
 	failed    bool // a sync failed under the present boot ID (J8)
@@ -139,11 +141,14 @@ func (h *history) read(o *Options, flag int) (err error) {
 	if h.base, err = readBase(o); err != nil {
 		return err
 	}
-	if h.witness, err = readWitness(o); errors.Is(err, errNoWitness) {
-		h.noWitness, err = err, nil
-		h.note("%v", h.noWitness)
-	}
-	if err != nil {
+	switch h.witness, h.rest, err = readWitness(o); {
+	case errors.Is(err, errNoWitness):
+		h.noWitness = err
+		h.note("%v", err)
+	case errors.Is(err, errNoDrains):
+		h.noDrains = err
+		h.note("%v", err)
+	case err != nil:
 		return err
 	}
 	h.past = h.witness.durable.segment < h.base.first
@@ -160,6 +165,7 @@ func (h *history) read(o *Options, flag int) (err error) {
 	}
 	h.clean = ended == byClose
 	h.failed = h.failed || h.clean && h.failedSince(h.last()) // it rested then (J9)
+	h.takeDrains()
 	if h.failed {
 		h.note("a sync had failed: what no commit covers was given up, as a power cut would have")
 	}
@@ -315,6 +321,20 @@ func (h *history) failedSince(s *segment) bool {
 	return h.witness.failed && h.witness.life <= s.life
 }
 
+// takeDrains forgets what has drained under another boot ID, or before a sync failed,
+// and adds what has while the journal rested: under the present boot ID, whatever that
+// of the life before was (J9).
+func (h *history) takeDrains() {
+	if !h.whole() {
+		clear(h.drained)
+	}
+	if h.clean && !h.failed && h.rest.boot == h.boot && h.rest.life == h.witness.life {
+		for _, id := range h.rest.images {
+			h.drained[id] = true
+		}
+	}
+}
+
 // take takes note of a frame of the chain; changes are applied later (replay).
 // A commit that does not count is one that no returned sync covers, in a life in
 // which one failed (J8). Where the witness was lost each counts: to take a flush
@@ -453,7 +473,7 @@ func (h *history) replay(o *Options) (r *Recovered, changed []image.ID, err erro
 		if lsn > 0 {
 			h.tables[id] = lsn
 		}
-		if h.whole() && h.drained[id] {
+		if h.drained[id] {
 			r.Drained[id] = true
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -92,6 +93,87 @@ func TestAClosedJournalRestsUntilItIsWrittenTo(t *testing.T) {
 	wantHeld(t, r.Tables[1], 1)
 	if wantHeld(t, r.Tables[2], 2); !r.Clean {
 		t.Fatalf("after a close: recovered %+v", r)
+	}
+}
+
+// What drains while it rests is known after a kill, under the boot ID of the rest.
+func TestMarksWakeNoJournalThatRestsAsLongAsThereIsRoom(t *testing.T) {
+	o := simOptions("a", 1, 2)
+	closed(t, o)
+	o = o.underBoot("b")
+	before := contents(t, o)
+	watched := o
+	hook := failing(&watched)
+	j, _ := reopen(t, watched)
+	*hook = func(op vfs.Op) error {
+		if op.Kind == vfs.OpSync || op.Kind == vfs.OpSyncDir {
+			return fmt.Errorf("%s of %s", op.Kind, op.Name)
+		}
+		return nil
+	}
+	if err := j.MarkDrained(3); !errors.Is(err, ErrUnknownImage) {
+		t.Fatalf("mark of an image that is not in the chain: %v", err)
+	}
+	marked := map[image.ID]bool{}
+	for id := image.ID(2); len(marked) < mostDrains; id++ {
+		j.AddImage(id)
+		must(t, j.MarkDrained(id))
+		o.Images, marked[id] = append(o.Images, id), true
+		_, r := reopen(t, copyOf(t, o).underBoot("b"))
+		if j.Ready() || !r.Clean || !maps.Equal(r.Drained, marked) {
+			t.Fatalf("ready %v, after a kill: recovered %+v", j.Ready(), r)
+		}
+	}
+	for name, content := range contents(t, o) {
+		if name != witnessFile && content != before[name] {
+			t.Fatalf("%s has changed", name)
+		}
+	}
+	for _, boot := range []string{"a", "c"} { // under which the rest has no marks
+		_, r := reopen(t, copyOf(t, o).underBoot(boot))
+		if len(r.Drained) > 0 && (boot != "a" || !maps.Equal(r.Drained, map[image.ID]bool{1: true})) {
+			t.Fatalf("under boot ID %s: recovered %+v", boot, r)
+		}
+	}
+
+	*hook = nil
+	j.AddImage(100)
+	must(t, j.MarkDrained(100))
+	o.Images, marked[100] = append(o.Images, 100), true
+	_, r := reopen(t, copyOf(t, o).underBoot("b"))
+	if !j.Ready() || !maps.Equal(r.Drained, marked) {
+		t.Fatalf("ready %v, after a kill: recovered %+v", j.Ready(), r)
+	}
+	must(t, j.Close())
+	_, r = reopen(t, o.underBoot("b")) // what the closed life said, and not once more what the rest before it did
+	if !maps.Equal(r.Drained, marked) {
+		t.Fatalf("after a close: recovered %+v", r)
+	}
+}
+
+// A mark that is damaged claims less, and the check finds it.
+func TestDamagedMarksOfARestAreToldAndLost(t *testing.T) {
+	o := simOptions("a", 1, 2)
+	closed(t, o)
+	j, _ := reopen(t, o)
+	must(t, j.MarkDrained(2))
+	whole := readFile(t, o, witnessName(o.Dir))
+	for at := drainsAt; at < len(whole); at++ {
+		broken := slices.Clone(whole)
+		broken[at] ^= 4
+		for _, file := range [][]byte{broken, whole[:at]} {
+			if isZero(file[drainsAt:]) {
+				continue
+			}
+			writeFile(t, o, witnessName(o.Dir), file)
+			if findings := Check(o); len(findings) != 1 || !strings.Contains(findings[0], errNoDrains.Error()) {
+				t.Fatalf("byte %d: check finds %q", at, findings)
+			}
+			_, r := reopen(t, copyOf(t, o).underBoot("a"))
+			if wantHeld(t, r.Tables[1], 1); !r.Clean || r.Drained[2] || len(r.Notes) != 1 {
+				t.Fatalf("byte %d: recovered %+v", at, r)
+			}
+		}
 	}
 }
 
@@ -298,7 +380,7 @@ func restFails(t *testing.T, boot string, at int, late bool) bool {
 	closed(t, o)
 	o = o.underBoot(boot)
 	plain := o
-	before, err := readWitness(&plain)
+	before, _, err := readWitness(&plain)
 	must(t, err)
 	hook := failing(&o)
 	j, _ := reopen(t, o)
@@ -335,7 +417,7 @@ func restFails(t *testing.T, boot string, at int, late bool) bool {
 	}
 	if at == 0 { // what is durable is still known
 		before.failed = true
-		if said, err := readWitness(&plain); said != before || err != nil {
+		if said, _, err := readWitness(&plain); said != before || err != nil {
 			t.Fatalf("the witness says %+v, %v, want %+v", said, err, before)
 		}
 	}
@@ -396,7 +478,7 @@ func TestThoseWhoWriteFirstTogetherBeginOneLife(t *testing.T) {
 		all.Wait()
 		must(t, j.Commit(j.End()))
 		plain.Images = []image.ID{1, 2, 4}
-		if said, err := readWitness(&plain); said.life != 3 || err != nil {
+		if said, _, err := readWitness(&plain); said.life != 3 || err != nil {
 			t.Fatalf("the witness says %+v, %v, want one life after the closed one", said, err)
 		}
 		_, r := reopen(t, plain)

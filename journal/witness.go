@@ -9,8 +9,10 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"sync"
 
+	"github.com/tidemark/tidemark/image"
 	"github.com/tidemark/tidemark/internal/vfs"
 )
 
@@ -32,6 +34,16 @@ import (
 //
 // A file of no bytes, or of zeros, says nothing: a power cut in Create leaves it.
 //
+// Behind it, in the same sector, lies which images have drained while the journal
+// rested (J9); zeros, or the end of the file, if none have. It counts while the first
+// part speaks of the same life, under the same boot ID.
+//
+//	 64  u64 life
+//	 72  boot ID, 16 bytes
+//	 88  u32 count, u32 zero
+//	 96  IDs of as many images, u64 each, of at most 32; then zeros
+//	352  u32 CRC of bytes 64-351
+//
 // Rejected: a frame behind each commit that says so. It lies in the sector of
 // the commit, so that one lost write takes both; and after a failed sync of the
 // segment it is lost with the rest.
@@ -42,6 +54,7 @@ type witness struct {
 	mu   sync.Mutex // held across a write to the page cache
 	file vfs.File
 	said testimony
+	rest drains
 }
 
 // testimony is what a witness says.
@@ -49,6 +62,13 @@ type testimony struct {
 	life    uint64
 	durable place
 	failed  bool
+}
+
+// drains are the images that have drained while a journal rested after a life.
+type drains struct {
+	life   uint64
+	boot   bootID
+	images []image.ID // at most mostDrains
 }
 
 // place is where a frame, or a header, ends. Its CRC stands for the whole chain
@@ -63,6 +83,10 @@ const (
 	witnessFile  = "journal-witness"
 	witnessMagic = "TideWtns"
 	witnessBytes = 60
+
+	drainsAt    = 64 // offset in the file
+	drainsBytes = 292
+	mostDrains  = 32
 )
 
 func witnessName(dir string) string { return path.Join(dir, witnessFile) }
@@ -97,6 +121,26 @@ func (w *witness) saw(p place) error { return w.say(func(t *testimony) { t.durab
 // fail says that a sync has failed, for good.
 func (w *witness) fail() error { return w.say(func(t *testimony) { t.failed = true }) }
 
+// drained says that an image has drained while the journal rests, under the present
+// boot ID. It returns false, and does nothing, if there is no room left.
+func (w *witness) drained(boot bootID, id image.ID) (bool, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	rest := drains{life: w.said.life, boot: boot}
+	if w.rest.life == rest.life && w.rest.boot == boot {
+		rest.images = w.rest.images
+	}
+	if len(rest.images) == mostDrains {
+		return false, nil
+	}
+	rest.images = append(slices.Clip(rest.images), id)
+	if _, err := w.file.WriteAt(encodeDrains(rest), drainsAt); err != nil {
+		return false, fmt.Errorf("write %s: %w", w.name, err)
+	}
+	w.rest = rest
+	return true, nil
+}
+
 func (w *witness) say(what func(*testimony)) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -128,34 +172,51 @@ func encodeWitness(volume uint64, t testimony) []byte {
 // is.
 var errNoWitness = errors.New("what it knew of syncs is lost, and with it the proof that the end of the journal is whole")
 
-// readWitness fails with errNoWitness, or because the file can't be read.
-func readWitness(o *Options) (testimony, error) {
+func encodeDrains(d drains) []byte {
+	b := binary.LittleEndian.AppendUint64(make([]byte, 0, drainsBytes), d.life)
+	b = append(b, d.boot[:]...)
+	b = binary.LittleEndian.AppendUint64(b, uint64(len(d.images)))
+	for _, id := range d.images {
+		b = binary.LittleEndian.AppendUint64(b, uint64(id))
+	}
+	b = b[:drainsBytes-crcBytes]
+	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+}
+
+// readWitness returns what the file says, of syncs and of a rest. It fails with
+// errNoWitness or errNoDrains (then the testimony is right), or because the file can't
+// be read.
+func readWitness(o *Options) (testimony, drains, error) {
 	name := witnessName(o.Dir)
 	f, err := o.FS.Open(name, os.O_RDONLY, 0)
 	if errors.Is(err, fs.ErrNotExist) {
-		return testimony{}, fmt.Errorf("%s is missing: %w", name, errNoWitness)
+		return testimony{}, drains{}, fmt.Errorf("%s is missing: %w", name, errNoWitness)
 	}
 	if err != nil {
-		return testimony{}, fmt.Errorf("open witness: %w", err)
+		return testimony{}, drains{}, fmt.Errorf("open witness: %w", err)
 	}
 	defer func() { _ = f.Close() }() // only read
-	var room [witnessBytes + 1]byte
+	var room [drainsAt + drainsBytes + 1]byte
 	n, err := f.ReadAt(room[:], 0)
 	if err != nil && !errors.Is(err, io.EOF) {
-		return testimony{}, fmt.Errorf("read %s: %w", name, err)
+		return testimony{}, drains{}, fmt.Errorf("read %s: %w", name, err)
 	}
-	t, err := decodeWitness(room[:n], o.VolumeID)
+	t, err := decodeWitness(room[:min(n, drainsAt)], o.VolumeID)
 	if err != nil {
-		return testimony{}, fmt.Errorf("%s: %w", name, err)
+		return testimony{}, drains{}, fmt.Errorf("%s: %w", name, err)
 	}
-	return t, nil
+	d, err := decodeDrains(room[min(n, drainsAt):n])
+	if err != nil {
+		return t, drains{}, fmt.Errorf("%s: %w", name, err)
+	}
+	return t, d, nil
 }
 
 func decodeWitness(b []byte, volume uint64) (testimony, error) {
-	if len(b) <= witnessBytes && string(b) == string(make([]byte, len(b))) {
+	if isZero(b) {
 		return testimony{}, nil
 	}
-	if len(b) != witnessBytes || string(b[:8]) != witnessMagic ||
+	if len(b) < witnessBytes || !isZero(b[witnessBytes:]) || string(b[:8]) != witnessMagic ||
 		binary.LittleEndian.Uint32(b[56:]) != crc32.Checksum(b[:56], castagnoli) {
 		return testimony{}, fmt.Errorf("damaged: %w", errNoWitness)
 	}
@@ -178,4 +239,25 @@ func decodeWitness(b []byte, volume uint64) (testimony, error) {
 		},
 		failed: failed == 1,
 	}, nil
+}
+
+// errNoDrains: what follows the testimony is damaged.
+var errNoDrains = errors.New("which images drained while the journal rested is lost")
+
+func decodeDrains(b []byte) (drains, error) {
+	if len(b) <= drainsBytes && isZero(b) {
+		return drains{}, nil
+	}
+	count := uint64(mostDrains + 1)
+	if len(b) == drainsBytes && binary.LittleEndian.Uint32(b[288:]) == crc32.Checksum(b[:288], castagnoli) {
+		count = binary.LittleEndian.Uint64(b[24:])
+	}
+	if count > mostDrains || !isZero(b[32+8*count:288]) {
+		return drains{}, fmt.Errorf("damaged: %w", errNoDrains)
+	}
+	d := drains{life: binary.LittleEndian.Uint64(b), boot: bootID(b[8:24]), images: make([]image.ID, count)}
+	for i := range d.images {
+		d.images[i] = image.ID(binary.LittleEndian.Uint64(b[32+8*i:]))
+	}
+	return d, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -374,7 +375,11 @@ func (s *Store) runSchedule(ctx context.Context, x *schedule) {
 	s.mu.Unlock()
 	s.schedules.poke()
 	if failed != "" && first {
-		s.logger.Error("schedule; it is tried again at the next time", "target", x.record.Target, "err", err)
+		level := slog.LevelError
+		if errors.Is(err, ErrInUse) { // a volume is being deleted, and this with it
+			level = slog.LevelInfo
+		}
+		s.logger.Log(ctx, level, "schedule; it is tried again at the next time", "target", x.record.Target, "err", err)
 	}
 }
 

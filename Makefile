@@ -6,6 +6,7 @@ FUZZTIME ?= 30s
 DURATION ?= 1h
 MODELCHECKS ?= 2000
 HISTORIES ?= 2000
+LIVES    ?= 100
 CRASHSEEDS ?= 2000
 CRASHROUNDS ?= 2
 KILLROUNDS ?= 100
@@ -32,7 +33,7 @@ test: ## everything that must pass: vet, lint, all tests with the race detector,
 	ci/clients.sh
 	go vet ./...
 	$(MAKE) lint
-	go test -race -timeout $(TIMEOUT) ./...
+	GORACE=atexit_sleep_ms=0 go test -race -timeout $(TIMEOUT) ./...
 
 lint: ## golangci-lint with .golangci.yml
 	$(TOOL) golangci-lint run ./...
@@ -50,8 +51,9 @@ fuzz: ## each fuzz target for FUZZTIME
 		done; \
 	done
 
-model: ## against the model, and histories of concurrent clients, checked: MODELCHECKS, HISTORIES
+model: ## against the model, and histories of concurrent clients, checked: MODELCHECKS, LIVES, HISTORIES
 	go test -race -timeout 60m -run 'Model|Concurrent' ./volume ./store -rapid.checks $(MODELCHECKS)
+	go test -race -timeout 60m -run AtRandom ./store -life.seeds $(LIVES)
 	go test -race -tags yield -timeout 60m -run 'Concurrent|History' ./volume ./store -history.rounds $(HISTORIES)
 
 crash: ## power cuts at every step of CRASHSEEDS random workloads, and KILLROUNDS deaths of a real server

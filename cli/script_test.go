@@ -30,8 +30,10 @@ func TestMain(m *testing.M) {
 	})
 }
 
-// TestScripts runs testdata/script: the real program against real servers. The
-// scripts have these commands beside testscript's own:
+// TestScripts runs testdata/script: the real program against real servers. The servers
+// are this test's program, and have the race detector if it has; commands are built
+// without, since with it each takes a quarter of a second to start. The scripts have
+// these commands beside testscript's own:
 //
 //	start NAME CMD...        run a server until it says that it serves; NAME.pid has its id,
 //	                         $NBD and $API what it serves on (NBD: the last)
@@ -50,6 +52,12 @@ func TestMain(m *testing.M) {
 //	issue AUTHORITY NAME     make NAME.pem and NAME.key, a certificate that it signed
 //	hangup NAME LINE         SIGHUP, and wait until the server logs LINE
 func TestScripts(t *testing.T) {
+	commands := t.TempDir()
+	build := exec.Command("go", "build", "-o", commands, "../cmd/tidemark")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(env *testscript.Env) error {
@@ -59,6 +67,8 @@ func TestScripts(t *testing.T) {
 			env.Setenv("HOME", env.WorkDir)
 			env.Setenv("TIDEMARK_API", "")
 			env.Setenv("TZ", "UTC")
+			env.Setenv("SERVERS", strings.Split(env.Getenv("PATH"), ":")[0])
+			env.Setenv("PATH", commands+":"+env.Getenv("PATH"))
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
@@ -96,7 +106,7 @@ func startServer(ts *testscript.TestScript, _ bool, args []string) {
 	s := &server{cmd: exec.Command(args[1], args[2:]...), lines: make(chan string, 1000)}
 	s.cmd.Dir = ts.MkAbs(".")
 	s.cmd.Env = append(os.Environ(), "PATH="+ts.Getenv("PATH"), "TZ=UTC", "NOTIFY_SOCKET="+ts.Getenv("NOTIFY_SOCKET"))
-	path, err := exec.LookPath(filepath.Join(strings.Split(ts.Getenv("PATH"), ":")[0], args[1]))
+	path, err := exec.LookPath(filepath.Join(ts.Getenv("SERVERS"), args[1]))
 	if err == nil {
 		s.cmd.Path, s.cmd.Err = path, nil
 	}

@@ -10,7 +10,7 @@ import (
 )
 
 func TestEverySnapshotOfTwoVolumesIsAPrefixOfDependentWritesAndNeverChanges(t *testing.T) {
-	const byCommand, byAPI = 20, 200 // the API's follow each other at once
+	byCommand, byAPI := *rounds, 10**rounds // the API's follow each other at once
 	s := newRaceServer(t)
 	s.create(chainVolumeSize, chainVolumes...)
 	chains := newChains()
@@ -57,7 +57,7 @@ func TestEverySnapshotOfTwoVolumesIsAPrefixOfDependentWritesAndNeverChanges(t *t
 // fioBytes is what each of fio's passes writes to a volume.
 const (
 	fioBytes  = 8 << 20
-	fioPasses = 4
+	fioPasses = 2
 	fioDepth  = 16
 )
 

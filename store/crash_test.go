@@ -19,8 +19,8 @@ import (
 )
 
 var (
-	crashRounds = flag.Int("crash.rounds", 0, "crashes at each operation of the fixed workload, and 16 as many of each random one; 0: one at each fourth operation, and 16")
-	crashSeeds  = flag.Uint64("crash.seeds", 4, "random workloads that are crashed")
+	crashRounds = flag.Int("crash.rounds", 0, "crashes at each operation of the fixed workload, and 16 as many of each random one; 0: one at each fourth operation (third of a fold), and 16")
+	crashSeeds  = flag.Uint64("crash.seeds", 2, "random workloads that are crashed")
 	crashFirst  = flag.Uint64("crash.first", 1, "seed of the first random workload")
 )
 

@@ -28,7 +28,7 @@ import (
 )
 
 var (
-	faultRounds = flag.Int("faults.rounds", 30, "how many failures of a file operation are tried, of those that there are")
+	faultRounds = flag.Int("faults.rounds", 16, "how many failures of a file operation are tried, of those that there are")
 	faultAll    = flag.Bool("faults.all", false, "try each failure of each file operation")
 	faultSeed   = flag.Uint64("faults.seed", 0, "which failures are tried; 0: others each day")
 	faultOnly   = flag.String("faults.only", "", "try only this one, as a failure names it")

@@ -19,7 +19,7 @@ import (
 
 const lifeBlocks = 64
 
-var lifeSeeds = flag.Int("life.seeds", 12, "how many random lives of snapshots are lived")
+var lifeSeeds = flag.Int("life.seeds", 5, "how many random lives of snapshots are lived")
 
 var lifeCrashes = flag.Int("life.crashes", 4, "how many random lives are crashed, 25 times each")
 

@@ -159,6 +159,14 @@ var all = []mutant{
 		name: "the witness of the last sync is not looked at (J7)", file: "journal/journal.go",
 		old: "	_ = j.witness.saw(p)\n", new: "",
 	},
+	{
+		name: "what drained while the journal rested counts under any boot ID (J9)", file: "journal/recover.go",
+		old: "h.rest.boot == h.boot && ", new: "",
+	},
+	{
+		name: "a mark is kept in memory only while the journal rests (J9)", file: "journal/witness.go",
+		old: "	if _, err := w.file.WriteAt(encodeDrains(rest), drainsAt); err != nil {\n		return false, fmt.Errorf(\"write %s: %w\", w.name, err)\n	}\n", new: "",
+	},
 	// Seal, sums, recovery of snapshots (I4, R8).
 	{
 		name: "a snapshot is sealed before the older one (R8)", file: "store/seal.go",

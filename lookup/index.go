@@ -1,7 +1,6 @@
 package lookup
 
 import (
-	"fmt"
 	"iter"
 	"sync/atomic"
 	"unsafe"
@@ -9,11 +8,10 @@ import (
 	"github.com/tidemark/tidemark/internal/yield"
 )
 
-// Slot is the position of an image in its volume's chain: 1 is the oldest, the
-// newest the largest, 0 none.
+// Slot stands for an image of a volume; 0 for none. It says nothing of its age.
 type Slot uint16
 
-// MaxSlot bounds the length of a chain.
+// MaxSlot bounds how many images a volume has at a time.
 const MaxSlot Slot = 1<<15 - 2
 
 // Entry says who holds a block: the slot of the newest image that does, and
@@ -26,7 +24,7 @@ const Unknown = Entry(MaxSlot+1)<<1 | 1
 
 // MakeEntry returns the entry of a block that the image in slot holds in state
 // s: 0 for Absent or slot 0. It panics for a slot past MaxSlot, which would read
-// as another image's: who lengthens a chain checks.
+// as another image's.
 func MakeEntry(slot Slot, s State) Entry {
 	if slot > MaxSlot {
 		panic("lookup: slot past MaxSlot")
@@ -235,17 +233,23 @@ func (x *Index) Fold(b BlockNum) {
 	x.dense.Add(-1)
 }
 
+// Layer is the table of an image, and the slot that stands for the image.
+type Layer struct {
+	Slot  Slot
+	Table *Table
+}
+
 // Learn makes the leaf that begins at block b say who holds its blocks, from the
 // tables, as Rebuild. It does nothing if no block of it is Unknown. The caller holds
 // the exclusive locks of all of them.
-func (x *Index) Learn(b BlockNum, tables []*Table) {
+func (x *Index) Learn(b BlockNum, layers []Layer) {
 	if _, n := x.Run(b, LeafBlocks); x.knows(b, n) {
 		return
 	}
 	l := new(entries)
-	for i, t := range tables {
-		for ext := range t.Extents(b, LeafBlocks) {
-			l.fill(uint64(ext.Block-b), ext.Count, MakeEntry(Slot(i+1), ext.State))
+	for _, y := range layers {
+		for ext := range y.Table.Extents(b, LeafBlocks) {
+			l.fill(uint64(ext.Block-b), ext.Count, MakeEntry(y.Slot, ext.State))
 		}
 	}
 	for i := uint64(0); i < LeafBlocks; {
@@ -275,20 +279,14 @@ func (x *Index) knows(b BlockNum, n uint64) bool {
 	return true
 }
 
-// Rebuild derives the index of a volume from its tables, oldest first: tables[i]
-// is that of slot i+1, nil where the slot has no image. The newest table that
-// has a block wins. It needs no lock if nobody writes to the tables.
-func Rebuild(tables []*Table) *Index {
-	if len(tables) > int(MaxSlot) {
-		panic(fmt.Sprintf("lookup: %d tables, at most %d", len(tables), MaxSlot))
-	}
+// Rebuild derives the index of a volume from the tables of its images, oldest first.
+// The newest table that has a block wins. It needs no lock if nobody writes to the
+// tables.
+func Rebuild(layers []Layer) *Index {
 	x := NewIndex()
-	for i, t := range tables {
-		if t == nil {
-			continue
-		}
-		for ext := range t.Extents(0, MaxBlocks) {
-			x.Set(ext.Block, ext.Count, MakeEntry(Slot(i+1), ext.State))
+	for _, y := range layers {
+		for ext := range y.Table.Extents(0, MaxBlocks) {
+			x.Set(ext.Block, ext.Count, MakeEntry(y.Slot, ext.State))
 		}
 	}
 	return x

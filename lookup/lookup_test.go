@@ -156,14 +156,15 @@ func TestARebuiltIndexHoldsTheNewestTableOfEachBlock(t *testing.T) {
 				}
 			}
 		}
-		x := Rebuild(tables)
+		var layers []Layer
+		for i, table := range tables {
+			if table != nil {
+				layers = append(layers, Layer{Slot(i + 1), table})
+			}
+		}
+		x := Rebuild(layers)
 		if rapid.Bool().Draw(t, "learnt") {
 			x = NewBlankIndex()
-			for i := range tables {
-				if tables[i] == nil {
-					tables[i] = NewTable()
-				}
-			}
 			if e, n := x.Run(5, 1<<30); e != Unknown || n != 1<<30 {
 				t.Fatalf("a blank index: %v, %d", e, n)
 			}
@@ -172,7 +173,7 @@ func TestARebuiltIndexHoldsTheNewestTableOfEachBlock(t *testing.T) {
 				if uint64(b)*before>>63 == 1 {
 					x.Set(b, 1, model[b])
 				}
-				x.Learn(b/LeafBlocks*LeafBlocks, tables)
+				x.Learn(b/LeafBlocks*LeafBlocks, layers)
 			}
 		}
 		for b, want := range model {

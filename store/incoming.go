@@ -241,6 +241,8 @@ func (in *Incoming) seal(ctx context.Context) error {
 	switch rec := in.disk.sealed[k]; {
 	case k.State() != volume.Sealed:
 		return fmt.Errorf("it is not sealed: %s", snap.failed)
+	case rec == nil:
+		return fmt.Errorf("its snapshot %w any more: it was deleted meanwhile", ErrNotFound)
 	case rec.hash != in.hash:
 		return fmt.Errorf("%w: what came has the content hash %s, not %s as was promised", ErrCorrupt, rec.hash, in.hash)
 	}

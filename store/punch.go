@@ -345,7 +345,7 @@ func punchAbsent(ctx context.Context, img image.Image, t *lookup.Table, sizeByte
 const punchStep = 10 * time.Millisecond
 
 // dropImage takes an image of which nobody sees a block out of all chains, and
-// removes it. The VLUNs stay in the chains of this life with an empty table.
+// removes it.
 func (s *Store) dropImage(k *volume.VLUN) error {
 	id, img := k.ImageID(), k.Image()
 	s.chains.Lock() // no branch is made with it
@@ -373,7 +373,8 @@ func (s *Store) dropImage(k *volume.VLUN) error {
 	s.mu.Lock()
 	for _, h := range holders {
 		delete(h.disk.images, id)
-		h.disk.sealed[h.vlun].bad = nil
+		delete(h.disk.sealed, h.vlun)
+		h.vlun.Drop()
 	}
 	s.mu.Unlock()
 	if err := errors.Join(img.Close(), s.removeImage(id)); err != nil {

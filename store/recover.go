@@ -359,6 +359,9 @@ func (s *Store) putLinks(d *disk, state volume.State, vluns ...*volume.VLUN) err
 // putLinkLocked records a VLUN, and the VLUNs of other volumes that have its image
 // too: what is known of that is recorded with each. Store.mu is held.
 func (s *Store) putLinkLocked(tx *catalog.Tx, d *disk, k *volume.VLUN, state volume.State) error {
+	if d.images[k.ImageID()] == nil {
+		return nil // dropped meanwhile
+	}
 	if d.sealed[k] == nil { // it stands in one chain
 		if s.byVolume[d.volume] != d {
 			return nil // deleted meanwhile

@@ -237,7 +237,12 @@ func (s *Store) scrub(ctx context.Context, k *volume.VLUN, pace func(context.Con
 
 func (s *Store) scrubImage(ctx context.Context, d *disk, k *volume.VLUN, img image.Image, pace func(context.Context, int64) error, report *ScrubReport) error {
 	s.mu.Lock()
-	d.sealed[k].read = time.Now().UTC() // if it fails, the next turn is a period from now
+	rec := d.sealed[k]
+	if rec == nil {
+		s.mu.Unlock()
+		return nil // it was dropped
+	}
+	rec.read = time.Now().UTC() // if it fails, the next turn is a period from now
 	s.mu.Unlock()
 
 	reading, err := openReading(s.fs, s.dir, k.ImageID(), k.SizeBytes(), k.Table())
@@ -263,13 +268,13 @@ func (s *Store) scrubImage(ctx context.Context, d *disk, k *volume.VLUN, img ima
 		return err
 	}
 	s.mu.Lock()
-	if s.byVolume[d.volume] != d || k.Image() != img {
+	if s.byVolume[d.volume] != d || d.sealed[k] == nil || k.Image() != img {
 		s.mu.Unlock()
 		return nil // nobody asks, or it may have been read without its sums
 	}
 	report.Images++
 	report.ReadBytes += readBytes
-	rec, was, judged := d.sealed[k], bad, !lost(k)
+	was, judged := bad, !lost(k)
 	if judged { // else none of its blocks can be read, and they may be sound
 		was = rec.bad
 		rec.bad, rec.scrubbed = slices.Clone(bad), time.Now().UTC()

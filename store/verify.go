@@ -167,8 +167,8 @@ func (s *Store) endVerify(v *verification, err error) (changed []*volume.VLUN, _
 	}
 	for i, j := range v.vluns {
 		rec := v.disk.sealed[j]
-		if lost(j) || len(rec.bad) == 0 && len(v.bad[i]) == 0 {
-			continue // blocks whose sums are lost may well be sound
+		if rec == nil || lost(j) || len(rec.bad) == 0 && len(v.bad[i]) == 0 {
+			continue // it was dropped; and blocks whose sums are lost may well be sound
 		}
 		rec.bad = rec.bad.but(v.vluns, i, v.bad[i])
 		if changed = append(changed, j); j == k {

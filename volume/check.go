@@ -15,12 +15,7 @@ func (v *Volume) CheckIndex() error {
 	var held blocklock.Held
 	v.locks.Lock(&held, blocklock.Range{Count: lookup.MaxBlocks}, blocklock.Shared)
 	defer v.locks.Unlock(&held)
-	c := *v.chain.Load()
-	tables := make([]*lookup.Table, len(c))
-	for i, k := range c {
-		tables[i] = k.table
-	}
-	rebuilt := lookup.Rebuild(tables)
+	rebuilt := lookup.Rebuild((*v.chain.Load()).layers())
 	for b := lookup.BlockNum(0); b < lookup.MaxBlocks; {
 		have, n := v.index.Run(b, uint64(lookup.MaxBlocks-b))
 		want, m := rebuilt.Run(b, n)

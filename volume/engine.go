@@ -218,11 +218,12 @@ func (e *Engine) AddVolume(c Config) (*Volume, error) {
 		return nil, ErrClosed
 	}
 	start := Epoch(e.epoch.Load())
+	if len(c.Chain) > maxImages {
+		return nil, fmt.Errorf("volume %s: %w (%d)", c.Name, ErrImageLimit, maxImages)
+	}
 	chain := make(chain, len(c.Chain))
-	tables := make([]*lookup.Table, len(c.Chain))
 	for i, l := range c.Chain {
-		chain[i] = newVLUN(v, lookup.Slot(i+1), l.ID, l.Image, l.Table, start, l.SizeBytes)
-		tables[i] = l.Table
+		chain[i] = newVLUN(v, uint64(i), v.numbers.nextLocked(), l.ID, l.Image, l.Table, start, l.SizeBytes)
 		// A server that died may have left writes unsynced: the first flush
 		// covers them, as it would have then (R9).
 		unsealed := i == len(c.Chain)-1 || l.State != Sealed
@@ -233,7 +234,8 @@ func (e *Engine) AddVolume(c Config) (*Volume, error) {
 			chain[i].reached.Store(unsealed) // nobody knows what an earlier life wrote
 		}
 	}
-	v.index = newIndex(tables)
+	v.numbers.putLocked(chain...)
+	v.index = newIndex(chain)
 	v.chain.Store(&chain)
 	e.volumes[v] = struct{}{}
 	return v, nil

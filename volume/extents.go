@@ -68,7 +68,8 @@ func (w *View) extents(rq *request, off, lengthBytes int64, found []Extent) ([]E
 		n := min(end-off, int64(run)*lookup.BlockSize-off%lookup.BlockSize)
 		x := Extent{LengthBytes: n, State: state}
 		if j != nil {
-			x.Depth = int(k.slot-j.slot) + 1
+			c := *v.chain.Load()
+			x.Depth = c.older(k) - c.older(j) + 1
 		}
 		found, off = append(found, x), off+n
 	}

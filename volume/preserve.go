@@ -127,8 +127,9 @@ func (e *Engine) cut(p, replaces *Preserve) error {
 			olders[i] = c[len(c)-2]
 		}
 		// The second image's table and VLUN are made here, at the command.
-		live := newVLUN(v, old.slot+1, next[i].ID, next[i].Image, lookup.NewTable(), epoch, old.SizeBytes())
+		live := newVLUN(v, old.order+1, v.numbers.nextLocked(), next[i].ID, next[i].Image, lookup.NewTable(), epoch, old.SizeBytes())
 		longer := append(slices.Clip(c), live)
+		v.numbers.putLocked(live)
 		v.chain.Store(&longer) // nobody writes to it before the epoch is stored
 		passes("cut: published")
 		p.vluns = append(p.vluns, old)
@@ -181,7 +182,7 @@ func (e *Engine) plan(p, replaces *Preserve) (Plan, error) {
 			return plan, err
 		}
 		c := *v.chain.Load()
-		if len(c) >= int(lookup.MaxSlot) {
+		if len(c) >= maxImages {
 			return plan, fmt.Errorf("volume %s: %w (%d)", v.name, ErrImageLimit, len(c))
 		}
 		draining := 0
@@ -209,8 +210,8 @@ func (e *Engine) plan(p, replaces *Preserve) (Plan, error) {
 func (e *Engine) countLocked(p *Preserve) (n int) {
 	processes := map[*Process]struct{}{}
 	for _, k := range p.vluns {
-		c := *k.volume.chain.Load()
-		for i := int(k.slot) - 1; i >= 0 && !c[i].isDrained(); i-- {
+		c := (*k.volume.chain.Load()).upTo(k)
+		for i := len(c) - 1; i >= 0 && !c[i].isDrained(); i-- {
 			for q := range c[i].processes {
 				processes[q] = struct{}{}
 			}
@@ -333,7 +334,7 @@ func (k *VLUN) heirLocked() *VLUN {
 }
 
 // next returns the VLUN after k, which is not live.
-func (k *VLUN) next() *VLUN { return (*k.volume.chain.Load())[k.slot] }
+func (k *VLUN) next() *VLUN { return (*k.volume.chain.Load()).newer(k)[0] }
 
 // moveAllLocked moves the processes of k to a newer VLUN.
 func (k *VLUN) moveAllLocked(to *VLUN) {
@@ -372,7 +373,7 @@ func (p *Preserve) degrade() error {
 func (k *VLUN) waitsForProcesses() bool {
 	k.volume.engine.mu.Lock()
 	defer k.volume.engine.mu.Unlock()
-	return slices.ContainsFunc((*k.volume.chain.Load())[:k.slot], func(j *VLUN) bool { return len(j.processes) > 0 })
+	return slices.ContainsFunc((*k.volume.chain.Load()).upTo(k), func(j *VLUN) bool { return len(j.processes) > 0 })
 }
 
 // result is the report of a preserve that is over.

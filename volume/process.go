@@ -98,7 +98,7 @@ func (e *Engine) endLocked(p *Process, torn bool) {
 		delete(b.vlun.processes, p)
 		if torn { // it is part of every snapshot that was waiting for it
 			for _, k := range *v.chain.Load() {
-				if k.slot >= b.vlun.slot && k.preserve != nil && !k.isDrained() {
+				if k.order >= b.vlun.order && k.preserve != nil && !k.isDrained() {
 					k.torn = append(k.torn, p.token)
 				}
 			}

@@ -86,25 +86,24 @@ func (v *Volume) readLocked(k *VLUN, p []byte, off int64, wait bool) error {
 // blocks (at most limit, of which the caller holds the locks) that is so. Nobody
 // has it: nil, Absent.
 func (v *Volume) find(k *VLUN, b lookup.BlockNum, limit uint64) (j *VLUN, s lookup.State, run uint64) {
-	c := *v.chain.Load()
 	e, run := v.index.Run(b, limit)
 	if e.Slot() == 0 {
 		return nil, lookup.Absent, run
 	}
-	if e.Slot() <= k.slot {
-		return c[e.Slot()-1], e.State(), run
+	if j := v.numbers.get(e); j != nil && j.order <= k.order {
+		return j, e.State(), run
 	}
 	yield.Here("read: index looked")
 	// An image newer than k holds it, or nobody has looked yet: the tables can tell.
 	if e == lookup.Unknown {
 		v.wantsWarm(b)
 	}
-	return c.holder(k, b, run)
+	return (*v.chain.Load()).upTo(k).holder(b, run)
 }
 
-// holder is R2 by the tables alone.
-func (c chain) holder(k *VLUN, b lookup.BlockNum, run uint64) (j *VLUN, s lookup.State, _ uint64) {
-	for i := int(k.slot) - 1; i >= 0; i-- {
+// holder is R2 by the tables alone, for the newest of the chain.
+func (c chain) holder(b lookup.BlockNum, run uint64) (j *VLUN, s lookup.State, _ uint64) {
+	for i := len(c) - 1; i >= 0; i-- {
 		s, n := c[i].table.Run(b, run)
 		run = min(run, n)
 		if s != lookup.Absent {
@@ -178,15 +177,11 @@ func (v *Volume) conflicting(k *VLUN, first lookup.BlockNum, count uint64) iter.
 		c := *v.chain.Load()
 		for end := first + lookup.BlockNum(count); first < end; {
 			e, run := v.index.Run(first, uint64(end-first))
-			if e == lookup.Unknown {
-				var newest *VLUN
-				var s lookup.State
-				e = 0
-				if newest, s, run = c.holder(c[len(c)-1], first, run); newest != nil {
-					e = lookup.MakeEntry(newest.slot, s)
-				}
+			newest := v.numbers.get(e)
+			if newest == nil && e.Slot() != 0 {
+				newest, _, run = c.holder(first, run)
 			}
-			if e.Slot() > k.slot && !yield(c[k.slot-1:e.Slot()-1], run) {
+			if newest != nil && newest.order > k.order && !yield(c[c.older(k):c.older(newest)], run) {
 				return
 			}
 			first += lookup.BlockNum(run)

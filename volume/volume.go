@@ -1,7 +1,9 @@
 package volume
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -21,9 +23,10 @@ type Volume struct {
 
 	// chain is replaced, never changed: a request that loaded it may go on
 	// with it for as long as it holds its lock (R1).
-	chain atomic.Pointer[chain]
-	locks *blocklock.Table
-	index *lookup.Index
+	chain   atomic.Pointer[chain]
+	locks   *blocklock.Table
+	index   *lookup.Index
+	numbers numbers // what the entries of the index stand for
 
 	commits committer
 	failed  atomic.Pointer[error]
@@ -46,20 +49,47 @@ type Volume struct {
 	left     chan struct{}    // closed when there are none; nil: nobody waits
 }
 
-// chain holds the VLUNs of a volume, oldest first. chain[i] has slot i+1.
+// chain holds the VLUNs of a volume, oldest first, but for those that were dropped.
 type chain []*VLUN
 
-// at returns the VLUN that is live in an epoch.
+// at returns the VLUN that is live in an epoch. One who came by an epoch that is
+// over may find another, if that VLUN was dropped since, and finds the epoch changed.
 func (c chain) at(e Epoch) *VLUN {
 	i := len(c) - 1
-	for c[i].start > e {
+	for i > 0 && c[i].start > e {
 		i--
 	}
 	return c[i]
 }
 
-// newer returns the VLUNs above k.
-func (c chain) newer(k *VLUN) chain { return c[k.slot:] }
+// older counts the VLUNs that are older than k.
+func (c chain) older(k *VLUN) int {
+	if last := len(c) - 1; c[last] == k {
+		return last
+	}
+	n, _ := slices.BinarySearchFunc(c, k.order, func(j *VLUN, order uint64) int { return cmp.Compare(j.order, order) })
+	return n
+}
+
+// upTo returns the VLUNs up to k, newer those above it.
+func (c chain) upTo(k *VLUN) chain {
+	n := c.older(k)
+	if n < len(c) && c[n] == k {
+		n++
+	}
+	return c[:n]
+}
+
+func (c chain) newer(k *VLUN) chain { return c[len(c.upTo(k)):] }
+
+// layers is what the index is derived from.
+func (c chain) layers() []lookup.Layer {
+	layers := make([]lookup.Layer, len(c))
+	for i, k := range c {
+		layers[i] = lookup.Layer{Slot: k.slot, Table: k.table}
+	}
+	return layers
+}
 
 func newVolume(e *Engine, c Config) *Volume {
 	v := &Volume{
@@ -67,6 +97,7 @@ func newVolume(e *Engine, c Config) *Volume {
 		cold: make(chan lookup.BlockNum, 64), untidy: make(chan struct{}, 1), clients: map[*View]client{},
 	}
 	v.commits.volume = v
+	v.numbers.vluns.Store(new([]*VLUN))
 	return v
 }
 
@@ -173,7 +204,8 @@ type stripe struct {
 // image, k, takes the writes of the processes that are bound to it.
 type VLUN struct {
 	volume *Volume
-	slot   lookup.Slot // k
+	order  uint64      // newer VLUNs of a volume have larger ones
+	slot   lookup.Slot // stands for it in the index
 	id     image.ID
 	image  atomic.Pointer[image.Image] // replaced once, when it is sealed
 	table  *lookup.Table
@@ -203,9 +235,9 @@ type VLUN struct {
 	torn      []Token               // processes that died while it, or an older one, drained
 }
 
-func newVLUN(v *Volume, slot lookup.Slot, id image.ID, img image.Image, t *lookup.Table, start Epoch, sizeBytes int64) *VLUN {
+func newVLUN(v *Volume, order uint64, slot lookup.Slot, id image.ID, img image.Image, t *lookup.Table, start Epoch, sizeBytes int64) *VLUN {
 	k := &VLUN{
-		volume: v, slot: slot, id: id, table: t, start: start,
+		volume: v, order: order, slot: slot, id: id, table: t, start: start,
 		wake: make(chan struct{}, 1), quiet: make(chan struct{}), drained: make(chan struct{}),
 		processes: map[*Process]struct{}{},
 	}

@@ -8,9 +8,9 @@ import (
 // newIndex is blank for a chain that holds something: to make one from a thousand
 // tables would take seconds, and memory for what may never be read. A clone is a
 // matter of milliseconds by this, and so is a volume of a directory that is opened.
-func newIndex(tables []*lookup.Table) *lookup.Index {
-	for _, t := range tables {
-		if data, zero := t.Counts(); data+zero > 0 {
+func newIndex(c chain) *lookup.Index {
+	for _, k := range c {
+		if data, zero := k.table.Counts(); data+zero > 0 {
 			return lookup.NewBlankIndex()
 		}
 	}
@@ -32,7 +32,6 @@ func (v *Volume) wantsWarm(b lookup.BlockNum) {
 // of it, for about 0.1 us an image of the chain.
 func (v *Volume) Tend(end <-chan struct{}) {
 	var held blocklock.Held
-	var tables []*lookup.Table
 	for {
 		var b lookup.BlockNum
 		select {
@@ -46,11 +45,7 @@ func (v *Volume) Tend(end <-chan struct{}) {
 		if !v.lockPatiently(end, &held, blocklock.Range{First: b, Count: lookup.LeafBlocks}) {
 			return
 		}
-		tables = tables[:0]
-		for _, k := range *v.chain.Load() {
-			tables = append(tables, k.table)
-		}
-		v.index.Learn(b, tables)
+		v.index.Learn(b, (*v.chain.Load()).layers())
 		v.locks.Unlock(&held)
 	}
 }

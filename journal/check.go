@@ -9,7 +9,7 @@ import (
 )
 
 // Check reads a journal that nobody has open and returns in words what is wrong
-// with it; nothing if Open would succeed. It never writes. What a crash leaves, such as a
+// with it: why Open would fail, or what it would do without. It never writes. What a crash leaves, such as a
 // torn tail or the table of an image that was removed, is not wrong.
 func Check(o Options) (findings []string) {
 	o.setDefaults()
@@ -29,7 +29,7 @@ func Check(o Options) (findings []string) {
 	}
 	defer h.close()
 	found(h.noWitness)
-	found(h.noDrains)
+	found(h.noMarks)
 	for _, id := range o.Images {
 		found(h.checkTable(&o, id))
 	}

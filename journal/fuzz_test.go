@@ -102,16 +102,22 @@ func FuzzWitnessFile(f *testing.F) {
 	})
 }
 
-func FuzzDrains(f *testing.F) {
-	f.Add(encodeDrains(drains{}))
-	f.Add(encodeDrains(drains{3, bootID{1}, []image.ID{5, 1 << 40}}))
-	f.Add(make([]byte, drainsBytes))
+func FuzzMarks(f *testing.F) {
+	f.Add(encodeMarks(marks{}))
+	f.Add(encodeMarks(marks{3, bootID{1}, []image.ID{5, 1 << 40}}))
+	f.Add(make([]byte, marksBytes))
 	f.Fuzz(func(t *testing.T, file []byte) {
-		file = withCRC(file)
-		found, err := decodeDrains(file)
-		if err == nil && !isZero(file) && !bytes.Equal(encodeDrains(found), file) || err != nil && !errors.Is(err, errNoDrains) {
+		if len(file) > 4 {
+			file = append(file[:4:4], withCRC(file[4:])...)
+		}
+		found, err := decodeMarks(file)
+		if err == nil && !isZero(file) && !bytes.Equal(encodeMarks(found), file) || err != nil && !errors.Is(err, errNoMarks) {
 			t.Fatalf("%+v, %v", found, err)
 		}
+		o := simOptions("a", 1)
+		must(t, create(t, o).Close())
+		writeFile(t, o, witnessName(o.Dir), append(readFile(t, o, witnessName(o.Dir))[:witnessBytes], file...))
+		openTwice(t, copyOf(t, o))
 	})
 }
 

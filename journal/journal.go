@@ -93,7 +93,7 @@ type Recovered struct {
 	Drained map[image.ID]bool
 	// SameBoot: the last writer ran under the present boot ID, so that all it
 	// had written counts, unless SyncFailed. Clean: it ended with a Close that
-	// returned nil, and nothing has been written since.
+	// returned nil, and no change has been written since.
 	SameBoot, Clean bool
 	// SyncFailed: a sync failed under the present boot ID, or, where nothing had been
 	// written since a Close, perhaps under one since. Only what was committed before
@@ -137,7 +137,7 @@ type Recovered struct {
 //	J6  A writer's life, from Create or Open to its end, has segments of its own:
 //	    Open folds what it finds into the table files and starts a new one, so
 //	    that all segments that count have one boot ID. Where it finds only what a
-//	    Close left, the first Append starts it (J9).
+//	    Close left, the first Append starts it, or a mark without room (J9).
 //	J7  Whatever a sync has returned for stays in the chain. So a chain that does
 //	    not reach where the witness says a sync had returned, or where any frame
 //	    says so (findRot), is rot or an old file in the place of the right one,
@@ -148,22 +148,24 @@ type Recovered struct {
 //	    its recovery counts what J2 counts of the part that a sync had returned
 //	    for, and syncs nothing to bless the rest.
 //	J9  A journal that a Close has left whole rests when it is opened: its files
-//	    stay as they are until there is something to write, so the next Open
-//	    finds the same, whatever happens in between. (Most of a thousand volumes
+//	    stay as they are until there is a change to write, so the next Open finds
+//	    the same tables, whatever happens in between. (Most of a thousand volumes
 //	    are idle, and the begin of a life waits for five syncs.) Whole is: the
 //	    last segment that counts is closed, the witness has seen that, and no
 //	    file is left to remove. Close removes the files of its life only when the
 //	    segment, the base and the witness are durable; that none are left proves
-//	    it, under the same boot ID too. A mark of MarkDrained lies
-//	    behind the witness then, which waits for nothing. The first Append, or
-//	    mark that has no room there, begins the life, in the order of Open, and
-//	    writes its frame when all of that is durable. If it fails it says so,
-//	    nothing of it counts, and the next one tries again with a segment of
-//	    another number: the base may name the last by then. A sync of an image that fails while the journal rests is noted
-//	    under the life that was closed. So the next Open takes a failure that is
-//	    noted for a closed life for one, whatever its boot ID; and one that is
-//	    noted for a life before the first that counts, since that has taken
-//	    nothing when the witness does not speak of it yet.
+//	    it, under the same boot ID too. The first Append begins the life, in the
+//	    order of Open, and writes its frame when all of that is durable. If it
+//	    fails it says so, nothing of it counts, and the next one tries again with a
+//	    segment of another number: the base may name the last by then. Until
+//	    somebody has tried, marks of MarkDrained go behind the witness, and wait
+//	    for nothing; they count under the boot ID of the rest as long as the chain
+//	    ends with the Close and no sync has failed since. The first segment of the
+//	    next life has them too. A sync of an image that fails while the journal
+//	    rests is noted under the life that was closed. So the next Open takes a
+//	    failure that is noted for a closed life for one, whatever its boot ID; and
+//	    one that is noted for a life before the first that counts, since that has
+//	    taken nothing when the witness does not speak of it yet.
 //
 // Open under the same boot ID with a tail that no commit covers first makes the
 // tail committed: it syncs all images (a deletion rests on the older image that
@@ -219,8 +221,8 @@ type Journal struct {
 	old           []string         // files that no longer count when it has begun; guarded by checkpointing
 	tried         bool             // to begin the life of a journal that rests; guarded by checkpointing
 
-	// mu guards what follows. It is held while a frame is written to the page
-	// cache, never during a sync.
+	// mu guards what follows. It is held while a frame or a mark is written to the
+	// page cache, never during a sync. It is taken before that of the witness.
 	mu      sync.Mutex
 	err     error             // final: a failed sync, or ErrClosed
 	cur     *segment          // takes the frames; nil until the life has begun
@@ -301,7 +303,9 @@ func (j *Journal) begin() error {
 	defer j.checkpointing.Unlock()
 	j.mu.Lock()
 	needed := j.err == nil && j.cur == nil
-	j.rests = j.rests && !needed
+	if needed {
+		j.rests = false
+	}
 	j.mu.Unlock()
 	if !needed {
 		return nil
@@ -513,28 +517,39 @@ func (s *segment) makeRoom(end int64) {
 
 // MarkDrained records that every process older than the cut of an image has
 // ended. The mark survives the death of the process, not a power cut. Any
-// number of goroutines may call it. It waits where Append does, but not for a life
-// that nobody has begun; errors are those of Append.
+// number of goroutines may call it. It begins no life while there is room for the
+// marks of a rest (J9); else it waits where Append does. Errors are those of Append.
 func (j *Journal) MarkDrained(id image.ID) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.err == nil && !j.images[id] {
-		return fmt.Errorf("%w %d", ErrUnknownImage, id)
-	}
-	if j.err == nil && j.rests {
-		switch noted, err := j.witness.drained(j.boot, id); {
-		case err != nil:
-			return err
-		case noted:
-			j.drained[id] = true
+	for j.err == nil && j.images[id] && j.cur == nil {
+		if j.rests && len(j.drained) < mostDrained && j.noteDrained(id) == nil {
 			return nil
 		}
+		if err := j.awaitLife(); err != nil {
+			return err
+		}
 	}
-	if err := j.awaitLife(); err != nil {
-		return err
+	switch {
+	case j.err != nil:
+		return j.err
+	case !j.images[id]:
+		return fmt.Errorf("%w %d", ErrUnknownImage, id)
 	}
 	b := binary.LittleEndian.AppendUint64(beginFrame(j.buf[:0]), uint64(id))
 	if err := j.put(b, kindDrained); err != nil {
+		return err
+	}
+	j.drained[id] = true
+	return nil
+}
+
+// noteDrained adds an image to the marks of a rest. mu is held. If it fails, what
+// begins a life writes the mark.
+func (j *Journal) noteDrained(id image.ID) error {
+	drained := append(slices.Collect(maps.Keys(j.drained)), id)
+	slices.Sort(drained)
+	if err := j.witness.rest(j.boot, slices.Compact(drained)); err != nil {
 		return err
 	}
 	j.drained[id] = true

@@ -61,7 +61,7 @@ func open(o Options) (*Journal, *Recovered, error) {
 		if j.witness, err = openWitness(&o); err != nil {
 			return nil, nil, err
 		}
-		j.witness.said, j.witness.rest, j.rests = h.witness, h.rest, true
+		j.witness.said, j.rests = h.witness, true
 		return j, r, nil
 	}
 	if err := j.beginNext(); err != nil {
@@ -85,8 +85,8 @@ type history struct {
 	base      base
 	witness   testimony
 	noWitness error  // why it says nothing
-	rest      drains // since a Close
-	noDrains  error  // why they are not known
+	marks     marks  // of the rest after a Close
+	noMarks   error  // why they are not known
 	boot      bootID // the present one
 	sameBoot  bool
 	failed    bool // a sync failed under the present boot ID (J8)
@@ -141,12 +141,12 @@ func (h *history) read(o *Options, flag int) (err error) {
 	if h.base, err = readBase(o); err != nil {
 		return err
 	}
-	switch h.witness, h.rest, err = readWitness(o); {
+	switch h.witness, h.marks, err = readWitness(o); {
 	case errors.Is(err, errNoWitness):
 		h.noWitness = err
 		h.note("%v", err)
-	case errors.Is(err, errNoDrains):
-		h.noDrains = err
+	case errors.Is(err, errNoMarks):
+		h.noMarks = err
 		h.note("%v", err)
 	case err != nil:
 		return err
@@ -165,7 +165,7 @@ func (h *history) read(o *Options, flag int) (err error) {
 	}
 	h.clean = ended == byClose
 	h.failed = h.failed || h.clean && h.failedSince(h.last()) // it rested then (J9)
-	h.takeDrains()
+	h.settleDrained()
 	if h.failed {
 		h.note("a sync had failed: what no commit covers was given up, as a power cut would have")
 	}
@@ -321,15 +321,15 @@ func (h *history) failedSince(s *segment) bool {
 	return h.witness.failed && h.witness.life <= s.life
 }
 
-// takeDrains forgets what has drained under another boot ID, or before a sync failed,
+// settleDrained forgets what has drained under another boot ID, or before a sync failed,
 // and adds what has while the journal rested: under the present boot ID, whatever that
 // of the life before was (J9).
-func (h *history) takeDrains() {
+func (h *history) settleDrained() {
 	if !h.whole() {
 		clear(h.drained)
 	}
-	if h.clean && !h.failed && h.rest.boot == h.boot && h.rest.life == h.witness.life {
-		for _, id := range h.rest.images {
+	if h.clean && !h.failed && h.marks.boot == h.boot && h.marks.life == h.witness.life {
+		for _, id := range h.marks.images {
 			h.drained[id] = true
 		}
 	}

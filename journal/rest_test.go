@@ -115,7 +115,7 @@ func TestMarksWakeNoJournalThatRestsAsLongAsThereIsRoom(t *testing.T) {
 		t.Fatalf("mark of an image that is not in the chain: %v", err)
 	}
 	marked := map[image.ID]bool{}
-	for id := image.ID(2); len(marked) < mostDrains; id++ {
+	for id := image.ID(2); len(marked) < mostDrained; id++ {
 		j.AddImage(id)
 		must(t, j.MarkDrained(id))
 		o.Images, marked[id] = append(o.Images, id), true
@@ -136,6 +136,14 @@ func TestMarksWakeNoJournalThatRestsAsLongAsThereIsRoom(t *testing.T) {
 		}
 	}
 
+	must(t, j.RemoveImage(2)) // which makes room
+	j.AddImage(99)
+	must(t, j.MarkDrained(99))
+	must(t, j.MarkDrained(99))
+	o.Images[1], marked[99] = 99, true
+	if delete(marked, 2); j.Ready() {
+		t.Fatal("a mark that has room has begun a life")
+	}
 	*hook = nil
 	j.AddImage(100)
 	must(t, j.MarkDrained(100))
@@ -145,9 +153,33 @@ func TestMarksWakeNoJournalThatRestsAsLongAsThereIsRoom(t *testing.T) {
 		t.Fatalf("ready %v, after a kill: recovered %+v", j.Ready(), r)
 	}
 	must(t, j.Close())
-	_, r = reopen(t, o.underBoot("b")) // what the closed life said, and not once more what the rest before it did
+	_, r = reopen(t, o.underBoot("b"))
 	if !maps.Equal(r.Drained, marked) {
 		t.Fatalf("after a close: recovered %+v", r)
+	}
+}
+
+func TestMarksOfARestCountNoMoreWhenASyncHasFailed(t *testing.T) {
+	for _, boot := range []string{"a", "b"} {
+		for _, begins := range []bool{false, true} {
+			o := simOptions("a", 1, 2)
+			closed(t, o)
+			o = o.underBoot(boot)
+			j, _ := reopen(t, o)
+			must(t, j.MarkDrained(2))
+			if begins {
+				appendTo(t, j, data(1, 2))
+			}
+			must(t, j.MarkFailed())
+			j, r := reopen(t, o)
+			if !r.SyncFailed || len(r.Drained) > 0 {
+				t.Fatalf("boot ID %s, begins %v: recovered %+v", boot, begins, r)
+			}
+			must(t, j.Close())
+			if _, r := reopen(t, o); !r.Clean || len(r.Drained) > 0 {
+				t.Fatalf("boot ID %s, begins %v, and closed: recovered %+v", boot, begins, r)
+			}
+		}
 	}
 }
 
@@ -158,20 +190,25 @@ func TestDamagedMarksOfARestAreToldAndLost(t *testing.T) {
 	j, _ := reopen(t, o)
 	must(t, j.MarkDrained(2))
 	whole := readFile(t, o, witnessName(o.Dir))
-	for at := drainsAt; at < len(whole); at++ {
+	for at := witnessBytes; at < len(whole); at++ {
 		broken := slices.Clone(whole)
 		broken[at] ^= 4
 		for _, file := range [][]byte{broken, whole[:at]} {
-			if isZero(file[drainsAt:]) {
+			if isZero(file[witnessBytes:]) {
 				continue
 			}
 			writeFile(t, o, witnessName(o.Dir), file)
-			if findings := Check(o); len(findings) != 1 || !strings.Contains(findings[0], errNoDrains.Error()) {
+			if findings := Check(o); len(findings) != 1 || !strings.Contains(findings[0], errNoMarks.Error()) {
 				t.Fatalf("byte %d: check finds %q", at, findings)
 			}
-			_, r := reopen(t, copyOf(t, o).underBoot("a"))
+			again := copyOf(t, o).underBoot("a")
+			j, r := reopen(t, again)
 			if wantHeld(t, r.Tables[1], 1); !r.Clean || r.Drained[2] || len(r.Notes) != 1 {
 				t.Fatalf("byte %d: recovered %+v", at, r)
+			}
+			appendTo(t, j, data(1, 2)) // the next life mends it
+			if findings := Check(again); len(findings) > 0 {
+				t.Fatalf("byte %d, when a life has begun: check finds %q", at, findings)
 			}
 		}
 	}
@@ -205,7 +242,7 @@ func TestAJournalThatIsNotWholeDoesNotRest(t *testing.T) {
 				t.Fatalf("ready %v, recovered %+v", j.Ready(), r)
 			}
 			all := contents(t, o)
-			if len(all) != 4 || all["journal-00000003"] == "" || len(all[witnessFile]) != witnessBytes {
+			if len(all) != 4 || all["journal-00000003"] == "" || len(all[witnessFile]) != witnessBytes+marksBytes {
 				t.Fatalf("files %q", slices.Sorted(maps.Keys(all)))
 			}
 		})

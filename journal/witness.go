@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"slices"
 	"sync"
 
 	"github.com/tidemark/tidemark/image"
@@ -32,17 +31,18 @@ import (
 //	52  u32 1 if a sync of this life has failed, or of one that rested since, else 0
 //	56  u32 CRC of bytes 0-55
 //
-// A file of no bytes, or of zeros, says nothing: a power cut in Create leaves it.
+// Behind that, in the same sector, are the marks of a rest: which images have
+// drained (J9). They count while the first part speaks of the same life. Where
+// there are none it is zeros, or the file ends after 60 bytes.
 //
-// Behind it, in the same sector, lies which images have drained while the journal
-// rested (J9); zeros, or the end of the file, if none have. It counts while the first
-// part speaks of the same life, under the same boot ID.
-//
+//	 60  u32 zero
 //	 64  u64 life
 //	 72  boot ID, 16 bytes
-//	 88  u32 count, u32 zero
-//	 96  IDs of as many images, u64 each, of at most 32; then zeros
+//	 88  u64 count
+//	 96  IDs of as many images, u64 each, at most 32; then zeros
 //	352  u32 CRC of bytes 64-351
+//
+// A file of no bytes, or of zeros, says nothing: a power cut in Create leaves it.
 //
 // Rejected: a frame behind each commit that says so. It lies in the sector of
 // the commit, so that one lost write takes both; and after a failed sync of the
@@ -54,7 +54,6 @@ type witness struct {
 	mu   sync.Mutex // held across a write to the page cache
 	file vfs.File
 	said testimony
-	rest drains
 }
 
 // testimony is what a witness says.
@@ -64,11 +63,11 @@ type testimony struct {
 	failed  bool
 }
 
-// drains are the images that have drained while a journal rested after a life.
-type drains struct {
+// marks are the images that have drained while a journal rested after a life.
+type marks struct {
 	life   uint64
 	boot   bootID
-	images []image.ID // at most mostDrains
+	images []image.ID // at most mostDrained
 }
 
 // place is where a frame, or a header, ends. Its CRC stands for the whole chain
@@ -84,9 +83,8 @@ const (
 	witnessMagic = "TideWtns"
 	witnessBytes = 60
 
-	drainsAt    = 64 // offset in the file
-	drainsBytes = 292
-	mostDrains  = 32
+	marksBytes  = 296 // with the zeros before them
+	mostDrained = 32
 )
 
 func witnessName(dir string) string { return path.Join(dir, witnessFile) }
@@ -102,15 +100,19 @@ func openWitness(o *Options) (*witness, error) {
 	return &witness{name: name, volume: o.VolumeID, file: f}, nil
 }
 
-// begin says that a life has begun and is durable up to p. It syncs. A failure that
-// was noted while the journal rested stays (J9).
+// begin says that a life has begun and is durable up to p; the marks of the rest
+// before it are in its first segment. It syncs. A failure that was noted while the
+// journal rested stays (J9).
 func (w *witness) begin(life uint64, p place) error {
 	err := w.say(func(t *testimony) { t.life, t.durable = life, p })
+	if err == nil {
+		err = w.write(make([]byte, marksBytes), witnessBytes)
+	}
 	if err == nil {
 		err = w.file.Sync()
 	}
 	if err != nil {
-		return fmt.Errorf("write %s: %w", w.name, err)
+		return fmt.Errorf("begin in %s: %w", w.name, err)
 	}
 	return nil
 }
@@ -121,31 +123,23 @@ func (w *witness) saw(p place) error { return w.say(func(t *testimony) { t.durab
 // fail says that a sync has failed, for good.
 func (w *witness) fail() error { return w.say(func(t *testimony) { t.failed = true }) }
 
-// drained says that an image has drained while the journal rests, under the present
-// boot ID. It returns false, and does nothing, if there is no room left.
-func (w *witness) drained(boot bootID, id image.ID) (bool, error) {
+// rest says which images have drained while the journal rests, under the present boot
+// ID: at most mostDrained.
+func (w *witness) rest(boot bootID, images []image.ID) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	rest := drains{life: w.said.life, boot: boot}
-	if w.rest.life == rest.life && w.rest.boot == boot {
-		rest.images = w.rest.images
-	}
-	if len(rest.images) == mostDrains {
-		return false, nil
-	}
-	rest.images = append(slices.Clip(rest.images), id)
-	if _, err := w.file.WriteAt(encodeDrains(rest), drainsAt); err != nil {
-		return false, fmt.Errorf("write %s: %w", w.name, err)
-	}
-	w.rest = rest
-	return true, nil
+	return w.write(encodeMarks(marks{w.said.life, boot, images}), witnessBytes)
 }
 
 func (w *witness) say(what func(*testimony)) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	what(&w.said)
-	if _, err := w.file.WriteAt(encodeWitness(w.volume, w.said), 0); err != nil {
+	return w.write(encodeWitness(w.volume, w.said), 0)
+}
+
+func (w *witness) write(b []byte, off int64) error {
+	if _, err := w.file.WriteAt(b, off); err != nil {
 		return fmt.Errorf("write %s: %w", w.name, err)
 	}
 	return nil
@@ -168,55 +162,56 @@ func encodeWitness(volume uint64, t testimony) []byte {
 	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
 }
 
-// errNoWitness: the file is missing or damaged. What it knew is lost; no change
-// is.
+// errNoWitness: the file is missing or damaged. What it knew is lost, marks too; no
+// change is.
 var errNoWitness = errors.New("what it knew of syncs is lost, and with it the proof that the end of the journal is whole")
 
-func encodeDrains(d drains) []byte {
-	b := binary.LittleEndian.AppendUint64(make([]byte, 0, drainsBytes), d.life)
-	b = append(b, d.boot[:]...)
-	b = binary.LittleEndian.AppendUint64(b, uint64(len(d.images)))
-	for _, id := range d.images {
+func encodeMarks(m marks) []byte {
+	b := make([]byte, 4, marksBytes)
+	b = binary.LittleEndian.AppendUint64(b, m.life)
+	b = append(b, m.boot[:]...)
+	b = binary.LittleEndian.AppendUint64(b, uint64(len(m.images)))
+	for _, id := range m.images {
 		b = binary.LittleEndian.AppendUint64(b, uint64(id))
 	}
-	b = b[:drainsBytes-crcBytes]
-	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+	b = b[:marksBytes-crcBytes]
+	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b[4:], castagnoli))
 }
 
 // readWitness returns what the file says, of syncs and of a rest. It fails with
-// errNoWitness or errNoDrains (then the testimony is right), or because the file can't
+// errNoWitness or errNoMarks (then the testimony is right), or because the file can't
 // be read.
-func readWitness(o *Options) (testimony, drains, error) {
+func readWitness(o *Options) (testimony, marks, error) {
 	name := witnessName(o.Dir)
 	f, err := o.FS.Open(name, os.O_RDONLY, 0)
 	if errors.Is(err, fs.ErrNotExist) {
-		return testimony{}, drains{}, fmt.Errorf("%s is missing: %w", name, errNoWitness)
+		return testimony{}, marks{}, fmt.Errorf("%s is missing: %w", name, errNoWitness)
 	}
 	if err != nil {
-		return testimony{}, drains{}, fmt.Errorf("open witness: %w", err)
+		return testimony{}, marks{}, fmt.Errorf("open witness: %w", err)
 	}
 	defer func() { _ = f.Close() }() // only read
-	var room [drainsAt + drainsBytes + 1]byte
+	var room [witnessBytes + marksBytes + 1]byte
 	n, err := f.ReadAt(room[:], 0)
 	if err != nil && !errors.Is(err, io.EOF) {
-		return testimony{}, drains{}, fmt.Errorf("read %s: %w", name, err)
+		return testimony{}, marks{}, fmt.Errorf("read %s: %w", name, err)
 	}
-	t, err := decodeWitness(room[:min(n, drainsAt)], o.VolumeID)
+	t, err := decodeWitness(room[:min(n, witnessBytes)], o.VolumeID)
 	if err != nil {
-		return testimony{}, drains{}, fmt.Errorf("%s: %w", name, err)
+		return testimony{}, marks{}, fmt.Errorf("%s: %w", name, err)
 	}
-	d, err := decodeDrains(room[min(n, drainsAt):n])
+	m, err := decodeMarks(room[min(n, witnessBytes):n])
 	if err != nil {
-		return t, drains{}, fmt.Errorf("%s: %w", name, err)
+		return t, marks{}, fmt.Errorf("%s: %w", name, err)
 	}
-	return t, d, nil
+	return t, m, nil
 }
 
 func decodeWitness(b []byte, volume uint64) (testimony, error) {
 	if isZero(b) {
 		return testimony{}, nil
 	}
-	if len(b) < witnessBytes || !isZero(b[witnessBytes:]) || string(b[:8]) != witnessMagic ||
+	if len(b) != witnessBytes || string(b[:8]) != witnessMagic ||
 		binary.LittleEndian.Uint32(b[56:]) != crc32.Checksum(b[:56], castagnoli) {
 		return testimony{}, fmt.Errorf("damaged: %w", errNoWitness)
 	}
@@ -241,23 +236,24 @@ func decodeWitness(b []byte, volume uint64) (testimony, error) {
 	}, nil
 }
 
-// errNoDrains: what follows the testimony is damaged.
-var errNoDrains = errors.New("which images drained while the journal rested is lost")
+// errNoMarks: what follows the testimony is damaged.
+var errNoMarks = errors.New("which images drained while the journal rested is lost")
 
-func decodeDrains(b []byte) (drains, error) {
-	if len(b) <= drainsBytes && isZero(b) {
-		return drains{}, nil
+func decodeMarks(b []byte) (marks, error) {
+	if len(b) <= marksBytes && isZero(b) {
+		return marks{}, nil
 	}
-	count := uint64(mostDrains + 1)
-	if len(b) == drainsBytes && binary.LittleEndian.Uint32(b[288:]) == crc32.Checksum(b[:288], castagnoli) {
-		count = binary.LittleEndian.Uint64(b[24:])
+	const imagesAt, crcAt = 36, marksBytes - crcBytes
+	count := uint64(mostDrained + 1)
+	if len(b) == marksBytes && isZero(b[:4]) && binary.LittleEndian.Uint32(b[crcAt:]) == crc32.Checksum(b[4:crcAt], castagnoli) {
+		count = binary.LittleEndian.Uint64(b[28:])
 	}
-	if count > mostDrains || !isZero(b[32+8*count:288]) {
-		return drains{}, fmt.Errorf("damaged: %w", errNoDrains)
+	if count > mostDrained || !isZero(b[imagesAt+8*count:crcAt]) {
+		return marks{}, fmt.Errorf("damaged: %w", errNoMarks)
 	}
-	d := drains{life: binary.LittleEndian.Uint64(b), boot: bootID(b[8:24]), images: make([]image.ID, count)}
-	for i := range d.images {
-		d.images[i] = image.ID(binary.LittleEndian.Uint64(b[32+8*i:]))
+	m := marks{life: binary.LittleEndian.Uint64(b[4:]), boot: bootID(b[12:28]), images: make([]image.ID, count)}
+	for i := range m.images {
+		m.images[i] = image.ID(binary.LittleEndian.Uint64(b[imagesAt+8*i:]))
 	}
-	return d, nil
+	return m, nil
 }

@@ -161,11 +161,15 @@ var all = []mutant{
 	},
 	{
 		name: "what drained while the journal rested counts under any boot ID (J9)", file: "journal/recover.go",
-		old: "h.rest.boot == h.boot && ", new: "",
+		old: "h.marks.boot == h.boot && ", new: "",
 	},
 	{
-		name: "a mark is kept in memory only while the journal rests (J9)", file: "journal/witness.go",
-		old: "	if _, err := w.file.WriteAt(encodeDrains(rest), drainsAt); err != nil {\n		return false, fmt.Errorf(\"write %s: %w\", w.name, err)\n	}\n", new: "",
+		name: "a mark is kept in memory only while the journal rests (J9)", file: "journal/journal.go",
+		old: "	if err := j.witness.rest(j.boot, slices.Compact(drained)); err != nil {", new: "	if err := error(nil); err != nil {",
+	},
+	{
+		name: "what drained while the journal rested counts though a sync failed (J9)", file: "journal/recover.go",
+		old: "h.clean && !h.failed && h.marks", new: "h.clean && h.marks",
 	},
 	// Seal, sums, recovery of snapshots (I4, R8).
 	{

@@ -51,7 +51,7 @@ var all = []mutant{
 	},
 	{
 		name: "a read through an older VLUN sees a newer image (R2)", file: "volume/read.go",
-		old: "if e.Slot() <= k.slot {", new: "if true {",
+		old: "j != nil && j.order <= k.order {", new: "j != nil {",
 	},
 	// The epoch and what is bound to it (R6, R7).
 	{
@@ -317,12 +317,21 @@ var all = []mutant{
 	},
 	{
 		name: "a blank index takes what nobody has asked for yet as newer", file: "volume/read.go",
-		old: "			if e == lookup.Unknown {\n				var newest", new: "			if e == 1 {\n				var newest",
+		old: "			if newest == nil && e.Slot() != 0 {", new: "			if newest == nil && e.Slot() == 1 {",
 		packages: "./volume ./store", tests: "Model|Conflict|Blank",
 	},
 	{
+		name: "a slot is dealt again before the image that has it is dropped", file: "volume/numbers.go",
+		old: "		if n.get(lookup.MakeEntry(n.dealt, lookup.Data)) == nil {", new: "		if true {",
+		packages: "./volume", tests: "Slot|Images",
+	},
+	{
+		name: "a preserve that still waits for another volume loses what one holds of it", file: "store/preserve.go",
+		old: "	if s.reserved[full] {\n		return fmt", new: "	if false {\n		return fmt",
+	},
+	{
 		name: "the index learns a leaf without its newest table", file: "volume/warm.go",
-		old: "		for _, k := range *v.chain.Load() {", new: "		for _, k := range (*v.chain.Load())[:len(*v.chain.Load())-1] {",
+		old: "		v.index.Learn(b, layers)", new: "		v.index.Learn(b, layers[:len(layers)-1])",
 		packages: "./volume ./store", tests: "Model|AtRandom|Blank", flags: "",
 	},
 	{

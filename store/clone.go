@@ -166,6 +166,9 @@ func (s *Store) branchable(which selection) ([]graft, error) {
 	grafts := make([]graft, len(fulls))
 	for i, full := range fulls {
 		d, k, _, err := s.snapshotLocked(full)
+		if err == nil {
+			err = s.finishedLocked(full)
+		}
 		if err == nil && k.State() != volume.Sealed {
 			err = fmt.Errorf("snapshot %s is %w or being sealed", full, ErrDraining)
 		}
@@ -292,7 +295,7 @@ type shared struct {
 // sharedLocked is the chain of d up to k; Store.mu is held.
 func (d *disk) sharedLocked(k *volume.VLUN) (x shared) {
 	x.images = map[image.ID]image.Image{}
-	for _, below := range d.chainLocked() {
+	for _, below := range d.volume.VLUNs() {
 		x.chain = append(x.chain, volume.Link{
 			ID: below.ImageID(), Image: below.Image(), Table: below.Table(), SizeBytes: below.SizeBytes(), State: volume.Sealed,
 		})

@@ -55,7 +55,7 @@ func (s *Store) deletable(full string) (d *disk, k *volume.VLUN, info SnapshotIn
 	case snap.verifying != nil:
 		return nil, nil, info, fmt.Errorf("snapshot %s is %w: it is being verified", full, ErrInUse)
 	}
-	return d, k, s.snapshotInfoLocked(d, k, snap), nil
+	return d, k, s.snapshotInfoLocked(d, k, snap), s.finishedLocked(full)
 }
 
 // nameless takes the name of a VLUN away, on the disk and then in memory. Nobody
@@ -93,7 +93,7 @@ func (s *Store) dropName(tx *catalog.Tx, d *disk, k *volume.VLUN, due *[]image.I
 	snap := d.snapshots[k]
 	delete(d.snapshots, k)
 	defer func() { d.snapshots[k] = snap }() // until it is durable
-	chain := d.chainLocked()
+	chain := d.volume.VLUNs()
 	for i := slices.Index(chain, k); i >= 0 && d.snapshots[chain[i]] == nil; i-- {
 		rec := d.sealed[chain[i]]
 		if rec == nil {

@@ -100,7 +100,7 @@ func (s *Store) viewLocked(name string) ([]*volume.VLUN, error) {
 		}
 		k = tip(d.volume)
 	}
-	chain := d.chainLocked()
+	chain := d.volume.VLUNs()
 	return chain[:slices.Index(chain, k)+1], nil
 }
 

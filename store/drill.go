@@ -36,14 +36,14 @@ func (s *Store) newestSealed(volumeName string) (string, error) {
 	}
 	var newest SnapshotInfo
 	for _, info := range list {
-		if info.State == volume.Sealed && !info.CutTime.Before(newest.CutTime) {
+		if info.State == volume.Sealed && s.finished(fullOf(info)) == nil && !info.CutTime.Before(newest.CutTime) {
 			newest = info
 		}
 	}
 	if newest.Name == "" {
 		return "", fmt.Errorf("sealed snapshot of volume %s %w: preserve it first", volumeName, ErrNotFound)
 	}
-	return newest.Volume + "@" + newest.Name, nil
+	return fullOf(newest), nil
 }
 
 // drillName begins as the name of the volume does, so that whoever has rights to

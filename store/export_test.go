@@ -93,7 +93,7 @@ func (s *Store) Shown(blocks lookup.BlockNum) (shown map[string]map[Place]bool, 
 	defer s.mu.Unlock()
 	shown, held = map[string]map[Place]bool{}, map[Place]bool{}
 	for _, d := range s.byVolume {
-		chain := d.chainLocked()
+		chain := d.volume.VLUNs()
 		for i, k := range chain {
 			name := d.record.Name
 			if snap := d.snapshots[k]; snap != nil {

@@ -71,7 +71,7 @@ func (s *Store) nextFold() (next *fold) {
 			continue
 		}
 		var found *fold
-		chain := d.chainLocked()
+		chain := d.volume.VLUNs()
 		spare := s.spareLocked(d, chain)
 		for _, i := range spare {
 			f := &fold{store: s, lower: chain[i], upper: chain[i+1], rec: d.sealed[chain[i+1]]}
@@ -109,7 +109,7 @@ func (s *Store) foldsAfter(now image.ID) (sizeBytes int64) {
 			continue
 		}
 		var list []*volume.VLUN
-		chain := d.chainLocked()
+		chain := d.volume.VLUNs()
 		spare := s.spareLocked(d, chain)
 		over := len(spare) - s.foldAbove
 		for _, i := range spare {
@@ -132,7 +132,7 @@ func (s *Store) foldsAfter(now image.ID) (sizeBytes int64) {
 // they may have one in another; Store.mu is held.
 func (d *disk) namelessLocked() (n int) {
 	for _, k := range d.volume.VLUNs() {
-		if d.snapshots[k] == nil && d.sealed[k] != nil && d.images[k.ImageID()] != nil {
+		if d.snapshots[k] == nil && d.sealed[k] != nil {
 			n++
 		}
 	}
@@ -147,7 +147,7 @@ func (f *fold) possibleLocked() error {
 		return errFolded
 	}
 	for _, h := range holders {
-		chain := h.disk.chainLocked()
+		chain := h.disk.volume.VLUNs()
 		i := slices.Index(chain, h.vlun)
 		if i+1 == len(chain) || chain[i+1].ImageID() != f.upper.ImageID() || h.disk.countsLocked(h.vlun) {
 			return errFolded

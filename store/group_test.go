@@ -2,11 +2,13 @@ package store_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
 	"reflect"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -293,6 +295,70 @@ func TestAProcessOfAVolumeNamesAllOfItsDefaultGroup(t *testing.T) {
 }
 
 // A preserve of the group finds all its volumes before a rollback, or all after it.
+// What one volume has of a preserve is whole and sealed while it waits for another
+// volume's processes, but may be given up yet.
+func TestASnapshotWhosePreserveStillWaitsForAnotherVolumeIsNeitherDeletedNorCloned(t *testing.T) {
+	for _, ends := range []string{"the process ends", "the preserve is given up"} {
+		t.Run(ends, func(t *testing.T) {
+			dir := t.TempDir()
+			s := grouped(t, dir, store.Options{})
+			put(t, s, 'x', "a", "b")
+			mustSeal(t, s, "before", "a")
+			if _, err := s.BeginProcess([]string{"b"}, "p"); err != nil {
+				t.Fatal(err)
+			}
+			preserved := make(chan error, 1)
+			go func() {
+				_, err := s.Preserve(context.Background(), store.PreserveRequest{Groups: []string{"g"}, Name: "s", Wait: time.Hour, OnConflict: volume.ConflictAbort})
+				preserved <- err
+			}()
+			for s.WaitSealed(t.Context(), "a@s") != nil { // there is none yet
+				runtime.Gosched()
+			}
+			if err := s.DeleteSnapshot("a@s"); !errors.Is(err, store.ErrDraining) {
+				t.Errorf("delete: %v", err)
+			}
+			if _, err := s.Clone(t.Context(), "a@s", "d"); !errors.Is(err, store.ErrDraining) {
+				t.Errorf("clone: %v", err)
+			}
+			if drilled, _, err := s.BeginDrill(t.Context(), "a"); err != nil || drilled != "a@before" {
+				t.Errorf("a drill of %s, %v", drilled, err)
+			}
+			put(t, s, 'y', "a", "b")
+			if ends == "the process ends" {
+				if _, err := s.EndProcess("p", false); err != nil {
+					t.Fatal(err)
+				}
+				if err := <-preserved; err != nil {
+					t.Fatal(err)
+				}
+				if got := letters(t, s, "a@s", "b@s"); got != "xx" {
+					t.Errorf("the snapshots hold %q", got)
+				}
+				if err := s.DeleteSnapshot("a@s"); err != nil {
+					t.Error(err)
+				}
+			} else {
+				letters(t, s, "b:process:p") // which 'y' is newer than
+				if err := <-preserved; !errors.Is(err, store.ErrAborted) {
+					t.Fatal(err)
+				}
+				if err := s.DeleteSnapshot("a@s"); !errors.Is(err, store.ErrNotFound) {
+					t.Error(err)
+				}
+			}
+			s.AwaitPunches()
+			if err := s.Close(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			s = openStore(t, dir)
+			if got := letters(t, s, "a", "b", "a@before"); got != "yyx" {
+				t.Errorf("opened again it holds %q", got)
+			}
+		})
+	}
+}
+
 func TestAPreserveOfAGroupBesideItsRollbackIsOfOneState(t *testing.T) {
 	s := grouped(t, filepath.Join(t.TempDir(), "data"), store.Options{})
 	put(t, s, 'x', "a", "b")

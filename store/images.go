@@ -89,14 +89,3 @@ func (s *Store) heldElsewhere(d *disk) func(image.ID) bool {
 		return slices.ContainsFunc(s.holdersLocked(id), func(h holder) bool { return h.disk != d })
 	}
 }
-
-// chainLocked is the VLUNs of a volume without those whose image is gone, since
-// nobody could see a block of it; Store.mu is held.
-func (d *disk) chainLocked() (chain []*volume.VLUN) {
-	for _, k := range d.volume.VLUNs() {
-		if d.images[k.ImageID()] != nil {
-			chain = append(chain, k)
-		}
-	}
-	return chain
-}

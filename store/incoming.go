@@ -153,7 +153,7 @@ func (s *Store) base(live *disk, r ReceiveRequest) (*disk, *volume.VLUN, error) 
 	}
 	alike := ""
 	for _, d := range slices.Backward(s.branchesLocked(r.Volume)) {
-		chain := d.chainLocked()
+		chain := d.volume.VLUNs()
 		for i, k := range slices.Backward(chain) {
 			snap := d.snapshots[k]
 			if snap == nil || k.State() != volume.Sealed || d.sealed[k].hash.String() != r.BaseHash || k.SizeBytes() != r.BaseSizeBytes {
@@ -175,7 +175,7 @@ func (s *Store) base(live *disk, r ReceiveRequest) (*disk, *volume.VLUN, error) 
 // chain of the base is. Store.mu is held.
 func (r ReceiveRequest) unchangedSince(base []*volume.VLUN, live *disk) bool {
 	return live.volume.SizeBytes() == r.BaseSizeBytes &&
-		!slices.ContainsFunc(unshared(base, live.chainLocked()), func(k *volume.VLUN) bool {
+		!slices.ContainsFunc(unshared(base, live.volume.VLUNs()), func(k *volume.VLUN) bool {
 			data, zero := k.Table().Counts()
 			return data+zero > 0
 		})
@@ -241,8 +241,6 @@ func (in *Incoming) seal(ctx context.Context) error {
 	switch rec := in.disk.sealed[k]; {
 	case k.State() != volume.Sealed:
 		return fmt.Errorf("it is not sealed: %s", snap.failed)
-	case rec == nil:
-		return fmt.Errorf("its snapshot %w any more: it was deleted meanwhile", ErrNotFound)
 	case rec.hash != in.hash:
 		return fmt.Errorf("%w: what came has the content hash %s, not %s as was promised", ErrCorrupt, rec.hash, in.hash)
 	}
@@ -369,7 +367,7 @@ func (in *Incoming) inherit(d *disk) (undo func(), err error) {
 func (in *Incoming) fits(live *disk) error {
 	in.store.mu.Lock()
 	defer in.store.mu.Unlock()
-	chain := in.disk.chainLocked()
+	chain := in.disk.volume.VLUNs()
 	if !in.request.unchangedSince(chain[:len(chain)-2], live) { // without what came, and the tip
 		return fmt.Errorf("volume %s has %w than these are the changes of: it was changed meanwhile", in.request.Volume, ErrDiffers)
 	}

@@ -46,7 +46,7 @@ func (s *Store) volumeInfo(d *disk) VolumeInfo {
 	var vluns []*volume.VLUN
 	for _, b := range s.branchesLocked(d.record.Name) {
 		info.Snapshots += len(b.snapshots)
-		vluns = append(vluns, b.chainLocked()...)
+		vluns = append(vluns, b.volume.VLUNs()...)
 	}
 	s.mu.Unlock()
 	slices.SortFunc(vluns, func(a, b *volume.VLUN) int { return cmp.Compare(a.ImageID(), b.ImageID()) })
@@ -236,7 +236,11 @@ func (s *Store) processInfo(p *volume.Process) ProcessInfo {
 		}
 		info.Bound = append(info.Bound, d.boundLocked(b.VLUN))
 		vluns := b.Volume.VLUNs()
-		for i := slices.Index(vluns, b.VLUN); i < len(vluns)-1; i++ {
+		at := slices.Index(vluns, b.VLUN)
+		if at < 0 {
+			continue // the process has ended, and what it was bound to has been dropped
+		}
+		for i := at; i < len(vluns)-1; i++ {
 			if snap := d.snapshots[vluns[i]]; snap != nil {
 				info.WaitedFor = append(info.WaitedFor, d.record.Name+"@"+snap.name)
 				if info.WaitedSince.IsZero() || snap.cutTime.Before(info.WaitedSince) {

@@ -33,8 +33,8 @@ func (s *Store) Preserve(ctx context.Context, r PreserveRequest) (PreserveReport
 	answers := make(chan answer, 1)
 	go func() {
 		defer s.preserves.Done()
-		defer s.freeName(disks, name)
 		report, err := s.preserve(disks, name, cutTime, r)
+		s.freeName(disks, name)
 		answers <- answer{report, err}
 	}()
 	select {
@@ -117,6 +117,22 @@ func (s *Store) freeName(disks []*disk, name string) {
 		delete(s.reserved, d.record.Name+"@"+name)
 		delete(s.marked, d.record.Name+"@"+name)
 	}
+}
+
+// finishedLocked is ErrDraining as long as the preserve that makes a snapshot may still give
+// it up: it waits for another volume's processes. Store.mu is held.
+func (s *Store) finishedLocked(full string) error {
+	if s.reserved[full] {
+		return fmt.Errorf("snapshot %s is %w: the preserve that makes it waits for another volume", full, ErrDraining)
+	}
+	return nil
+}
+
+// finished is finishedLocked for who does not hold Store.mu.
+func (s *Store) finished(full string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.finishedLocked(full)
 }
 
 // findLocked returns a snapshot of a volume by name; Store.mu is held.
@@ -253,33 +269,11 @@ func (s keeper) Prepare(p volume.Plan) ([]volume.Next, error) {
 	if err != nil {
 		return nil, err
 	}
-	taken := s.nameTips(p)
+	taken, err := s.nameTips(p)
 	yield.Here("prepare: named")
-	err = s.catalog.Append(func(tx catalog.Links) error {
-		cut, err := tx.NewCutID()
-		if err != nil {
-			return err
-		}
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		for i, v := range p.Volumes {
-			d := s.byVolume[v]
-			d.snapshots[tip(v)].cut = cut
-			links := []catalog.Link{
-				d.link(tip(v), volume.Draining),
-				{Volume: d.record.ID, Image: next[i].ID, SizeBytes: v.SizeBytes()},
-			}
-			if p.Replaces != nil {
-				links = append(links, d.link(p.Replaces.VLUNs()[i], volume.Draining))
-			}
-			for _, l := range links {
-				if err := tx.PutLink(l); err != nil {
-					return err
-				}
-			}
-		}
-		return nil
-	})
+	if err == nil {
+		err = s.record(p, next)
+	}
 	if err != nil {
 		taken.undo()
 		for _, n := range next {
@@ -304,6 +298,35 @@ func (s keeper) Prepare(p volume.Plan) ([]volume.Next, error) {
 	return next, nil
 }
 
+// record appends the links of a cut.
+func (s keeper) record(p volume.Plan, next []volume.Next) error {
+	return s.catalog.Append(func(tx catalog.Links) error {
+		cut, err := tx.NewCutID()
+		if err != nil {
+			return err
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for i, v := range p.Volumes {
+			d := s.byVolume[v]
+			d.snapshots[tip(v)].cut = cut
+			links := []catalog.Link{
+				d.link(tip(v), volume.Draining),
+				{Volume: d.record.ID, Image: next[i].ID, SizeBytes: v.SizeBytes()},
+			}
+			if p.Replaces != nil {
+				links = append(links, d.link(p.Replaces.VLUNs()[i], volume.Draining))
+			}
+			for _, l := range links {
+				if err := tx.PutLink(l); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+}
+
 // naming is what nameTips changed.
 type naming struct {
 	store    keeper
@@ -312,11 +335,17 @@ type naming struct {
 }
 
 // nameTips gives the plan's name to the tips, and takes it from the preserve
-// that is replaced.
-func (s keeper) nameTips(p volume.Plan) naming {
+// that is replaced. A volume that was rolled back since is not cut any more: what its
+// live view saw is perhaps gone.
+func (s keeper) nameTips(p volume.Plan) (naming, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := naming{store: s, plan: p}
+	for _, v := range p.Volumes {
+		if d := s.byVolume[v]; d.record.Past {
+			return naming{store: s}, fmt.Errorf("volume %s is %w: it was rolled back meanwhile", d.record.Name, ErrInUse)
+		}
+	}
 	at := time.Now()
 	for i, v := range p.Volumes {
 		d := s.byVolume[v]
@@ -332,7 +361,7 @@ func (s keeper) nameTips(p volume.Plan) naming {
 		}
 		d.snapshots[tip(v)] = snap
 	}
-	return n
+	return n, nil
 }
 
 func (n naming) undo() {
@@ -342,8 +371,11 @@ func (n naming) undo() {
 	for i, v := range n.plan.Volumes {
 		d := s.byVolume[v]
 		delete(d.snapshots, tip(v))
-		if n.plan.Replaces != nil {
-			d.snapshots[n.plan.Replaces.VLUNs()[i]] = n.replaced[i]
+		if n.plan.Replaces == nil {
+			continue
+		}
+		if old := n.plan.Replaces.VLUNs()[i]; d.images[old.ImageID()] != nil { // else it was dropped as it had no name
+			d.snapshots[old] = n.replaced[i]
 		}
 	}
 }
@@ -355,7 +387,7 @@ func (s keeper) Discard(p *volume.Preserve) error {
 		defer s.mu.Unlock()
 		for _, k := range p.VLUNs() {
 			d := s.byVolume[k.Volume()]
-			if d == nil {
+			if d == nil || d.snapshots[k] == nil {
 				continue // deleted meanwhile
 			}
 			d.forget(k)

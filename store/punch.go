@@ -137,7 +137,7 @@ func (s *Store) Reclaim() {
 	s.mu.Lock()
 	var ids []image.ID
 	for _, d := range s.byVolume {
-		for _, k := range d.chainLocked() {
+		for _, k := range d.volume.VLUNs() {
 			if d.sealed[k] != nil && d.snapshots[k] == nil {
 				ids = append(ids, k.ImageID())
 			}
@@ -273,7 +273,7 @@ func (s *Store) loseHashes(holders []holder, ceilings []ceiling) error {
 			if s.countsAnywhereLocked(h.disk, k) {
 				break // a ceiling, here or in another chain: what it covers, this view and newer ones do not see
 			}
-			if rec == nil || h.disk.images[k.ImageID()] == nil {
+			if rec == nil {
 				continue
 			}
 			if due := rec.due || k == h.vlun; !rec.punched || due != rec.due {
@@ -371,7 +371,7 @@ func (s *Store) dropImage(k *volume.VLUN) error {
 	}
 	k.Table().Replace(lookup.NewTable())
 	s.mu.Lock()
-	for _, h := range holders {
+	for _, h := range holders { // under one hold: a chain has no image that is gone
 		delete(h.disk.images, id)
 		delete(h.disk.sealed, h.vlun)
 		h.vlun.Drop()

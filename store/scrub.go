@@ -200,7 +200,7 @@ func (s *Store) nextToScrub(every time.Duration) (next *volume.VLUN, due time.Ti
 func (s *Store) sealedLocked() (list []*volume.VLUN) {
 	for v, d := range s.byVolume {
 		for _, k := range v.VLUNs() {
-			if d.sealed[k] != nil && d.images[k.ImageID()] != nil && k.State() == volume.Sealed {
+			if d.sealed[k] != nil && k.State() == volume.Sealed {
 				list = append(list, k)
 			}
 		}

@@ -461,7 +461,7 @@ func (s *Store) writeDown(ctx context.Context, d *disk, k *volume.VLUN) (hash se
 func (s *Store) below(ctx context.Context, d *disk, k *volume.VLUN) (x sealed.Sealing, err error) {
 	x = sealed.Sealing{Dir: imagesDir(s.dir), ID: k.ImageID(), SizeBytes: k.SizeBytes(), Table: k.Table()}
 	s.mu.Lock()
-	chain := d.chainLocked()
+	chain := d.volume.VLUNs()
 	chain = chain[:slices.Index(chain, k)]
 	sound := 0 // so many images make a view whose hash is known
 	for i, j := range chain {

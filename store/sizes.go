@@ -87,7 +87,7 @@ func (s *Store) Sizes(volumeName string) (sizes VolumeSizes, err error) {
 func namedViewsLocked(disks []*disk) map[*volume.VLUN]string {
 	views := map[*volume.VLUN]string{}
 	for _, d := range disks {
-		for _, k := range d.chainLocked() {
+		for _, k := range d.volume.VLUNs() {
 			if !d.countsLocked(k) {
 				continue
 			}
@@ -195,7 +195,7 @@ func (s *Store) treeLocked(disks []*disk, measured func(*volume.VLUN) bool) *tre
 	t := &tree{root: &node{}, byImage: map[image.ID]*node{}}
 	for _, d := range disks {
 		below := t.root
-		for _, k := range d.chainLocked() {
+		for _, k := range d.volume.VLUNs() {
 			n := t.add(below, d, k)
 			n.own, n.view, n.counted = true, n.view || d.countsLocked(k), n.counted || measured(k)
 			below = n
@@ -214,7 +214,7 @@ func (s *Store) treeLocked(disks []*disk, measured func(*volume.VLUN) bool) *tre
 // its first view there. Store.mu is held.
 func (t *tree) addOther(d *disk) {
 	below := t.root
-	for _, k := range d.chainLocked() {
+	for _, k := range d.volume.VLUNs() {
 		if t.byImage[k.ImageID()] == nil && below == t.root {
 			return
 		}

@@ -15,7 +15,7 @@ func (v *Volume) CheckIndex() error {
 	var held blocklock.Held
 	v.locks.Lock(&held, blocklock.Range{Count: lookup.MaxBlocks}, blocklock.Shared)
 	defer v.locks.Unlock(&held)
-	rebuilt := lookup.Rebuild((*v.chain.Load()).layers())
+	rebuilt := lookup.Rebuild((*v.chain.Load()).layers(nil))
 	for b := lookup.BlockNum(0); b < lookup.MaxBlocks; {
 		have, n := v.index.Run(b, uint64(lookup.MaxBlocks-b))
 		want, m := rebuilt.Run(b, n)

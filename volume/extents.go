@@ -62,13 +62,13 @@ func (w *View) extents(rq *request, off, lengthBytes int64, found []Extent) ([]E
 	first, count := blocks(off, lengthBytes)
 	v.lock(rq, first, count, blocklock.Shared, true)
 	defer v.locks.Unlock(&rq.held)
+	c := *v.chain.Load()
 	for end := off + lengthBytes; off < end; {
 		b, rest := blocks(off, end-off)
 		j, state, run := v.find(k, b, rest)
 		n := min(end-off, int64(run)*lookup.BlockSize-off%lookup.BlockSize)
 		x := Extent{LengthBytes: n, State: state}
 		if j != nil {
-			c := *v.chain.Load()
 			x.Depth = c.older(k) - c.older(j) + 1
 		}
 		found, off = append(found, x), off+n

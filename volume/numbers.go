@@ -70,6 +70,7 @@ func (k *VLUN) Drop() {
 		v.chain.Store(&shorter)
 		list := slices.Clone(*v.numbers.vluns.Load())
 		list[k.slot] = nil
+		k.retired = true
 		v.numbers.vluns.Store(&list)
 	}
 }

@@ -82,13 +82,12 @@ func (c chain) upTo(k *VLUN) chain {
 
 func (c chain) newer(k *VLUN) chain { return c[len(c.upTo(k)):] }
 
-// layers is what the index is derived from.
-func (c chain) layers() []lookup.Layer {
-	layers := make([]lookup.Layer, len(c))
-	for i, k := range c {
-		layers[i] = lookup.Layer{Slot: k.slot, Table: k.table}
+// layers appends what the index is derived from.
+func (c chain) layers(to []lookup.Layer) []lookup.Layer {
+	for _, k := range c {
+		to = append(to, lookup.Layer{Slot: k.slot, Table: k.table})
 	}
-	return layers
+	return to
 }
 
 func newVolume(e *Engine, c Config) *Volume {
@@ -316,15 +315,16 @@ func (k *VLUN) CutTime() time.Time {
 }
 
 // Needed tells whether somebody may still read through it: it is live, or has not
-// drained, or a preserved view of it is open. What is not needed never is again,
-// unless a preserved view of it is opened.
+// drained, or a preserved view of it is open, or its preserve still waits, for another
+// volume then, and may be given up or get another cut. What is not needed never is
+// again, unless a preserved view of it is opened.
 func (k *VLUN) Needed() bool {
 	if k.Live() || !k.isDrained() {
 		return true
 	}
 	k.volume.engine.mu.Lock()
 	defer k.volume.engine.mu.Unlock()
-	return k.views > 0
+	return k.views > 0 || k.preserve != nil && k.preserve.phase == waiting
 }
 
 // Retire lets nobody open a preserved view of k any more; ErrBusy if one is open.

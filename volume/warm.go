@@ -32,6 +32,7 @@ func (v *Volume) wantsWarm(b lookup.BlockNum) {
 // of it, for about 0.1 us an image of the chain.
 func (v *Volume) Tend(end <-chan struct{}) {
 	var held blocklock.Held
+	var layers []lookup.Layer
 	for {
 		var b lookup.BlockNum
 		select {
@@ -45,7 +46,8 @@ func (v *Volume) Tend(end <-chan struct{}) {
 		if !v.lockPatiently(end, &held, blocklock.Range{First: b, Count: lookup.LeafBlocks}) {
 			return
 		}
-		v.index.Learn(b, (*v.chain.Load()).layers())
+		layers = (*v.chain.Load()).layers(layers[:0])
+		v.index.Learn(b, layers)
 		v.locks.Unlock(&held)
 	}
 }

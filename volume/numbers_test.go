@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/tidemark/tidemark/lookup"
 )
@@ -160,7 +161,7 @@ func TestSlotsComeRoundBesideReadsAndWrites(t *testing.T) {
 	var kept *VLUN
 	held, refused := "", 0
 	for done := 0; done < rounds && !t.Failed(); {
-		result, err := r.engine.Preserve([]*Volume{v}, PreserveOptions{})
+		result, err := r.engine.Preserve([]*Volume{v}, PreserveOptions{Wait: time.Hour})
 		if errors.Is(err, ErrImageLimit) {
 			refused++
 			kept = nil

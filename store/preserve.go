@@ -41,6 +41,9 @@ func (s *Store) Preserve(ctx context.Context, r PreserveRequest) (PreserveReport
 	case <-ctx.Done():
 		return PreserveReport{}, fmt.Errorf("preserve %s goes on: %w", name, ctx.Err())
 	case a := <-answers:
+		if errors.Is(a.err, errRolledBack) {
+			return s.Preserve(ctx, r) // of what has the name now
+		}
 		if a.err != nil || !r.UntilSealed {
 			return a.report, a.err
 		}
@@ -298,6 +301,9 @@ func (s keeper) Prepare(p volume.Plan) ([]volume.Next, error) {
 	return next, nil
 }
 
+// errRolledBack: the preserve has not begun, and may be tried again.
+var errRolledBack = errors.New("not cut")
+
 // record appends the links of a cut.
 func (s keeper) record(p volume.Plan, next []volume.Next) error {
 	return s.catalog.Append(func(tx catalog.Links) error {
@@ -343,7 +349,11 @@ func (s keeper) nameTips(p volume.Plan) (naming, error) {
 	n := naming{store: s, plan: p}
 	for _, v := range p.Volumes {
 		if d := s.byVolume[v]; d.record.Past {
-			return naming{store: s}, fmt.Errorf("volume %s is %w: it was rolled back meanwhile", d.record.Name, ErrInUse)
+			err := fmt.Errorf("volume %s is %w: it was rolled back meanwhile", d.record.Name, ErrInUse)
+			if p.Replaces == nil {
+				err = fmt.Errorf("%w: %w", errRolledBack, err)
+			}
+			return naming{store: s}, err
 		}
 	}
 	at := time.Now()

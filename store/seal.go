@@ -61,6 +61,13 @@ func (q *sealer) enqueue(k *volume.VLUN) {
 	q.poke()
 }
 
+// waits tells whether somebody waits to be sealed.
+func (q *sealer) waits() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.queue) > 0
+}
+
 // punch asks for the blocks of images to be punched that nobody sees.
 func (q *sealer) punch(ids ...image.ID) {
 	q.mu.Lock()
@@ -446,7 +453,7 @@ func (s *Store) writeDown(ctx context.Context, d *disk, k *volume.VLUN) (hash se
 	if err != nil {
 		return sealed.Hash{}, err
 	}
-	sealing.FS, sealing.Image = fsys, img
+	sealing.FS, sealing.Image = fsys, &yielding{Image: img, ctx: ctx, to: k.Volume(), queue: &s.sealer, begun: time.Now()}
 	if hash, err = sealed.Write(ctx, sealing); err != nil {
 		return sealed.Hash{}, err
 	}
@@ -454,6 +461,41 @@ func (s *Store) writeDown(ctx context.Context, d *disk, k *volume.VLUN) (hash se
 		return sealed.Hash{}, fmt.Errorf("write back image %d: %w", k.ImageID(), err)
 	}
 	return hash, nil
+}
+
+// yielding is an image that is read beside the requests of its volume: to take the sums
+// of a gibibyte keeps a processor busy for a second or two, which they need more. While
+// there are any, it pauses for three times as long as it worked; not if the next VLUN
+// waits to be sealed, or those of frequent preserves would never be.
+type yielding struct {
+	image.Image
+	ctx   context.Context
+	to    *volume.Volume
+	queue *sealer
+	begun time.Time // to work, after the last pause
+}
+
+const (
+	yieldAfter = time.Millisecond
+	yieldFor   = 3 // times what it worked, but no longer than
+	yieldMost  = 100 * time.Millisecond
+	// yieldActive is how long ago the last request may be.
+	yieldActive = 50 * time.Millisecond
+)
+
+// ReadAt implements image.Image.
+func (y *yielding) ReadAt(p []byte, off int64) (int, error) {
+	if worked := time.Since(y.begun); worked >= yieldAfter {
+		if y.to.Active(yieldActive) && !y.queue.waits() {
+			select {
+			case <-y.ctx.Done():
+				return 0, y.ctx.Err()
+			case <-time.After(min(yieldFor*worked, yieldMost)):
+			}
+		}
+		y.begun = time.Now()
+	}
+	return y.Image.ReadAt(p, off)
 }
 
 // below says on what the image of a VLUN is sealed. The hash of a view below that

@@ -165,6 +165,13 @@ func (v *Volume) Uses() (views, processes int) {
 	return v.views, processes
 }
 
+// Active tells whether a request of a frontend's (View.Served) has had its reply within
+// the time before now; at most a minute.
+func (v *Volume) Active(within time.Duration) bool {
+	at := now()
+	return v.stalls.largest(at.Add(-within), at) > 0
+}
+
 // Failed returns why the volume takes no writes, or nil.
 func (v *Volume) Failed() error {
 	if err := v.failed.Load(); err != nil {

@@ -1,0 +1,61 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/tidemark/tidemark/image/mem"
+	"github.com/tidemark/tidemark/volume"
+)
+
+func TestASealPausesWhileItsVolumeHasRequestsAndNoOtherWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		memory := &volume.Memory{}
+		v, err := volume.New(memory, 0).AddVolume(memory.Config("v", 1<<20, volume.ScopeRequest))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w, err := v.Open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var queue sealer
+		y := &yielding{Image: mem.New(), ctx: ctx, to: v, queue: &queue, begun: time.Now()}
+		for _, c := range []struct {
+			what          string
+			works, pauses time.Duration
+			active        bool
+			others        int
+		}{
+			{"nobody", 10 * time.Millisecond, 0, false, 0},
+			{"requests", 10 * time.Millisecond, 30 * time.Millisecond, true, 0},
+			{"requests, and it has hardly begun", yieldAfter - 1, 0, true, 0},
+			{"requests, and it has waited for the disk", time.Minute, yieldMost, true, 0},
+			{"requests, and another to be sealed", 10 * time.Millisecond, 0, true, 1},
+			{"requests a while ago", 10 * time.Millisecond, 0, false, 0},
+		} {
+			time.Sleep(time.Second)
+			queue.queue = make([]*volume.VLUN, c.others)
+			y.begun = time.Now()
+			time.Sleep(c.works)
+			if c.active {
+				w.Served(time.Now().Add(-time.Millisecond))
+			}
+			begin := time.Now()
+			if _, err := y.ReadAt(make([]byte, 4096), 0); err != nil || time.Since(begin) != c.pauses {
+				t.Errorf("%s: it pauses for %v, %v, want %v", c.what, time.Since(begin), err, c.pauses)
+			}
+		}
+		time.Sleep(time.Second)
+		w.Served(time.Now().Add(-time.Millisecond))
+		cancel()
+		if _, err := y.ReadAt(make([]byte, 4096), 0); !errors.Is(err, context.Canceled) {
+			t.Errorf("at the end: %v", err)
+		}
+	})
+}

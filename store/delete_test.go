@@ -191,6 +191,7 @@ func TestWhoComesBesideADeleteDoesNotEndItHalfway(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.AwaitPunches()
+	s.AwaitSpares() // or it may be their commit that is stopped
 	commit.armed.Store(true)
 	deleted := make(chan error, 1)
 	go func() { deleted <- s.DeleteVolume("v", true) }()

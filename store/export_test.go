@@ -45,6 +45,9 @@ func (s *Store) AwaitPunches() {
 	}
 }
 
+// AwaitSpares waits until no images are being made ahead.
+func (s *Store) AwaitSpares() { s.spares.filling.Wait() }
+
 // FoldNow looks for images to fold, as a delete makes it.
 func (s *Store) FoldNow() { s.sealer.foldAgain() }
 

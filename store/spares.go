@@ -25,21 +25,37 @@ type spares struct {
 	store   *Store
 	filling sync.WaitGroup
 
-	mu     sync.Mutex // held across the making, so that IDs stay in order
+	making sync.Mutex // held while some are made, so that IDs stay in order; taken before mu
+	mu     sync.Mutex
 	free   []volume.Next
 	closed bool
 }
 
-// take hands out n images; it makes what is missing.
+// take hands out n images. It waits for the disk, and for who makes more ahead, only
+// if there are not so many.
 func (p *spares) take(n int) ([]volume.Next, error) {
+	for {
+		if taken, there := p.ready(n); there {
+			return taken, nil
+		}
+		p.making.Lock()
+		err := p.make(n)
+		p.making.Unlock()
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+// ready hands out n images that are there, or none.
+func (p *spares) ready(n int) (taken []volume.Next, there bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err := p.make(n); err != nil {
-		return nil, err
+	if len(p.free) < n {
+		return nil, false
 	}
-	taken := p.free[:n:n]
-	p.free = p.free[n:]
-	return taken, nil
+	taken, p.free = p.free[:n:n], p.free[n:]
+	return taken, true
 }
 
 // refill makes spares in the background. One that can't be made is missed by
@@ -52,20 +68,24 @@ func (p *spares) refill() {
 	p.filling.Add(1)
 	go func() {
 		defer p.filling.Done()
-		p.mu.Lock()
-		defer p.mu.Unlock()
+		p.making.Lock()
+		defer p.making.Unlock()
 		if err := p.make(ahead); err != nil && !errors.Is(err, ErrClosed) {
 			s.logger.Warn("making images ahead", "err", err)
 		}
 	}()
 }
 
-// make brings the number of free images to n: IDs first, durably, then files.
+// make brings the number of free images to n: IDs first, durably, then files. making
+// is held.
 func (p *spares) make(n int) error {
-	if p.closed {
+	p.mu.Lock()
+	n -= len(p.free)
+	closed := p.closed
+	p.mu.Unlock()
+	if closed {
 		return ErrClosed
 	}
-	n -= len(p.free)
 	if n <= 0 {
 		return nil
 	}
@@ -95,6 +115,8 @@ func (p *spares) make(n int) error {
 	if err != nil {
 		return errors.Join(err, p.remove(made))
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.free = append(p.free, made...)
 	return nil
 }
@@ -109,11 +131,13 @@ func (p *spares) remove(made []volume.Next) (err error) {
 // close removes the spares; those that it fails to remove are removed by the
 // next open.
 func (p *spares) close() {
+	p.making.Lock() // what is being made is among the free ones then
 	p.mu.Lock()
 	p.closed = true
 	free := p.free
 	p.free = nil
 	p.mu.Unlock()
+	p.making.Unlock()
 	p.filling.Wait()
 	_ = p.remove(free)
 }

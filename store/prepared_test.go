@@ -67,3 +67,25 @@ func TestASnapshotIsShownFromItsCutOnNotFromItsPrepare(t *testing.T) {
 		t.Errorf("after the answer the list has %v (%v), want the snapshot", list, err)
 	}
 }
+
+// Images are made ahead behind a commit of the catalog, which may take long.
+func TestAPreserveWaitsForNoImagesThatAreMadeAhead(t *testing.T) {
+	commit := newStop(func(op vfs.Op) bool { return op.Kind == vfs.OpCommitted })
+	s, err := store.Open(dataDir, store.Options{FS: vfs.Fault{FS: vfs.NewSim(t.TempDir()), Hook: commit.hook}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close(context.Background()) })
+	if _, err := s.CreateVolume("v", 64*lookup.BlockSize, volume.ScopeRequest); err != nil {
+		t.Fatal(err)
+	}
+	s.AwaitSpares()
+	commit.armed.Store(true)
+	for _, name := range []string{"one", "two", "three"} {
+		if _, err := s.Preserve(t.Context(), store.PreserveRequest{Volumes: []string{"v"}, Name: name, Wait: time.Minute}); err != nil {
+			t.Error(err)
+		}
+		<-commit.reached
+	}
+	close(commit.open)
+}

@@ -42,9 +42,10 @@ func runTests(m *testing.M) int {
 	// its kin are not on everybody's path. run -- CMD and the scripts find
 	// tidemark there too.
 	path := strings.Join([]string{built, "/usr/bin", "/usr/sbin", "/sbin", os.Getenv("PATH")}, ":")
-	for name, value := range map[string]string{"PATH": path, "LC_ALL": "C.UTF-8", "TZ": "UTC", "TIDEMARK_API": "",
-		"GORACE": "atexit_sleep_ms=0"} { // else a program with the race detector sleeps a second before it exits
-
+	for name, value := range map[string]string{
+		"PATH": path, "LC_ALL": "C.UTF-8", "TZ": "UTC", "TIDEMARK_API": "",
+		"GORACE": "atexit_sleep_ms=0", // else a program with the race detector sleeps a second before it exits
+	} {
 		if err := os.Setenv(name, value); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1

@@ -9,8 +9,9 @@ import (
 )
 
 // Check reads a journal that nobody has open and returns in words what is wrong
-// with it: why Open would fail, or what it would do without. It never writes. What a crash leaves, such as a
-// torn tail or the table of an image that was removed, is not wrong.
+// with it: why Open would fail, or what it would do without. It never writes. What a
+// crash leaves, such as a torn tail or the table of an image that was removed, is not
+// wrong.
 func Check(o Options) (findings []string) {
 	o.setDefaults()
 	found := func(err error) {

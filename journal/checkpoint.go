@@ -265,8 +265,9 @@ func (j *Journal) Close() error {
 	if j.cur != nil {
 		segs = append(segs, j.cur)
 	}
+	rests := j.rests
 	j.mu.Unlock()
-	if len(segs) > 0 || j.tried {
+	if !rests {
 		err = j.endLife(segs, err)
 	}
 	if err = errors.Join(err, j.witness.file.Close()); err != nil {

@@ -219,7 +219,6 @@ type Journal struct {
 	tables        map[image.ID]LSN // of the table files; guarded by checkpointing
 	next          uint64           // number of the segment that a life begins with; guarded by checkpointing
 	old           []string         // files that no longer count when it has begun; guarded by checkpointing
-	tried         bool             // to begin the life of a journal that rests; guarded by checkpointing
 
 	// mu guards what follows. It is held while a frame or a mark is written to the
 	// page cache, never during a sync. It is taken before that of the witness.
@@ -322,7 +321,7 @@ func (j *Journal) begin() error {
 // there yet.
 func (j *Journal) beginNext(kinds ...kind) error {
 	number := j.next
-	j.next, j.tried = number+1, true
+	j.next = number + 1
 	err := j.beginLife(number, kinds...)
 	if err != nil {
 		j.old = append(j.old, segmentName(j.o.Dir, number))

@@ -75,19 +75,22 @@ func TestADeleteWhileACheckpointFlushesEndsBoth(t *testing.T) {
 	})
 }
 
+// stoppedStore is a store with a volume v of 64 blocks, and a stop of what at tells.
+func stoppedStore(t *testing.T, at func(vfs.Op) bool) (*store.Store, *stop) {
+	t.Helper()
+	p := newStop(at)
+	s := openWith(t, dataDir, store.Options{FS: vfs.Fault{FS: vfs.NewSim(t.TempDir()), Hook: p.hook}})
+	if _, err := s.CreateVolume("v", 64*lookup.BlockSize, volume.ScopeRequest); err != nil {
+		t.Fatal(err)
+	}
+	return s, p
+}
+
 // sealingStore is a store with a preserved volume v whose seal a hook has stopped
 // at the first of four extents that are written back.
 func sealingStore(t *testing.T) (*store.Store, *stop) {
 	t.Helper()
-	writeBack := newStop(func(op vfs.Op) bool { return op.Kind == vfs.OpWriteBack && op.Handle == "seal" })
-	s, err := store.Open(dataDir, store.Options{FS: vfs.Fault{FS: vfs.NewSim(t.TempDir()), Hook: writeBack.hook}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = s.Close(context.Background()) })
-	if _, err := s.CreateVolume("v", 64*lookup.BlockSize, volume.ScopeRequest); err != nil {
-		t.Fatal(err)
-	}
+	s, writeBack := stoppedStore(t, func(op vfs.Op) bool { return op.Kind == vfs.OpWriteBack && op.Handle == "seal" })
 	w := openView(t, s, "v")
 	for b := range int64(4) {
 		write(t, w, 2*b*lookup.BlockSize, 'a')
@@ -174,15 +177,7 @@ func TestADeleteThatFailsLetsTheSealGoOn(t *testing.T) {
 
 // A volume that was rolled back has several branches, which go one after the other.
 func TestWhoComesBesideADeleteDoesNotEndItHalfway(t *testing.T) {
-	commit := newStop(func(op vfs.Op) bool { return op.Kind == vfs.OpCommitted })
-	s, err := store.Open(dataDir, store.Options{FS: vfs.Fault{FS: vfs.NewSim(t.TempDir()), Hook: commit.hook}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = s.Close(context.Background()) })
-	if _, err := s.CreateVolume("v", 64*lookup.BlockSize, volume.ScopeRequest); err != nil {
-		t.Fatal(err)
-	}
+	s, commit := stoppedStore(t, func(op vfs.Op) bool { return op.Kind == vfs.OpCommitted })
 	preserve := store.PreserveRequest{Volumes: []string{"v"}, Name: "s", Wait: time.Minute}
 	if _, err := s.Preserve(t.Context(), preserve); err != nil {
 		t.Fatal(err)

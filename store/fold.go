@@ -303,11 +303,7 @@ func writeOut(to *file.Image, data []byte, off int64) error {
 // pause keeps to the rate, and where the disk is busy to half of its time.
 func (f *fold) pause(ctx context.Context, sizeBytes int64, worked time.Duration) error {
 	atRate := time.Duration(float64(sizeBytes) / float64(f.store.reclaimRate) * float64(time.Second))
-	select {
-	case <-ctx.Done():
-	case <-time.After(max(worked, atRate-worked)):
-	}
-	return ctx.Err()
+	return pause(ctx, max(worked, atRate-worked))
 }
 
 // errLooking: a verification runs.

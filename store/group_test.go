@@ -294,7 +294,6 @@ func TestAProcessOfAVolumeNamesAllOfItsDefaultGroup(t *testing.T) {
 	}
 }
 
-// A preserve of the group finds all its volumes before a rollback, or all after it.
 // What one volume has of a preserve is whole and sealed while it waits for another
 // volume's processes, but may be given up yet.
 func TestASnapshotWhosePreserveStillWaitsForAnotherVolumeIsNeitherDeletedNorCloned(t *testing.T) {
@@ -359,6 +358,7 @@ func TestASnapshotWhosePreserveStillWaitsForAnotherVolumeIsNeitherDeletedNorClon
 	}
 }
 
+// A preserve of the group finds all its volumes before a rollback, or all after it.
 func TestAPreserveOfAGroupBesideItsRollbackIsOfOneState(t *testing.T) {
 	s := grouped(t, filepath.Join(t.TempDir(), "data"), store.Options{})
 	put(t, s, 'x', "a", "b")

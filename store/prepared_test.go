@@ -70,15 +70,7 @@ func TestASnapshotIsShownFromItsCutOnNotFromItsPrepare(t *testing.T) {
 
 // Images are made ahead behind a commit of the catalog, which may take long.
 func TestAPreserveWaitsForNoImagesThatAreMadeAhead(t *testing.T) {
-	commit := newStop(func(op vfs.Op) bool { return op.Kind == vfs.OpCommitted })
-	s, err := store.Open(dataDir, store.Options{FS: vfs.Fault{FS: vfs.NewSim(t.TempDir()), Hook: commit.hook}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = s.Close(context.Background()) })
-	if _, err := s.CreateVolume("v", 64*lookup.BlockSize, volume.ScopeRequest); err != nil {
-		t.Fatal(err)
-	}
+	s, commit := stoppedStore(t, func(op vfs.Op) bool { return op.Kind == vfs.OpCommitted })
 	s.AwaitSpares()
 	commit.armed.Store(true)
 	for _, name := range []string{"one", "two", "three"} {

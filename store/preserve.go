@@ -122,8 +122,8 @@ func (s *Store) freeName(disks []*disk, name string) {
 	}
 }
 
-// finishedLocked is ErrDraining as long as the preserve that makes a snapshot may still give
-// it up: it waits for another volume's processes. Store.mu is held.
+// finishedLocked is ErrDraining as long as the preserve that makes a snapshot may still
+// be given up: it waits for another volume's processes. Store.mu is held.
 func (s *Store) finishedLocked(full string) error {
 	if s.reserved[full] {
 		return fmt.Errorf("snapshot %s is %w: the preserve that makes it waits for another volume", full, ErrDraining)

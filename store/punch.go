@@ -322,10 +322,7 @@ func punchAbsent(ctx context.Context, img image.Image, t *lookup.Table, sizeByte
 		}
 		punched(to)
 		if worked := time.Since(begun); worked >= punchStep {
-			select {
-			case <-ctx.Done():
-			case <-time.After(worked):
-			}
+			_ = pause(ctx, worked) // ctx has its say below
 			begun = time.Now()
 		}
 		return ctx.Err()
@@ -343,6 +340,15 @@ func punchAbsent(ctx context.Context, img image.Image, t *lookup.Table, sizeByte
 }
 
 const punchStep = 10 * time.Millisecond
+
+// pause lets time pass, for others. Its error is that of ctx.
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+	return ctx.Err()
+}
 
 // dropImage takes an image of which nobody sees a block out of all chains, and
 // removes it.

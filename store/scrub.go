@@ -167,11 +167,7 @@ func (s *Store) scrubAlways(every time.Duration, bytesPerSecond int64) {
 // pace waits before each step as long as the step may take.
 func pace(bytesPerSecond int64) func(ctx context.Context, sizeBytes int64) error {
 	return func(ctx context.Context, sizeBytes int64) error {
-		select {
-		case <-ctx.Done():
-		case <-time.After(time.Duration(float64(sizeBytes) / float64(bytesPerSecond) * float64(time.Second))):
-		}
-		return ctx.Err()
+		return pause(ctx, time.Duration(float64(sizeBytes)/float64(bytesPerSecond)*float64(time.Second)))
 	}
 }
 

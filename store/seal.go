@@ -487,10 +487,8 @@ const (
 func (y *yielding) ReadAt(p []byte, off int64) (int, error) {
 	if worked := time.Since(y.begun); worked >= yieldAfter {
 		if y.to.Active(yieldActive) && !y.queue.waits() {
-			select {
-			case <-y.ctx.Done():
-				return 0, y.ctx.Err()
-			case <-time.After(min(yieldFor*worked, yieldMost)):
+			if err := pause(y.ctx, min(yieldFor*worked, yieldMost)); err != nil {
+				return 0, err
 			}
 		}
 		y.begun = time.Now()

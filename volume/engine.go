@@ -223,7 +223,7 @@ func (e *Engine) AddVolume(c Config) (*Volume, error) {
 	}
 	chain := make(chain, len(c.Chain))
 	for i, l := range c.Chain {
-		chain[i] = newVLUN(v, uint64(i), v.numbers.nextLocked(), l.ID, l.Image, l.Table, start, l.SizeBytes)
+		chain[i] = newVLUN(v, uint64(i), l.ID, l.Image, l.Table, start, l.SizeBytes)
 		// A server that died may have left writes unsynced: the first flush
 		// covers them, as it would have then (R9).
 		unsealed := i == len(c.Chain)-1 || l.State != Sealed
@@ -234,7 +234,7 @@ func (e *Engine) AddVolume(c Config) (*Volume, error) {
 			chain[i].reached.Store(unsealed) // nobody knows what an earlier life wrote
 		}
 	}
-	v.numbers.putLocked(chain...)
+	v.numbers.dealLocked(chain...)
 	v.index = newIndex(chain)
 	v.chain.Store(&chain)
 	e.volumes[v] = struct{}{}

@@ -36,23 +36,25 @@ func (n *numbers) get(e lookup.Entry) *VLUN {
 	return nil
 }
 
-// nextLocked deals a slot that is free; there is one. Engine.mu is held.
-func (n *numbers) nextLocked() lookup.Slot {
-	for {
-		n.dealt = n.dealt%lookup.Slot(maxImages) + 1
-		if n.get(lookup.MakeEntry(n.dealt, lookup.Data)) == nil {
-			return n.dealt
-		}
-	}
-}
-
-// putLocked makes the slots of VLUNs known; Engine.mu is held.
-func (n *numbers) putLocked(vluns ...*VLUN) {
+// dealLocked gives slots to VLUNs, for which there are enough. Engine.mu is held.
+func (n *numbers) dealLocked(vluns ...*VLUN) {
 	list := slices.Clone(*n.vluns.Load())
 	for _, k := range vluns {
+		for taken := true; taken; {
+			n.dealt = n.dealt%lookup.Slot(maxImages) + 1
+			taken = int(n.dealt) < len(list) && list[n.dealt] != nil
+		}
+		k.slot = n.dealt
 		list = append(list, make([]*VLUN, max(0, int(k.slot)+1-len(list)))...)
 		list[k.slot] = k
 	}
+	n.vluns.Store(&list)
+}
+
+// freeLocked takes back the slot of a VLUN; Engine.mu is held.
+func (n *numbers) freeLocked(k *VLUN) {
+	list := slices.Clone(*n.vluns.Load())
+	list[k.slot] = nil
 	n.vluns.Store(&list)
 }
 
@@ -68,9 +70,7 @@ func (k *VLUN) Drop() {
 	if i := slices.Index(c, k); i >= 0 && i < len(c)-1 && k.isDrained() {
 		shorter := slices.Concat(c[:i], c[i+1:])
 		v.chain.Store(&shorter)
-		list := slices.Clone(*v.numbers.vluns.Load())
-		list[k.slot] = nil
+		v.numbers.freeLocked(k)
 		k.retired = true
-		v.numbers.vluns.Store(&list)
 	}
 }

@@ -127,9 +127,9 @@ func (e *Engine) cut(p, replaces *Preserve) error {
 			olders[i] = c[len(c)-2]
 		}
 		// The second image's table and VLUN are made here, at the command.
-		live := newVLUN(v, old.order+1, v.numbers.nextLocked(), next[i].ID, next[i].Image, lookup.NewTable(), epoch, old.SizeBytes())
+		live := newVLUN(v, old.order+1, next[i].ID, next[i].Image, lookup.NewTable(), epoch, old.SizeBytes())
 		longer := append(slices.Clip(c), live)
-		v.numbers.putLocked(live)
+		v.numbers.dealLocked(live)
 		v.chain.Store(&longer) // nobody writes to it before the epoch is stored
 		passes("cut: published")
 		p.vluns = append(p.vluns, old)

@@ -211,7 +211,7 @@ type stripe struct {
 type VLUN struct {
 	volume *Volume
 	order  uint64      // newer VLUNs of a volume have larger ones
-	slot   lookup.Slot // stands for it in the index
+	slot   lookup.Slot // stands for it in the index (numbers)
 	id     image.ID
 	image  atomic.Pointer[image.Image] // replaced once, when it is sealed
 	table  *lookup.Table
@@ -241,9 +241,9 @@ type VLUN struct {
 	torn      []Token               // processes that died while it, or an older one, drained
 }
 
-func newVLUN(v *Volume, order uint64, slot lookup.Slot, id image.ID, img image.Image, t *lookup.Table, start Epoch, sizeBytes int64) *VLUN {
+func newVLUN(v *Volume, order uint64, id image.ID, img image.Image, t *lookup.Table, start Epoch, sizeBytes int64) *VLUN {
 	k := &VLUN{
-		volume: v, order: order, slot: slot, id: id, table: t, start: start,
+		volume: v, order: order, id: id, table: t, start: start,
 		wake: make(chan struct{}, 1), quiet: make(chan struct{}), drained: make(chan struct{}),
 		processes: map[*Process]struct{}{},
 	}

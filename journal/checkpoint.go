@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 
 	"github.com/tidemark/tidemark/image"
 	"github.com/tidemark/tidemark/lookup"
@@ -15,24 +16,34 @@ import (
 // ask.
 func (j *Journal) Overdue() bool { return j.uncovered.Load() >= j.o.SegmentBytes }
 
-// NeedsCheckpoint tells whether a Checkpoint would be worth its I/O now. Any
-// number of goroutines may ask.
+// NeedsCheckpoint tells whether a Checkpoint would be worth its I/O now, or a commit
+// that leaves the journal no data to hold (J10): with none, a flush without changes of
+// a table leaves the journal alone. Any number of goroutines may ask.
 func (j *Journal) NeedsCheckpoint() bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.err == nil && j.cur != nil && (j.settled() > 0 || len(j.closed) == 0 && j.cur.end >= j.o.SegmentBytes)
+	return j.err == nil && j.cur != nil && (j.settled() > 0 || len(j.held) > 0 && j.calm >= calmCommits ||
+		len(j.closed) == 0 && j.cur.end >= j.o.SegmentBytes)
 }
 
+// calmCommits is how many commits hold data and change no table until that ends.
+const calmCommits = 64
+
 // settled counts the closed segments that may be folded: all of their changes
-// are committed, and the segment that the base will name is durable (J5). A new
-// segment becomes durable by the first Commit after its start. mu is held.
+// are committed, they hold no data that counts (J10), and the segment that the base
+// will name is durable (J5). A new segment becomes durable by the first Commit after
+// its start. mu is held.
 func (j *Journal) settled() int {
+	first := uint64(math.MaxUint64) // that holds data
+	for _, h := range j.held {
+		first = min(first, h.from)
+	}
 	for i, s := range j.closed {
 		next := j.cur
 		if i+1 < len(j.closed) {
 			next = j.closed[i+1]
 		}
-		if s.after > j.Committed() || next.durable == 0 {
+		if s.after > j.Committed() || s.number >= first || next.durable == 0 {
 			return i
 		}
 	}
@@ -50,7 +61,7 @@ func (j *Journal) Checkpoint() error {
 	defer j.checkpointing.Unlock()
 	j.mu.Lock()
 	err, rests := j.err, j.cur == nil
-	mayRotate := !rests && len(j.closed) == 0 && j.cur.after > j.cur.first
+	mayRotate := !rests && len(j.closed) == 0 && (j.cur.after > j.cur.first || j.cur.end >= j.o.SegmentBytes)
 	j.mu.Unlock()
 	if err != nil || rests {
 		return err
@@ -67,7 +78,7 @@ func (j *Journal) Checkpoint() error {
 }
 
 // rotate closes the present segment and starts the next. Under mu it writes to
-// the page cache only. The header is written before the frame that makes it
+// the page cache only, where there is room. The header is written before the frame that makes it
 // count, so that under the same boot ID that frame always has its successor.
 func (j *Journal) rotate() error {
 	number := j.cur.number + 1 // only changed under checkpointing
@@ -75,17 +86,13 @@ func (j *Journal) rotate() error {
 	if err != nil {
 		return err
 	}
+	next := &segment{name: segmentName(j.o.Dir, number), file: f, stepBytes: j.o.stepBytes()}
+	next.makeRoom(headerBytes, dataSteps) // not under mu
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	old := j.cur
 	end, endCRC := endFrame(beginFrame(nil), 0, kindNext, old.crc, old.durable)
-	next := &segment{
-		header: header{volume: old.volume, number: number, life: old.life, first: old.after, boot: old.boot, prev: endCRC},
-		name:   segmentName(j.o.Dir, number),
-		file:   f,
-
-		stepBytes: old.stepBytes,
-	}
+	next.header = header{volume: old.volume, number: number, life: old.life, first: old.after, boot: old.boot, prev: endCRC}
 	err = next.start(j.drained)
 	if err == nil {
 		err = old.put(end, endCRC)
@@ -227,6 +234,7 @@ func (j *Journal) RemoveImage(id image.ID) error {
 	j.mu.Lock()
 	j.images[id] = false
 	delete(j.drained, id)
+	delete(j.held, id)
 	j.mu.Unlock()
 	j.checkpointing.Lock()
 	defer j.checkpointing.Unlock()
@@ -243,11 +251,11 @@ func (j *Journal) RemoveImage(id image.ID) error {
 	return nil
 }
 
-// Close ends the writer's life. The caller has committed up to End and calls
-// nothing else at the same time or after. All changes are folded into the table
+// Close ends the writer's life. The caller has committed up to End, has seen to it
+// that the journal holds no data (J10), and calls nothing else at the same time or after. All changes are folded into the table
 // files, so that the next Open replays nothing; of a journal that rests still
 // (J9) there are none. After an error the next Open recovers as after a crash;
-// ErrUncommitted if changes were not committed.
+// ErrUncommitted if changes were not committed, or data is held.
 func (j *Journal) Close() error {
 	j.checkpointing.Lock()
 	defer j.checkpointing.Unlock()
@@ -259,6 +267,9 @@ func (j *Journal) Close() error {
 	}
 	if err == nil && j.End() > j.Committed() {
 		err = fmt.Errorf("%w: %d frames", ErrUncommitted, j.End()-j.Committed())
+	}
+	if err == nil && len(j.held) > 0 {
+		err = fmt.Errorf("%w: images whose data it holds were not synced", ErrUncommitted)
 	}
 	j.err = ErrClosed
 	segs := j.closed

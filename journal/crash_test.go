@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"math/rand/v2"
 	"os"
@@ -43,18 +44,32 @@ type rig struct {
 	done    LSN          // the last Commit that returned
 	begun   map[LSN]bool // commits begun, of which a power cut may keep any
 	trail   []mark       // after each step
+
+	latest  map[spot]uint64   // what was written last
+	fresh   map[spot]bool     // written since the commit before
+	unknown map[image.ID]bool // nobody knows what is fresh
+	floor   map[spot]uint64   // what was flushed
+	turn    int               // of commits, which store or sync by it
+}
+
+// spot is a block of an image.
+type spot struct {
+	image image.ID
+	block lookup.BlockNum
 }
 
 type mark struct {
 	ops      int
 	done     LSN // at least this much survives a cut from here on
 	appended LSN
+	floor    map[spot]uint64 // and blocks as they were then, or later
 }
 
 const rigBlocks = 6
 
 func newRig(t failer, tempDir string) *rig {
-	r := &rig{failer: t, sim: vfs.NewSim(tempDir), drained: map[image.ID]bool{}, begun: map[LSN]bool{}}
+	r := &rig{failer: t, sim: vfs.NewSim(tempDir), drained: map[image.ID]bool{}, begun: map[LSN]bool{},
+		latest: map[spot]uint64{}, fresh: map[spot]bool{}, unknown: map[image.ID]bool{}, floor: map[spot]uint64{}}
 	r.o = Options{Dir: "volume", VolumeID: 3, SegmentBytes: 200}
 	r.plug()
 	j, err := Create(r.o)
@@ -74,7 +89,7 @@ func (r *rig) plug() {
 		}
 		return r.hook(op)
 	}}
-	r.o.SyncImage, r.o.DropImage = r.syncImage, r.dropImage
+	r.o.StoreBlock, r.o.SyncImage, r.o.DropImage = r.storeBlock, r.syncImage, r.dropImage
 }
 
 func (r *rig) must(err error) {
@@ -85,7 +100,7 @@ func (r *rig) must(err error) {
 }
 
 func (r *rig) mark() {
-	r.trail = append(r.trail, mark{r.sim.Ops(), r.done, LSN(len(r.frames))})
+	r.trail = append(r.trail, mark{r.sim.Ops(), r.done, LSN(len(r.frames)), maps.Clone(r.floor)})
 }
 
 func imageFile(id image.ID) string { return fmt.Sprintf("image-%d", id) }
@@ -102,6 +117,15 @@ func (r *rig) addImage() {
 	r.must(r.sim.SyncDir("."))
 	r.o.Images = append(slices.Clone(r.o.Images), id)
 	r.j.AddImage(id)
+}
+
+func (r *rig) storeBlock(b Block) error {
+	f, err := r.o.FS.Open(imageFile(b.Image), os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(b.Data, int64(b.Block)*lookup.BlockSize)
+	return errors.Join(err, f.Close())
 }
 
 func (r *rig) syncImage(id image.ID) error {
@@ -123,20 +147,42 @@ func (r *rig) dropImage(id image.ID) error {
 	return errors.Join(f.DropCache(), f.Close())
 }
 
+// write stores a new value in a block; if the image has it, the journal hears nothing.
+func (r *rig) write(at spot) uint64 {
+	r.value++
+	f, err := r.sim.Open(imageFile(at.image), os.O_RDWR, 0)
+	r.must(err)
+	_, err = f.WriteAt(binary.LittleEndian.AppendUint64(nil, r.value), int64(at.block)*lookup.BlockSize)
+	r.must(err)
+	r.must(f.Close())
+	r.latest[at], r.fresh[at] = r.value, true
+	return r.value
+}
+
+// read returns the value of a block.
+func (r *rig) read(at spot) uint64 {
+	return binary.LittleEndian.Uint64(r.data(at))
+}
+
+func (r *rig) data(at spot) []byte {
+	f, err := r.sim.Open(imageFile(at.image), os.O_RDONLY, 0)
+	r.must(err)
+	b := make([]byte, lookup.BlockSize)
+	_, err = f.ReadAt(b, int64(at.block)*lookup.BlockSize)
+	if !errors.Is(err, io.EOF) {
+		r.must(err)
+	}
+	r.must(f.Close())
+	return b
+}
+
 // append writes data for the Data changes, then appends all of them.
 func (r *rig) append(changes []Change) error {
 	values := make([]uint64, len(changes))
 	for i, c := range changes {
-		if c.State != lookup.Data {
-			continue
+		if c.State == lookup.Data {
+			values[i] = r.write(spot{c.Image, c.Block})
 		}
-		r.value++
-		values[i] = r.value
-		f, err := r.sim.Open(imageFile(c.Image), os.O_RDWR, 0)
-		r.must(err)
-		_, err = f.WriteAt(binary.LittleEndian.AppendUint64(nil, r.value), int64(c.Block)*lookup.BlockSize)
-		r.must(err)
-		r.must(f.Close())
 	}
 	lsn, err := r.j.Append(changes)
 	if err != nil {
@@ -151,27 +197,57 @@ func (r *rig) append(changes []Change) error {
 	return nil
 }
 
-// commit syncs the images, lets more be appended and perhaps a segment be
-// closed, and commits what was there before.
+// commit syncs images, or gives the journal what is fresh in them, lets more be
+// appended and perhaps a segment be closed, and commits what was there before.
 func (r *rig) commit(late []Change) error {
-	upTo := r.j.End()
+	r.turn++
+	return r.commitBy(late, func(id image.ID) bool { return (r.turn+int(id))%3 > 0 })
+}
+
+// settle commits such that the journal holds no data, and may be closed.
+func (r *rig) settle() error { return r.commitBy(nil, func(image.ID) bool { return false }) }
+
+func (r *rig) commitBy(late []Change, stores func(image.ID) bool) (err error) {
+	defer func() {
+		if err != nil { // what was fresh is so still, and more
+			for _, id := range r.o.Images {
+				r.unknown[id] = true
+			}
+		}
+	}()
+	upTo, on, promised := r.j.End(), Basis{}, maps.Clone(r.latest)
 	for _, id := range r.o.Images {
+		var fresh []spot
+		for b := range lookup.BlockNum(2 * rigBlocks) {
+			if r.fresh[spot{id, b}] {
+				fresh = append(fresh, spot{id, b})
+			}
+		}
+		if stores(id) && r.j.Ready() && !r.unknown[id] {
+			for _, at := range fresh {
+				on.Blocks = append(on.Blocks, Block{id, at.block, r.data(at)})
+			}
+			continue
+		}
 		if err := r.syncImage(id); errors.Is(err, ErrSyncFailed) {
 			return errors.Join(err, r.j.MarkFailed())
 		} else if err != nil {
 			return err
 		}
+		on.Synced = append(on.Synced, id)
 	}
+	clear(r.fresh)
+	clear(r.unknown)
 	if len(late) > 0 {
 		if err := errors.Join(r.append(late), r.j.Checkpoint()); err != nil {
 			return err
 		}
 	}
 	r.begun[upTo] = true
-	if err := r.j.Commit(upTo); err != nil {
+	if err := r.j.Commit(upTo, on); err != nil {
 		return err
 	}
-	r.done = upTo
+	r.done, r.floor = upTo, promised
 	if r.j.Committed() != upTo {
 		r.Fatalf("committed %d, want %d", r.j.Committed(), upTo)
 	}
@@ -196,7 +272,7 @@ func (r *rig) removeOldest() error {
 
 // close commits and closes, and opens again.
 func (r *rig) close() error {
-	if err := r.commit(nil); err != nil {
+	if err := r.settle(); err != nil {
 		return err
 	}
 	if err := r.j.Close(); err != nil {
@@ -229,7 +305,7 @@ func sameOld(finding string) bool {
 
 func (r *rig) compare(found *Recovered, sameBoot, clean bool) {
 	r.Helper()
-	end := r.j.End()
+	end, least := r.j.End(), r.floor
 	drained := map[image.ID]bool{}
 	if sameBoot && !r.failed {
 		drained = r.drained
@@ -248,6 +324,7 @@ func (r *rig) compare(found *Recovered, sameBoot, clean bool) {
 		r.Fatalf("recovered drained %v, want %v", found.Drained, drained)
 	}
 	if sameBoot && !r.failed {
+		least = maps.Clone(r.latest) // the page cache has all
 		if end != LSN(len(r.frames)) {
 			r.Fatalf("recovered LSN %d, want %d", end, len(r.frames))
 		}
@@ -265,8 +342,10 @@ func (r *rig) compare(found *Recovered, sameBoot, clean bool) {
 	r.begun = map[LSN]bool{end: true}
 	want := r.model()
 	for _, id := range r.o.Images {
-		r.compareTable(id, found.Tables[id], want[id])
+		r.compareTable(id, found.Tables[id], want[id], least)
+		r.unknown[id] = true
 	}
+	clear(r.fresh)
 	if len(found.Tables) != len(r.o.Images) {
 		r.Fatalf("%d tables for %d images", len(found.Tables), len(r.o.Images))
 	}
@@ -292,25 +371,19 @@ func (r *rig) model() map[image.ID]map[lookup.BlockNum]entry {
 	return tables
 }
 
-func (r *rig) compareTable(id image.ID, got *lookup.Table, want map[lookup.BlockNum]entry) {
+func (r *rig) compareTable(id image.ID, got *lookup.Table, want map[lookup.BlockNum]entry, least map[spot]uint64) {
 	r.Helper()
-	f, err := r.sim.Open(imageFile(id), os.O_RDONLY, 0)
-	r.must(err)
 	for b := range lookup.BlockNum(2 * rigBlocks) {
+		at := spot{id, b}
 		if got.Get(b) != want[b].state {
 			r.Fatalf("image %d, block %d is %v, want %v, at LSN %d", id, b, got.Get(b), want[b].state, len(r.frames))
 		}
-		if want[b].state != lookup.Data || want[b].value == 0 {
-			continue
+		v := r.read(at)
+		if want[b].state == lookup.Data && v < max(want[b].value, least[at]) {
+			r.Fatalf("image %d, block %d is durable in the table, its data is not: %d, want %d, and %d was flushed", id, b, v, want[b].value, least[at])
 		}
-		var stored [8]byte
-		_, err := f.ReadAt(stored[:], int64(b)*lookup.BlockSize)
-		r.must(err)
-		if v := binary.LittleEndian.Uint64(stored[:]); v < want[b].value {
-			r.Fatalf("image %d, block %d is durable in the table, its data is not: %d, want %d", id, b, v, want[b].value)
-		}
+		r.latest[at] = v
 	}
-	r.must(f.Close())
 }
 
 // afterCut returns the rig on another disk: what a cut before operation at left.
@@ -338,7 +411,9 @@ func (r *rig) afterCut(at int, rng *rand.Rand) *rig {
 	c.written = slices.Clone(r.written[:r.trail[after].appended])
 	c.begun = maps.Clone(r.begun)
 	c.drained = maps.Clone(r.drained)
-	c.trail = []mark{{c.sim.Ops(), c.done, LSN(len(c.frames))}}
+	c.latest, c.fresh, c.unknown = maps.Clone(r.latest), maps.Clone(r.fresh), maps.Clone(r.unknown)
+	c.floor = maps.Clone(r.trail[before].floor)
+	c.trail = []mark{{c.sim.Ops(), c.done, LSN(len(c.frames)), maps.Clone(c.floor)}}
 	return &c
 }
 
@@ -349,11 +424,13 @@ func (r *rig) afterKill() *rig {
 	c.plug()
 	c.begun = maps.Clone(r.begun)
 	c.drained = maps.Clone(r.drained)
+	c.latest, c.fresh, c.unknown = maps.Clone(r.latest), maps.Clone(r.fresh), maps.Clone(r.unknown)
+	c.floor = maps.Clone(r.floor)
 	return &c
 }
 
-// write is R1 for a block through an image: set there, delete in a newer one.
-func write(older, newer image.ID, b lookup.BlockNum) []Change {
+// through is R1 for a block through an image: set there, delete in a newer one.
+func through(older, newer image.ID, b lookup.BlockNum) []Change {
 	return []Change{{older, b, 1, lookup.Data}, {newer, b, 1, lookup.Absent}}
 }
 
@@ -370,26 +447,44 @@ func (r *rig) script() error {
 }
 
 func (r *rig) steps() []func() error {
+	overwrite := func(at ...spot) func() error {
+		return func() error {
+			for _, at := range at {
+				r.write(at)
+			}
+			return nil
+		}
+	}
 	return []func() error{
 		func() error { return r.append([]Change{data(1, 0)}) },
 		func() error { return r.append([]Change{{1, 1, 3, lookup.Zero}}) },
 		func() error { return r.commit(nil) },
+		overwrite(spot{1, 0}),
+		func() error { return r.commit(nil) },
+		overwrite(spot{1, 0}),
+		func() error { return r.commit(nil) },
+		overwrite(spot{1, 0}),
+		func() error { return r.commit(nil) },
 		func() error { return r.append([]Change{data(2, 0)}) },
 		func() error { return r.append([]Change{data(2, 1)}) },
 		func() error { return r.commit([]Change{data(2, 2)}) },
-		func() error { return r.append(write(1, 2, 0)) },
+		func() error { return r.append(through(1, 2, 0)) },
 		func() error { return r.markDrained(2) },
 		func() error { return r.j.Checkpoint() }, // starts a segment
-		func() error { return r.append(write(1, 2, 1)) },
+		func() error { return r.append(through(1, 2, 1)) },
 		func() error { return r.append([]Change{data(2, 4)}) },
 		func() error { return r.commit([]Change{data(1, 5)}) },
 		func() error { return r.j.Checkpoint() }, // folds and removes one
-		func() error { return r.append(write(1, 2, 4)) },
+		overwrite(spot{1, 0}, spot{2, 4}, spot{1, 5}),
+		func() error { return r.commit(nil) },
+		func() error { return r.append(through(1, 2, 4)) },
 		func() error { return r.append([]Change{data(2, 5), data(1, 4)}) },
 		func() error { return r.j.Checkpoint() },
+		overwrite(spot{1, 4}, spot{2, 5}),
 		func() error { return r.append([]Change{data(2, 0)}) },
 		func() error { return r.commit(nil) },
-		func() error { return r.append(write(1, 2, 2)) },
+		overwrite(spot{1, 4}, spot{2, 0}),
+		func() error { return r.append(through(1, 2, 2)) },
 	}
 }
 
@@ -504,7 +599,11 @@ func TestCommittedChangesOutliveEveryCrash(t *testing.T) {
 		t.Repeat(map[string]func(*rapid.T){
 			"append":     func(t *rapid.T) { step(func() error { return r.append(drawChanges(t, r.o.Images)) })(t) },
 			"append too": func(t *rapid.T) { step(func() error { return r.append(drawChanges(t, r.o.Images)) })(t) },
-			"commit":     step(func() error { return r.commit(nil) }),
+			"overwrite": func(t *rapid.T) {
+				at := spot{rapid.SampledFrom(r.o.Images).Draw(t, "image"), lookup.BlockNum(rapid.Uint64Range(0, rigBlocks-1).Draw(t, "block"))}
+				step(func() error { r.write(at); return nil })(t)
+			},
+			"commit": step(func() error { return r.commit(nil) }),
 			"commit less": func(t *rapid.T) {
 				step(func() error { return r.commit(drawChanges(t, r.o.Images)) })(t)
 			},

@@ -104,7 +104,7 @@ func TestAFaultAtAnyOperationOfACloseOrAnOpenLosesNothing(t *testing.T) {
 	eachFault(t, func(t *testing.T, f fault) bool {
 		r := newRig(t, t.TempDir())
 		r.must(r.script())
-		r.must(r.commit(nil))
+		r.must(r.settle())
 		r.mark()
 		r.closing = true
 		met := f.during(r, func() { r.try(f, "close", r.j.Close()) })
@@ -149,7 +149,7 @@ func TestAfterAFailedSyncOnlyWhatWasCommittedCounts(t *testing.T) {
 			j := create(t, o)
 			appendTo(t, j, data(1, 1))
 			must(t, j.MarkDrained(1))
-			must(t, j.Commit(1))
+			must(t, j.Commit(1, Basis{}))
 			appendTo(t, j, data(1, 2))
 			hole := place{1, j.cur.end, 0}
 			appendTo(t, j, data(1, 5))
@@ -157,7 +157,7 @@ func TestAfterAFailedSyncOnlyWhatWasCommittedCounts(t *testing.T) {
 			c.fail(t, j, fault)
 			_, appended := j.Append([]Change{data(1, 3)})
 			for call, err := range map[string]error{
-				"append": appended, "commit": j.Commit(2), "mark drained": j.MarkDrained(2), "checkpoint": j.Checkpoint(), "close": j.Close(),
+				"append": appended, "commit": j.Commit(2, Basis{}), "mark drained": j.MarkDrained(2), "checkpoint": j.Checkpoint(), "close": j.Close(),
 			} {
 				if !errors.Is(err, ErrSyncFailed) {
 					t.Errorf("%s: %v, want ErrSyncFailed", call, err)
@@ -208,7 +208,7 @@ func failSyncs(t *testing.T, j *Journal, fault *func(vfs.Op) error, with error) 
 		}
 		return nil
 	}
-	if err := j.Commit(2); !errors.Is(err, ErrSyncFailed) || !errors.Is(err, with) {
+	if err := j.Commit(2, Basis{}); !errors.Is(err, ErrSyncFailed) || !errors.Is(err, with) {
 		t.Fatalf("commit: %v", err)
 	}
 	*fault = nil
@@ -238,7 +238,7 @@ func TestASyncThatFailsInRecoveryIsNotTriedAgain(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			o := simOptions("a", 1)
 			j := create(t, o)
-			must(t, j.Commit(appendTo(t, j, data(1, 1))))
+			must(t, j.Commit(appendTo(t, j, data(1, 1)), Basis{}))
 			appendTo(t, j, data(1, 2))
 			c.witness(t, o)
 			o.SyncImage = func(image.ID) error { return image.ErrNotBegun }
@@ -267,7 +267,7 @@ func TestNoAppendWaitsForWhatRunsBesideItWhereverThatIsStopped(t *testing.T) {
 		want []vfs.OpKind
 	}{
 		{"checkpoint", (*Journal).Checkpoint, []vfs.OpKind{vfs.OpOpen, vfs.OpSyncDir, vfs.OpRead, vfs.OpSync, vfs.OpRename, vfs.OpRemove, vfs.OpClose}},
-		{"commit", func(j *Journal) error { return j.Commit(j.End()) }, []vfs.OpKind{vfs.OpSync}},
+		{"commit", func(j *Journal) error { return j.Commit(j.End(), Basis{}) }, []vfs.OpKind{vfs.OpSync}},
 		{"remove image", func(j *Journal) error { return j.RemoveImage(2) }, []vfs.OpKind{vfs.OpRemove, vfs.OpSyncDir}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -290,12 +290,12 @@ func stopAt(t *testing.T, n int, do func(*Journal) error, seen map[vfs.OpKind]bo
 	o := simOptions("a", 1, 2, 3)
 	hook := failing(&o)
 	j := create(t, o)
-	must(t, j.Commit(appendTo(t, j, data(1, 1), data(2, 1))))
+	must(t, j.Commit(appendTo(t, j, data(1, 1), data(2, 1)), Basis{}))
 	must(t, j.Checkpoint()) // closes a segment
-	must(t, j.Commit(appendTo(t, j, data(1, 2), data(2, 2))))
+	must(t, j.Commit(appendTo(t, j, data(1, 2), data(2, 2)), Basis{}))
 	must(t, j.Checkpoint()) // folds it
 	must(t, j.Checkpoint()) // closes the next
-	must(t, j.Commit(appendTo(t, j, data(1, 3), data(2, 3))))
+	must(t, j.Commit(appendTo(t, j, data(1, 3), data(2, 3)), Basis{}))
 	appendTo(t, j, data(1, 4))
 
 	stopped, goOn, done := make(chan vfs.OpKind), make(chan struct{}), make(chan error, 1)

@@ -52,6 +52,8 @@ func FuzzFramesOfAnyPayload(f *testing.F) {
 	f.Add(byte(2), make([]byte, 16), byte(3), []byte{}, uint32(90), false)
 	f.Add(byte(0), appendChange(change, Change{1, 1, 1 << 20, lookup.Zero}), byte(4), []byte{}, uint32(0), false)
 	f.Add(byte(5), change, byte(1), make([]byte, 8), uint32(1000), true)
+	f.Add(byte(0), change, byte(1), appendCommit(nil, 1, Basis{Blocks: []Block{{1, 5, make([]byte, lookup.BlockSize)}}}), uint32(0), false)
+	f.Add(byte(1), appendCommit(nil, 0, Basis{Blocks: []Block{{1, 5, make([]byte, lookup.BlockSize)}}}), byte(1), appendCommit(nil, 0, Basis{Synced: []image.ID{1, 2}}), uint32(0), false)
 	kinds := []kind{kindChanges, kindCommit, kindDrained, kindNext, kindClosed, kind([]byte("what"))}
 	f.Fuzz(func(t *testing.T, kind1 byte, payload1 []byte, kind2 byte, payload2 []byte, durable uint32, unchained bool) {
 		o := simOptions("a", 1)

@@ -59,6 +59,22 @@ type Change struct {
 	State lookup.State
 }
 
+// Block is what one block of an image holds: lookup.BlockSize bytes.
+type Block struct {
+	Image image.ID
+	Block lookup.BlockNum
+	Data  []byte
+}
+
+// Basis is what the changes of a commit rest on, and the data that it promises
+// (Journal.Commit).
+type Basis struct {
+	// Synced are images that were synced, after the Commit before.
+	Synced []image.ID
+	// Blocks are of images that were not. The commit stores them in their place.
+	Blocks []Block
+}
+
 // Options tell where a journal lies and to whom it belongs.
 type Options struct {
 	// FS holds Dir, which may hold files of others too.
@@ -77,6 +93,9 @@ type Options struct {
 	// them, as a second sync would return nil and prove nothing; but not one
 	// that wraps image.ErrNotBegun.
 	SyncImage func(image.ID) error
+	// StoreBlock writes a block to its image. Open calls it for what commits hold of
+	// images (J10), and SyncImage after that.
+	StoreBlock func(Block) error
 	// DropImage makes reads of an image ask the disk (vfs.File.DropCache). Open
 	// calls it, one image at a time, when a sync had failed (J8). Else a block
 	// would read as it was last written until the page cache lets go of it, and
@@ -167,12 +186,25 @@ type Recovered struct {
 //	    one that is noted for a life before the first that counts, since that has
 //	    taken nothing when the witness does not speak of it yet.
 //
+//	J10 A commit frame may hold blocks: their data as it was when the commit began.
+//	    So a flush of little waits for one sync, the journal's, and not for those of
+//	    images too, whose new blocks cost the file system a transaction. The data is
+//	    in the page cache of the image besides, and under the same boot ID counts
+//	    there (J1). Else the last commit that counts and has a block decides what the
+//	    image holds in it: Open writes that to the image, before any table file. A
+//	    commit says which images were synced before it was written; what earlier ones
+//	    hold of those counts no more. So nobody is promised what a sync of an image
+//	    has made durable, while the journal holds any of the image, but by a commit
+//	    that says so; it may take back what nobody was promised. While a segment holds
+//	    data that counts, it is not folded (J5), nor is the journal closed: somebody
+//	    has to sync the images and commit (Holds). Open does it under the same boot ID.
+//
 // Open under the same boot ID with a tail that no commit covers first makes the
 // tail committed: it syncs all images (a deletion rests on the older image that
 // took the data; data may have been overwritten where an entry was already),
 // then the segments, then appends a commit frame and syncs that. It syncs the
 // segments without such a tail too: the commit frame that it found may be in the
-// page cache only (J4). If one of these syncs fails, the life that is being
+// page cache only (J4); and the images too where the journal holds data. If one of these syncs fails, the life that is being
 // recovered has failed (J8), for the next Open too. Then, as after a power cut:
 // replay, table files, the first segment of the new life, base, witness, removal
 // of the old segments.
@@ -223,16 +255,24 @@ type Journal struct {
 	// mu guards what follows. It is held while a frame or a mark is written to the
 	// page cache, never during a sync. It is taken before that of the witness.
 	mu      sync.Mutex
-	err     error             // final: a failed sync, or ErrClosed
-	cur     *segment          // takes the frames; nil until the life has begun
-	rests   bool              // nobody has tried to begin it (J9)
-	closed  []*segment        // before cur, not yet folded, oldest first
-	images  map[image.ID]bool // true: in the chain; false: removed, its changes are ignored
+	err     error                // final: a failed sync, or ErrClosed
+	cur     *segment             // takes the frames; nil until the life has begun
+	rests   bool                 // nobody has tried to begin it (J9)
+	closed  []*segment           // before cur, not yet folded, oldest first
+	held    map[image.ID]holding // what commits hold of images (J10)
+	calm    int                  // commits with blocks since one with changes
+	images  map[image.ID]bool    // true: in the chain; false: removed, its changes are ignored
 	drained map[image.ID]bool
 	buf     []byte
 }
 
 const defaultSegmentBytes = 64 << 20
+
+// holding is what commits hold of an image that was not synced since (J10).
+type holding struct {
+	from  uint64 // number of the first segment that has some
+	bytes int64
+}
 
 // keepBufferBytes is what Append keeps of a buffer that a large frame made grow.
 const keepBufferBytes = 1 << 20
@@ -286,7 +326,7 @@ func makeDir(o *Options) error {
 }
 
 func newJournal(o *Options, boot bootID, at LSN, tables map[image.ID]LSN) *Journal {
-	j := &Journal{o: *o, boot: boot, images: map[image.ID]bool{}, drained: map[image.ID]bool{}, tables: map[image.ID]LSN{}}
+	j := &Journal{o: *o, boot: boot, images: map[image.ID]bool{}, drained: map[image.ID]bool{}, held: map[image.ID]holding{}, tables: map[image.ID]LSN{}}
 	maps.Copy(j.tables, tables)
 	for _, id := range o.Images {
 		j.images[id] = true
@@ -486,8 +526,8 @@ func (j *Journal) put(b []byte, k kind) error {
 
 // put writes a frame. After an error the next one takes its place.
 func (s *segment) put(b []byte, crc uint32) error {
-	if n := int64(len(b)); n <= s.stepBytes && s.end+n > s.room {
-		s.makeRoom(s.end + int64(len(b)))
+	if int64(len(b)) <= s.stepBytes {
+		s.makeRoom(len(b), 1)
 	}
 	if _, err := s.file.WriteAt(b, s.end); err != nil {
 		_ = s.file.Truncate(s.end) // only tidies up: what stays is overwritten
@@ -499,13 +539,18 @@ func (s *segment) put(b []byte, crc uint32) error {
 	return nil
 }
 
-// makeRoom writes zeros up to at least end, and a step further: a commit whose
-// frames take the place of blocks that the file has is one write of the disk; one
-// that makes the file longer commits a transaction of the file system besides.
-// The room is asked for by Allocate, which draws on no reserve: that is for frames.
-// Where there is no room for zeros there may be for the frame.
-func (s *segment) makeRoom(end int64) {
-	room := (end/s.stepBytes + 2) * s.stepBytes
+// makeRoom writes zeros, where there is no room for the next lengthBytes, up to behind
+// those and some steps further: a commit whose frames take the place of blocks that the
+// file has is one write of the disk; one that makes the file longer commits a
+// transaction of the file system besides. The room is asked for by Allocate, which draws
+// on no reserve: that is for frames. Where there is no room for zeros there may be for
+// the frame.
+func (s *segment) makeRoom(lengthBytes int, steps int64) {
+	end := s.end + int64(lengthBytes)
+	if end <= s.room {
+		return
+	}
+	room := (end/s.stepBytes + 1 + steps) * s.stepBytes
 	if err := s.file.Allocate(s.end, room-s.end); err != nil {
 		s.room = s.end
 		return
@@ -513,6 +558,10 @@ func (s *segment) makeRoom(end int64) {
 	n, _ := s.file.WriteAt(make([]byte, room-s.end), s.end)
 	s.room = s.end + int64(n) // zeros are no frame: what there is of them may stay
 }
+
+// dataSteps is how many steps of room are made at a time where commits have blocks:
+// 256 KiB of the default. (Of 1 MiB, the flush that waits for it is late by 10 ms.)
+const dataSteps = 4
 
 // MarkDrained records that every process older than the cut of an image has
 // ended. The mark survives the death of the process, not a power cut. Any
@@ -561,14 +610,18 @@ func (j *Journal) End() LSN { return LSN(j.appended.Load()) }
 // Committed returns the LSN up to which changes are durable. It never waits.
 func (j *Journal) Committed() LSN { return LSN(j.committed.Load()) }
 
-// Commit makes the changes up to an LSN durable. The caller has synced, after it
-// learned upTo from End or Append, every image that one of them rests on; for a
-// deletion that is the older image that took the block. One Commit runs at a
-// time, beside any number of Appends and a Checkpoint. It does nothing for
-// changes that are committed. An error of a sync is final and wraps
-// ErrSyncFailed: it is what every later Append and Commit returns.
-func (j *Journal) Commit(upTo LSN) error {
-	s, p, err := j.putCommit(upTo)
+// Commit makes the changes up to an LSN durable, and the data that they rest on.
+// Every image that one of them rests on, for a deletion the older one that took the
+// block, is in order in one of three ways: nothing was written to it since the Commit
+// before; or the caller has synced it, after it learned upTo from End or Append; or
+// all blocks that were written since are here. So is any other image of which the
+// caller makes data durable. One Commit runs at a time, beside any number of Appends
+// and a Checkpoint. It does nothing where there is nothing to say: no new changes, no
+// blocks, and nothing held of what was synced (Holds). An error of a sync is final and wraps
+// ErrSyncFailed: it is what every later Append and Commit returns. After another
+// one, such as of a full disk, nothing was promised.
+func (j *Journal) Commit(upTo LSN, on Basis) error {
+	s, p, err := j.putCommit(upTo, on)
 	if err != nil || s == nil {
 		return err
 	}
@@ -581,22 +634,28 @@ func (j *Journal) Commit(upTo LSN) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	s.durable = p.end
-	j.committed.Store(uint64(upTo))
+	j.committed.Store(uint64(max(upTo, j.Committed())))
+	for _, id := range on.Synced {
+		delete(j.held, id)
+	}
 	return nil
 }
 
 // putCommit writes the commit frame and returns the segment that it is in and
 // where it ends; nil if there is nothing to commit. Every segment before that
 // one is durable (J3).
-func (j *Journal) putCommit(upTo LSN) (*segment, place, error) {
+func (j *Journal) putCommit(upTo LSN, on Basis) (*segment, place, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for {
 		if j.err != nil {
 			return nil, place{}, j.err
 		}
-		if upTo <= j.Committed() {
+		if upTo <= j.Committed() && len(on.Blocks) == 0 && !slices.ContainsFunc(on.Synced, j.holds) {
 			return nil, place{}, nil
+		}
+		if err := j.awaitLife(); err != nil {
+			return nil, place{}, err
 		}
 		if upTo > j.End() {
 			return nil, place{}, fmt.Errorf("journal: commit up to %d, but the end is %d", upTo, j.End())
@@ -617,12 +676,41 @@ func (j *Journal) putCommit(upTo LSN) (*segment, place, error) {
 		}
 		s.durable = s.end
 	}
-	b := binary.LittleEndian.AppendUint64(beginFrame(j.buf[:0]), uint64(upTo))
+	b := appendCommit(beginFrame(j.buf[:0]), upTo, on)
+	if len(b)-frameBytes > maxPayloadBytes {
+		return nil, place{}, fmt.Errorf("journal: %d blocks are too many for one commit", len(on.Blocks))
+	}
+	if len(on.Blocks) > 0 {
+		j.cur.makeRoom(len(b), dataSteps)
+	}
 	if err := j.put(b, kindCommit); err != nil {
 		return nil, place{}, err
 	}
+	if j.calm++; upTo > j.Committed() {
+		j.calm = 0
+	}
+	for _, x := range on.Blocks {
+		h, ok := j.held[x.Image]
+		if !ok {
+			h.from = j.cur.number
+		}
+		h.bytes += lookup.BlockSize
+		j.held[x.Image] = h
+	}
 	j.uncovered.Store(0)
 	return j.cur, j.cur.place(), nil
+}
+
+// holds tells whether commits hold data of an image. mu is held.
+func (j *Journal) holds(id image.ID) bool { return j.held[id].bytes > 0 }
+
+// Holds tells how many bytes of data of an image commits hold, which a sync of the
+// image, told by the next Commit, would make needless (J10). Any number of goroutines
+// may ask.
+func (j *Journal) Holds(id image.ID) int64 {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.held[id].bytes
 }
 
 // fail makes a failed sync the journal's final error and returns that.

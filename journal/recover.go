@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"slices"
@@ -44,6 +45,9 @@ func open(o Options) (*Journal, *Recovered, error) {
 		return nil, nil, err
 	}
 	if err := h.dropTail(&o); err != nil {
+		return nil, nil, err
+	}
+	if err := h.storeBlocks(&o); err != nil {
 		return nil, nil, err
 	}
 	for _, id := range changed {
@@ -93,12 +97,19 @@ type history struct {
 	clean     bool
 	past      bool // the chain has passed what the witness says is durable
 	committed LSN
+	blocks    map[image.ID]map[lookup.BlockNum]stored // what commits that count hold (J10)
 	drained   map[image.ID]bool
 	segments  []*segment       // never empty
 	highest   uint64           // number of a segment file, in the chain or not
 	old       []string         // files that no longer count when the next life has begun
 	tables    map[image.ID]LSN // of the table files, once they have been read
 	notes     []string
+}
+
+// stored is where the data of a block lies.
+type stored struct {
+	in  *segment
+	off int64
 }
 
 func (h *history) last() *segment { return h.segments[len(h.segments)-1] }
@@ -126,7 +137,7 @@ func (h *history) note(format string, args ...any) {
 
 // readHistory reads and writes nothing; flag is how it opens segments.
 func readHistory(o *Options, flag int) (*history, error) {
-	h := &history{drained: map[image.ID]bool{}, tables: map[image.ID]LSN{}}
+	h := &history{blocks: map[image.ID]map[lookup.BlockNum]stored{}, drained: map[image.ID]bool{}, tables: map[image.ID]LSN{}}
 	if err := h.read(o, flag); err != nil {
 		h.close()
 		return nil, err
@@ -345,16 +356,17 @@ func (h *history) take(s *segment, f frame, counts bool) error {
 		s.after++
 		return nil
 	case kindCommit:
-		if len(f.payload) != 8 {
-			break
+		c, err := parseCommit(f.payload)
+		if err != nil {
+			return err
 		}
-		upTo := LSN(binary.LittleEndian.Uint64(f.payload))
-		if upTo > s.after {
-			return fmt.Errorf("%w: commit up to %d at %d", ErrCorrupt, upTo, s.after)
+		if c.upTo > s.after {
+			return fmt.Errorf("%w: commit up to %d at %d", ErrCorrupt, c.upTo, s.after)
 		}
 		// The first commit of a segment may cover less than what is before it.
 		if counts {
-			h.committed = max(h.committed, upTo)
+			h.committed = max(h.committed, c.upTo)
+			h.hold(s, f, c)
 		}
 		return nil
 	case kindDrained:
@@ -367,6 +379,19 @@ func (h *history) take(s *segment, f frame, counts bool) error {
 		return nil
 	}
 	return fmt.Errorf("%w: %q with a payload of %d bytes", ErrCorrupt, f.kind[:], len(f.payload))
+}
+
+// hold takes note of the data that a commit holds, and of what it says is needless.
+func (h *history) hold(s *segment, f frame, c commitment) {
+	for _, id := range c.synced {
+		delete(h.blocks, id)
+	}
+	for _, x := range c.blocks {
+		if h.blocks[x.image] == nil {
+			h.blocks[x.image] = map[lookup.BlockNum]stored{}
+		}
+		h.blocks[x.image][x.block] = stored{s, f.off + frameBytes + int64(x.at)}
+	}
 }
 
 // findRot tells a torn tail from rot. The chain has ended. A torn tail is a part
@@ -507,18 +532,12 @@ func (h *history) commitTail(o *Options) error {
 		return nil
 	}
 	last := h.last()
-	if last.after == h.committed {
+	if last.after == h.committed && len(h.blocks) == 0 {
 		return h.syncSegments(o, h.segments...)
 	}
-	if o.SyncImage == nil {
-		return errors.New("changes wait for their images to be synced, and Options.SyncImage is nil")
-	}
 	for _, id := range o.Images {
-		switch err := o.SyncImage(id); {
-		case errors.Is(err, image.ErrNotBegun):
-			return fmt.Errorf("sync image %d: %w", id, err)
-		case err != nil:
-			return h.fail(o, fmt.Errorf("sync image %d: %w", id, err))
+		if err := h.syncImage(o, id); err != nil {
+			return err
 		}
 	}
 	if err := h.syncSegments(o, h.segments...); err != nil {
@@ -547,6 +566,53 @@ func (h *history) dropTail(o *Options) error {
 		if err := o.DropImage(id); err != nil {
 			return fmt.Errorf("drop what is cached of image %d: %w", id, err)
 		}
+	}
+	return nil
+}
+
+// storeBlocks writes to the images what commits hold of them, where the page cache
+// has not kept it (J10).
+func (h *history) storeBlocks(o *Options) error {
+	if h.whole() {
+		return nil
+	}
+	data, n := make([]byte, lookup.BlockSize), 0
+	for _, id := range o.Images {
+		blocks := h.blocks[id]
+		if len(blocks) == 0 {
+			continue
+		}
+		if o.StoreBlock == nil {
+			return errors.New("blocks wait to be written to their images, and Options.StoreBlock is nil")
+		}
+		for _, b := range slices.Sorted(maps.Keys(blocks)) {
+			if _, err := blocks[b].in.file.ReadAt(data, blocks[b].off); err != nil {
+				return fmt.Errorf("read block %d of image %d in %s: %w", b, id, blocks[b].in.name, err)
+			}
+			if err := o.StoreBlock(Block{id, b, data}); err != nil {
+				return fmt.Errorf("store block %d of image %d: %w", b, id, err)
+			}
+		}
+		if err := h.syncImage(o, id); err != nil {
+			return err
+		}
+		n += len(blocks)
+	}
+	if n > 0 {
+		h.note("%d blocks that had been flushed were written to their images", n)
+	}
+	return nil
+}
+
+func (h *history) syncImage(o *Options, id image.ID) error {
+	if o.SyncImage == nil {
+		return errors.New("images wait to be synced, and Options.SyncImage is nil")
+	}
+	switch err := o.SyncImage(id); {
+	case errors.Is(err, image.ErrNotBegun):
+		return fmt.Errorf("sync image %d: %w", id, err)
+	case err != nil:
+		return h.fail(o, fmt.Errorf("sync image %d: %w", id, err))
 	}
 	return nil
 }

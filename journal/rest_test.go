@@ -31,7 +31,7 @@ func contents(t testing.TB, o Options) map[string]string {
 func closed(t testing.TB, o Options) {
 	t.Helper()
 	j := create(t, o)
-	must(t, j.Commit(appendTo(t, j, data(1, 1))))
+	must(t, j.Commit(appendTo(t, j, data(1, 1)), Basis{}))
 	must(t, j.MarkDrained(1))
 	must(t, j.Close())
 }
@@ -62,7 +62,7 @@ func TestAClosedJournalRestsUntilItIsWrittenTo(t *testing.T) {
 		if j.NeedsCheckpoint() || j.Overdue() {
 			t.Fatalf("open %d: a checkpoint is needed", i)
 		}
-		must(t, errors.Join(j.Commit(1), j.Checkpoint()))
+		must(t, errors.Join(j.Commit(1, Basis{}), j.Checkpoint()))
 		if i%2 == 0 { // else it is killed
 			must(t, j.Close())
 			if _, err := j.Append([]Change{data(1, 2)}); !errors.Is(err, ErrClosed) {
@@ -87,7 +87,7 @@ func TestAClosedJournalRestsUntilItIsWrittenTo(t *testing.T) {
 	if wantHeld(t, r.Tables[2], 2); r.Clean || !r.SameBoot || !r.Drained[2] || r.Drained[1] {
 		t.Fatalf("after a kill: recovered %+v", r)
 	}
-	must(t, j.Commit(2))
+	must(t, j.Commit(2, Basis{}))
 	must(t, j.Close())
 	_, r = reopen(t, o.underBoot("d"))
 	wantHeld(t, r.Tables[1], 1)
@@ -336,7 +336,7 @@ func TestAPowerCutTakesNothingOfWhatRestsAfterACloseThatWasKilled(t *testing.T) 
 	for at := 1; ; at++ {
 		r := newRig(t, t.TempDir())
 		r.must(r.script())
-		r.must(r.commit(nil))
+		r.must(r.settle())
 		r.mark()
 		r.closing = true
 		err := r.diesAt(at, r.j.Close)
@@ -495,7 +495,7 @@ func TestThoseWhoWriteFirstTogetherBeginOneLife(t *testing.T) {
 			func() error { return j.MarkDrained(2) },
 			func() error { return j.RemoveImage(3) },
 			j.Checkpoint,
-			func() error { return j.Commit(j.Committed()) },
+			func() error { return j.Commit(j.Committed(), Basis{}) },
 			func() error { _, _ = j.NeedsCheckpoint(), j.Overdue(); j.AddImage(4); return nil },
 		}
 		for w := range lookup.BlockNum(8) {
@@ -516,7 +516,7 @@ func TestThoseWhoWriteFirstTogetherBeginOneLife(t *testing.T) {
 			})
 		}
 		all.Wait()
-		must(t, j.Commit(j.End()))
+		must(t, j.Commit(j.End(), Basis{}))
 		plain.Images = []image.ID{1, 2, 4}
 		if said, _, err := readWitness(&plain); said.life != 3 || err != nil {
 			t.Fatalf("the witness says %+v, %v, want one life after the closed one", said, err)

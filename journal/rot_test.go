@@ -74,18 +74,18 @@ func pasts(t testing.TB, n int) map[string]past {
 			id, b := image.ID(1+i%2), uint64(j.End())
 			appendTo(t, j, Change{id, lookup.BlockNum(2 * (b % 300)), 1 + b%2, lookup.Data + lookup.State(b%2)})
 			if i%7 == 3 {
-				must(t, j.Commit(j.End()-2))
+				must(t, j.Commit(j.End()-2, Basis{}))
 			}
 		}
 	}
 	write(4 * n)
 	must(t, j.MarkDrained(2))
-	must(t, j.Commit(j.End()))
+	must(t, j.Commit(j.End(), Basis{}))
 	snapshot("after a commit")
 	must(t, j.Checkpoint())
 	snapshot("after a segment was closed")
 	write(2 * n)
-	must(t, j.Commit(j.End()))
+	must(t, j.Commit(j.End(), Basis{}))
 	snapshot("after a commit in the second segment")
 	must(t, j.Checkpoint())
 	snapshot("after a checkpoint")
@@ -97,10 +97,10 @@ func pasts(t testing.TB, n int) map[string]past {
 	snapshot("after an open and a close")
 	j, _ = reopen(t, o)
 	write(n)
-	must(t, j.Commit(j.End()))
+	must(t, j.Commit(j.End(), Basis{}))
 	j, _ = reopen(t, o)
 	write(3)
-	must(t, j.Commit(j.End()))
+	must(t, j.Commit(j.End(), Basis{}))
 	snapshot("after a commit in the life after a death")
 	return found
 }
@@ -259,9 +259,9 @@ func TestACheckpointFoldsNoFrameThatWasNotWrittenThere(t *testing.T) {
 	o := simOptions("a", 1)
 	j := create(t, o)
 	before := j.cur.crc
-	must(t, j.Commit(appendTo(t, j, data(1, 1))))
+	must(t, j.Commit(appendTo(t, j, data(1, 1)), Basis{}))
 	must(t, j.rotate())
-	must(t, j.Commit(appendTo(t, j, data(1, 2))))
+	must(t, j.Commit(appendTo(t, j, data(1, 2)), Basis{}))
 	// The first frame is another one, and the rest goes on from it: a chain as
 	// right as the one that was written.
 	s := j.closed[0]

@@ -22,7 +22,13 @@ import (
 // All numbers on disk are little-endian; every CRC is CRC32C.
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-const version = 2
+const (
+	version = 2 // of the base and the witness
+
+	// A segment of version 2 is one whose commits have no more than the LSN.
+	segmentVersion       = 3
+	oldestSegmentVersion = 2
+)
 
 // segment is one file `journal-NUMBER` (eight hex digits or more): a header,
 // then frames without a gap.
@@ -102,7 +108,7 @@ func readBootID(fsys vfs.FS) (bootID, error) {
 func (h *header) appendTo(b []byte) []byte {
 	start := len(b)
 	b = append(b, segmentMagic...)
-	b = binary.LittleEndian.AppendUint32(b, version)
+	b = binary.LittleEndian.AppendUint32(b, segmentVersion)
 	b = binary.LittleEndian.AppendUint32(b, 0)
 	b = binary.LittleEndian.AppendUint64(b, h.volume)
 	b = binary.LittleEndian.AppendUint64(b, h.number)
@@ -125,7 +131,7 @@ func parseHeader(b []byte) (h header, crc uint32, err error) {
 	if crc != crc32.Checksum(b[:68], castagnoli) {
 		return header{}, 0, errNoHeader
 	}
-	if v := binary.LittleEndian.Uint32(b[8:]); v != version || binary.LittleEndian.Uint32(b[12:]) != 0 {
+	if v := binary.LittleEndian.Uint32(b[8:]); v < oldestSegmentVersion || v > segmentVersion || binary.LittleEndian.Uint32(b[12:]) != 0 {
 		return header{}, 0, fmt.Errorf("%w %d", ErrVersion, v)
 	}
 	return header{
@@ -176,7 +182,7 @@ type kind [4]byte
 
 var (
 	kindChanges = kind([]byte("chng")) // changes, one after the other, see appendChange
-	kindCommit  = kind([]byte("cmit")) // u64 LSN that the commit covers
+	kindCommit  = kind([]byte("cmit")) // what a commit covers, see appendCommit
 	kindDrained = kind([]byte("drnd")) // u64 image IDs
 	kindNext    = kind([]byte("next")) // nothing: the segment goes on in the next one
 	kindClosed  = kind([]byte("clsd")) // nothing: the journal was closed, all is in the tables
@@ -261,6 +267,88 @@ func appendChange(b []byte, c Change) []byte {
 	b = binary.AppendUvarint(b, uint64(c.Image))
 	b = binary.AppendUvarint(b, uint64(c.Block))
 	return binary.AppendUvarint(b, c.Count<<2|uint64(c.State))
+}
+
+// appendCommit: u64 LSN that the commit covers. Then, where it rests on more than
+// that (J10), uvarint count and as many uvarint images that were synced; and for each block uvarint image, uvarint block, and its data.
+func appendCommit(b []byte, upTo LSN, on Basis) []byte {
+	b = binary.LittleEndian.AppendUint64(b, uint64(upTo))
+	if len(on.Synced) == 0 && len(on.Blocks) == 0 {
+		return b
+	}
+	b = binary.AppendUvarint(b, uint64(len(on.Synced)))
+	for _, id := range on.Synced {
+		b = binary.AppendUvarint(b, uint64(id))
+	}
+	for _, x := range on.Blocks {
+		b = binary.AppendUvarint(b, uint64(x.Image))
+		b = binary.AppendUvarint(b, uint64(x.Block))
+		b = append(b, x.Data[:lookup.BlockSize]...)
+	}
+	return b
+}
+
+// commitment is what a commit frame says.
+type commitment struct {
+	upTo   LSN
+	synced []image.ID
+	blocks []heldBlock
+}
+
+// heldBlock is a block whose data a payload has from an offset on.
+type heldBlock struct {
+	image image.ID
+	block lookup.BlockNum
+	at    int
+}
+
+// parseCommit returns what appendCommit was given.
+func parseCommit(payload []byte) (c commitment, err error) {
+	const lsnBytes = 8
+	if len(payload) < lsnBytes {
+		return c, fmt.Errorf("%w: truncated commit", ErrCorrupt)
+	}
+	c.upTo = LSN(binary.LittleEndian.Uint64(payload))
+	r := commitReader{rest: payload[lsnBytes:]}
+	if len(r.rest) == 0 {
+		return c, nil
+	}
+	for n := r.number(); n > 0 && !r.bad; n-- {
+		c.synced = append(c.synced, image.ID(r.number()))
+	}
+	for len(r.rest) > 0 && !r.bad {
+		x := heldBlock{image: image.ID(r.number()), block: lookup.BlockNum(r.number()), at: len(payload) - len(r.rest)}
+		r.skip(lookup.BlockSize)
+		r.bad = r.bad || x.image == 0 || x.block >= lookup.MaxBlocks
+		c.blocks = append(c.blocks, x)
+	}
+	if r.bad {
+		return c, fmt.Errorf("%w: damaged commit up to %d", ErrCorrupt, c.upTo)
+	}
+	return c, nil
+}
+
+// commitReader reads what follows the LSN; bad from the first thing on that is none.
+type commitReader struct {
+	rest []byte
+	bad  bool
+}
+
+func (r *commitReader) number() uint64 {
+	v, n := binary.Uvarint(r.rest)
+	r.skip(n)
+	if n <= 0 {
+		r.bad = true
+	}
+	return v
+}
+
+func (r *commitReader) skip(n int) {
+	if n < 0 || n > len(r.rest) {
+		r.bad, r.rest = true, nil
+		return
+	}
+	r.rest = r.rest[n:]
 }
 
 func (c Change) valid() bool {

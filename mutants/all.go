@@ -97,24 +97,23 @@ var all = []mutant{
 	},
 	{
 		name: "a commit syncs no image", file: "volume/flush.go",
-		old: "	err := k.Image().Sync()\n", new: "	err := error(nil)\n",
+		old: "	k.unsynced.begin()\n	err := k.Image().Sync()\n", new: "	k.unsynced.begin()\n	err := error(nil)\n",
 	},
 	{
 		name: "a commit syncs the tip only", file: "volume/flush.go",
-		old: "		k := c[i]\n", new: "		k := c[i]\n		if i < len(c)-1 {\n			break\n		}\n",
+		old: "		k := chain[i]\n", new: "		k := chain[i]\n		if i < len(chain)-1 {\n			break\n		}\n",
 	},
 	{
 		name: "the log is committed before the images are synced", file: "volume/flush.go",
-		old: "	end := v.log.End()\n", new: "	end := v.log.End()\n	_ = v.log.Commit(end)\n",
+		old: "	end := v.log.End()\n", new: "	end := v.log.End()\n	_ = v.log.Commit(end, journal.Basis{})\n",
 	},
 	{
 		name: "a flush is covered by a commit that began before it", file: "volume/flush.go",
-		old: "	covers := c.arrived.Load()\n	if err := v.commit(); err != nil {\n		return err\n	}\n",
-		new: "	if err := v.commit(); err != nil {\n		return err\n	}\n	covers := c.arrived.Load()\n",
+		old: "	c.covered = covers\n", new: "	c.covered = max(covers, c.arrived.Load())\n",
 	},
 	{
 		name: "a failed sync is not final: the volume goes on", file: "volume/flush.go",
-		old: "	return k.syncFailed(err)\n}\n\n// SyncFailed", new: "	return err\n}\n\n// SyncFailed",
+		old: "	return k.syncFailed(err)\n}\n\n// commitLog", new: "	return err\n}\n\n// commitLog",
 	},
 	{
 		name: "after a failed sync what it was to write is still served", file: "volume/unsynced.go",
@@ -148,7 +147,7 @@ var all = []mutant{
 	},
 	{
 		name: "recovery commits a tail without syncing its images", file: "journal/recover.go",
-		old: "		switch err := o.SyncImage(id); {", new: "		switch err := error(nil); {",
+		old: "	switch err := o.SyncImage(id); {", new: "	switch err := error(nil); {",
 		packages: "./journal ./store", tests: "Crash|PowerCut|Kill|Death|Fault|Fail|Sync",
 	},
 	{
@@ -158,6 +157,37 @@ var all = []mutant{
 	{
 		name: "the witness of the last sync is not looked at (J7)", file: "journal/journal.go",
 		old: "	_ = j.witness.saw(p)\n", new: "",
+	},
+	{
+		name: "what commits hold is not stored after a power cut (J10)", file: "journal/recover.go",
+		old: "	if err := h.storeBlocks(&o); err != nil {\n		return nil, nil, err\n	}\n", new: "",
+	},
+	{
+		name: "what an image was synced over is stored all the same (J10)", file: "journal/recover.go",
+		old: "		delete(h.blocks, id)\n", new: "		_ = id\n",
+	},
+	{
+		name: "a segment that holds data is folded (J10)", file: "journal/checkpoint.go",
+		old: " || s.number >= first", new: "",
+	},
+	{
+		name: "recovery after the server's death lets go of what is held (J10)", file: "journal/recover.go",
+		old: "last.after == h.committed && len(h.blocks) == 0", new: "last.after == h.committed",
+	},
+	{
+		name: "a flush that syncs an image does not tell the journal, which has older data (J10)", file: "volume/flush.go",
+		old: "		c.basis.Synced = append(c.basis.Synced, k.id)\n", new: "",
+		packages: "./volume ./store", tests: "Order|Flush|Crash|Cut|Settle|Tells|Leaves",
+	},
+	{
+		name: "what a failed flush took is forgotten (J10)", file: "volume/flush.go",
+		old: "		k.fresh.addAll()\n	}\n}\n", new: "	}\n}\n",
+		packages: "./volume", tests: "Flush|Sync",
+	},
+	{
+		name: "a seal leaves data of the image in the journal (J10)", file: "volume/flush.go",
+		old: "k.cover(false, true)", new: "k.cover(false, false)",
+		packages: "./volume ./store", tests: "Seal|Settle",
 	},
 	{
 		name: "what drained while the journal rested counts under any boot ID (J9)", file: "journal/recover.go",

@@ -14,7 +14,7 @@ func (s *Store) Checkpoint(name string) error {
 	if err != nil {
 		return err
 	}
-	return d.journal.Checkpoint()
+	return s.checkpoint(d)
 }
 
 // ScansEnd is closed when verifying and scrubbing have to end.

@@ -734,7 +734,7 @@ func (w *world) readView(export string, d *modelDisk, c cells, sealed bool, expe
 		_, err := v.ReadAt(p, int64(first)*512)
 		switch {
 		case err != nil && w.hit() > before: // this very read
-		case err != nil && !sealed && w.fault.isSync() && errors.Is(err, volume.ErrFailed) && w.hit() > 0 && (d.unknown || block.unflushed()):
+		case err != nil && !sealed && w.fault.isSync() && errors.Is(err, volume.ErrFailed) && w.hit() > 0 && (d.unknown || block.unsynced()):
 		case err != nil:
 			w.fatalf("read block %d of %s: %v", first/8, export, err)
 		default:
@@ -781,6 +781,10 @@ func (w *world) adopt(expect expectation) {
 		}
 		d.live = append(d.live, make(cells, info.SizeBytes/512-int64(len(d.live)))...)
 		d.unknown, d.frozen = true, false
+		d.live.reopened()
+		for _, snap := range d.snaps {
+			snap.cells.reopened()
+		}
 		if info.Failed != "" && w.disarmed {
 			w.fatalf("volume %s takes no writes after an open: %s", info.Name, info.Failed)
 		}
@@ -897,18 +901,27 @@ type cells []cell
 
 func (c cells) flushed() {
 	for i := range c {
-		c[i].disk, c[i].unflushed = c[i].now, false
+		c[i].disk, c[i].unflushed, c[i].stored = c[i].now, false, c[i].stored || c[i].unflushed
 	}
 }
 
-func (c cells) unflushed() bool {
-	return slices.ContainsFunc(c, func(c cell) bool { return c.unflushed })
+// reopened: what a log had stored is in the images, or nobody knows what is (unknown).
+func (c cells) reopened() {
+	for i := range c {
+		c[i].stored = false
+	}
+}
+
+// unsynced tells that the image may not have it when a sync fails.
+func (c cells) unsynced() bool {
+	return slices.ContainsFunc(c, func(c cell) bool { return c.unflushed || c.stored })
 }
 
 // cell is what a sector may read now, and after a power cut.
 type cell struct {
 	now, disk values
 	unflushed bool // a write was tried since the last good flush
+	stored    bool // perhaps only in the log, since the last good flush
 }
 
 // values is a set of stamps; nil is that of a sector never written. It is never

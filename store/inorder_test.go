@@ -118,7 +118,8 @@ func TestAPowerCutLeavesInTheLiveVolumeWhatASealedSnapshotHolds(t *testing.T) {
 				sim := vfs.NewSim(memoryDir(t))
 				s := openWith(t, dataDir, store.Options{FS: sim})
 				live, old := x.preserve(t, s)
-				if err := errors.Join(x.newer(live), live.Flush(), x.write(old)); err != nil {
+				_, err := live.WriteAt(make([]byte, 400<<10), 100<<10) // too much for the journal to store, so that no open syncs
+				if err := errors.Join(err, x.newer(live), live.Flush(), x.write(old)); err != nil {
 					t.Fatal(err)
 				}
 				if killed {
@@ -165,10 +166,11 @@ func TestASealSyncsTheLiveImageOnlyIfALateWriteReachedIntoIt(t *testing.T) {
 			}}
 			s := openWith(t, dataDir, store.Options{FS: disk})
 			live, old := x.preserve(t, s)
-			if err := errors.Join(x.newer(live), x.write(old)); err != nil {
+			_, err := live.WriteAt(make([]byte, 400<<10), 100<<10) // too much for the journal to store
+			if err := errors.Join(err, x.newer(live), x.write(old)); err != nil {
 				t.Fatal(err)
 			}
-			_, err := s.EndProcess("p", false)
+			_, err = s.EndProcess("p", false)
 			if err := errors.Join(err, old.Close(), s.WaitSealed(t.Context(), "v@s")); err != nil {
 				t.Fatal(err)
 			}

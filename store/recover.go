@@ -179,6 +179,12 @@ func (s *Store) recoverVolume(v catalog.VolumeState) error {
 	}
 	j, rec, err := journal.Open(journal.Options{
 		FS: s.records, Dir: volumeDir(s.dir, v.ID), VolumeID: uint64(v.ID), Images: ids, SegmentBytes: s.journals,
+		StoreBlock: func(b journal.Block) error {
+			return each(unsealed, func(img *file.Image) error {
+				_, err := img.WriteAt(b.Data, int64(b.Block)*lookup.BlockSize)
+				return err
+			})(b.Image)
+		},
 		SyncImage: each(unsealed, (*file.Image).Sync),
 		DropImage: each(unsealed, (*file.Image).DropCache),
 	})

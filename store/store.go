@@ -556,7 +556,7 @@ func (s *Store) newDisk(record catalog.Volume, j *journal.Journal, images map[im
 		kick: make(chan struct{}, 1), stop: make(chan struct{}), kicked: make(chan struct{}),
 	}
 	d.ctx, d.cancel = context.WithCancel(context.Background())
-	go d.checkpoints(s.logger)
+	go s.checkpoints(d)
 	d.volume, err = s.engine.AddVolume(volume.Config{
 		Name: record.Name, Scope: scope, Log: kickingLog{j, d.kick}, Chain: chain,
 	})
@@ -584,8 +584,8 @@ func (l kickingLog) Append(changes []journal.Change) (journal.LSN, error) {
 }
 
 // Commit implements volume.Log.
-func (l kickingLog) Commit(to journal.LSN) error {
-	if err := l.Journal.Commit(to); err != nil {
+func (l kickingLog) Commit(to journal.LSN, on journal.Basis) error {
+	if err := l.Journal.Commit(to, on); err != nil {
 		return err
 	}
 	if l.NeedsCheckpoint() {
@@ -601,8 +601,8 @@ func (l kickingLog) ask() {
 	}
 }
 
-// checkpoints makes checkpoints beside the I/O when they are asked for.
-func (d *disk) checkpoints(logger *slog.Logger) {
+// checkpoints makes checkpoints of a volume beside its I/O when they are asked for.
+func (s *Store) checkpoints(d *disk) {
 	defer close(d.kicked)
 	said := "" // once, not at each request while a disk is full
 	for {
@@ -611,12 +611,15 @@ func (d *disk) checkpoints(logger *slog.Logger) {
 			return
 		case <-d.kick:
 		}
-		err := d.checkpoint()
-		if err == nil {
+		if !d.journal.NeedsCheckpoint() && !d.journal.Overdue() {
+			continue // the commit of a checkpoint asks too
+		}
+		err := s.checkpoint(d)
+		if err == nil || errors.Is(err, context.Canceled) { // by a delete
 			said = ""
 		} else if err.Error() != said {
 			said = err.Error()
-			logger.Error("checkpoint", "volume", d.volume.Name(), "err", err)
+			s.logger.Error("checkpoint", "volume", d.volume.Name(), "err", err)
 		}
 	}
 }
@@ -627,16 +630,45 @@ func (d *disk) endCheckpoints() {
 	<-d.kicked
 }
 
-// checkpoint folds the journal. Where clients never flush it flushes for them,
-// as only what is committed can be folded; and it closes the segment before, as
-// only a commit behind a closed one lets that be folded.
-func (d *disk) checkpoint() error {
-	if d.journal.Overdue() {
-		if err := errors.Join(d.journal.Checkpoint(), d.volume.Flush()); err != nil {
+// checkpoint folds the journal. Only what is committed can be folded, and holds no data
+// of images that were not synced: so it closes the segment, then has the images synced
+// and commits that, behind the closed one.
+func (s *Store) checkpoint(d *disk) error {
+	if err := d.journal.Checkpoint(); err != nil {
+		return err
+	}
+	if err := s.writeBackHeld(d); err != nil {
+		return err
+	}
+	if err := d.volume.Settle(); err != nil {
+		return err
+	}
+	return d.journal.Checkpoint()
+}
+
+// writeBackHeld writes back the images that the journal holds data of: what is left
+// when all flushes wait for their syncs is little.
+func (s *Store) writeBackHeld(d *disk) error {
+	s.mu.Lock()
+	ctx := d.ctx
+	s.mu.Unlock()
+	for _, k := range d.volume.VLUNs() {
+		if d.journal.Holds(k.ImageID()) == 0 {
+			continue
+		}
+		img, err := file.Open(s.fs, imagesDir(s.dir), k.ImageID(), file.Options{SizeBytes: k.SizeBytes()})
+		if err != nil {
+			return err
+		}
+		err = writeBack(ctx, img, k.Table())
+		if errors.Is(err, image.ErrSyncFailed) { // the kernel tells each handle, or the first that asks
+			err = k.SyncFailed(err)
+		}
+		if err := errors.Join(err, img.Close()); err != nil {
 			return err
 		}
 	}
-	return d.journal.Checkpoint()
+	return nil
 }
 
 // ResizeVolume makes a volume larger. Open views keep their size. Errors:

@@ -167,9 +167,12 @@ type Log interface {
 	End() journal.LSN
 	// Committed is the position up to which everything is durable.
 	Committed() journal.LSN
-	// Commit makes everything up to a position durable. The caller has synced
-	// every image on which it rests, and calls it once at a time.
-	Commit(journal.LSN) error
+	// Commit makes everything up to a position durable, with the blocks of its basis;
+	// the caller has synced every other image on which it rests, and calls it once at
+	// a time.
+	Commit(journal.LSN, journal.Basis) error
+	// Holds tells how many bytes of an image it stores that were not synced there.
+	Holds(image.ID) int64
 	// MarkFailed notes, unsynced, that a sync of an image has failed: from now
 	// on only what was committed counts, also if the server dies and the
 	// machine does not. The log takes nothing more.
@@ -227,7 +230,9 @@ func (e *Engine) AddVolume(c Config) (*Volume, error) {
 		// A server that died may have left writes unsynced: the first flush
 		// covers them, as it would have then (R9).
 		unsealed := i == len(c.Chain)-1 || l.State != Sealed
-		chain[i].dirty.Store(unsealed)
+		if unsealed {
+			chain[i].fresh.addAll()
+		}
 		chain[i].unsynced.all.Store(unsealed)
 		if i < len(c.Chain)-1 {
 			chain[i].endDrained(l.State)
@@ -335,7 +340,7 @@ func (e *Engine) Close() error {
 		if len(chain) > 1 {
 			<-chain[len(chain)-2].drained
 		}
-		if err := v.flush(); err != nil && first == nil {
+		if err := v.Settle(); err != nil && first == nil {
 			first = err
 		}
 	}

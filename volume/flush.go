@@ -6,9 +6,11 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/tidemark/tidemark/blocklock"
 	"github.com/tidemark/tidemark/image"
 	"github.com/tidemark/tidemark/internal/yield"
 	"github.com/tidemark/tidemark/journal"
+	"github.com/tidemark/tidemark/lookup"
 )
 
 // Flush makes durable every write of this volume that completed before, in
@@ -25,6 +27,33 @@ func (w *View) Flush() error {
 // Flush is View.Flush for those who hold no view.
 func (v *Volume) Flush() error { return v.flush() }
 
+// Settle is a flush that leaves no data in the log: what that holds of images is in
+// them, durably, so that its oldest part may be folded, or it be closed. Errors are
+// those of Flush.
+func (v *Volume) Settle() error {
+	for _, k := range *v.chain.Load() {
+		if v.log.Holds(k.id) > 0 {
+			if err := k.syncAhead(); err != nil {
+				return err
+			}
+		}
+	}
+	c := &v.commits
+	c.running.Lock()
+	defer c.running.Unlock()
+	return v.commit(true)
+}
+
+// syncAhead syncs the image while flushes go on, so that the sync of a commit, for which
+// they wait, has little to do. It promises nothing.
+func (k *VLUN) syncAhead() error {
+	err := k.Image().Sync()
+	if err == nil || errors.Is(err, image.ErrNotBegun) {
+		return nil
+	}
+	return k.SyncFailed(err)
+}
+
 // committer lets flushes that arrive together share a commit: one that arrives
 // while a commit runs waits for the next, since the running one may have passed
 // its images already.
@@ -34,6 +63,13 @@ type committer struct {
 
 	running sync.Mutex // one commit at a time
 	covered uint64     // the arrivals that the last good commit covers; under running
+
+	unchanged int // commits since one that had a change of a table; under running
+
+	// Under running, kept from one commit to the next:
+	basis journal.Basis
+	taken []lookup.BlockNum
+	data  []byte
 }
 
 func (v *Volume) flush() error {
@@ -45,7 +81,11 @@ func (v *Volume) flush() error {
 		return nil
 	}
 	covers := c.arrived.Load()
-	if err := v.commit(); err != nil {
+	err := v.commit(false)
+	if err != nil && len(c.basis.Blocks) > 0 && v.Failed() == nil { // a full disk has no room for them twice
+		err = v.commit(true)
+	}
+	if err != nil {
 		return err
 	}
 	c.covered = covers
@@ -53,43 +93,95 @@ func (v *Volume) flush() error {
 }
 
 // commit makes durable all that completed before it. The order is the proof: a
-// write marks its image before its change is appended, so every change up to
-// end rests on images that are clean or marked here; they are synced before the
-// log says that the change is committed.
-func (v *Volume) commit() error {
+// write adds its blocks to those that are fresh before its change is appended, so
+// every change up to end rests on images that have nothing fresh, or on what is found
+// fresh here; that is stored in the log, or synced, before the log says that the
+// change is committed. With settle, all is synced that the log holds data of. After an
+// error nobody knows what is fresh: the next commit syncs. commits.running is held.
+func (v *Volume) commit(settle bool) (err error) {
 	if err := v.Failed(); err != nil {
 		return err
 	}
+	v.commits.reset()
 	end := v.log.End()
+	changed := end > v.log.Committed()
 	yield.Here("flush: end noted")
-	for i, c := len(*v.chain.Load())-1, *v.chain.Load(); i >= 0; i-- {
-		k := c[i]
-		if i < len(c)-1 && k.State() == Sealed { // and so are all older ones (R8)
+	chain := *v.chain.Load()
+	for i := len(chain) - 1; i >= 0; i-- {
+		k := chain[i]
+		if i < len(chain)-1 && k.State() == Sealed { // and so are all older ones (R8)
 			break
 		}
-		if err := k.sync(); err != nil {
+		defer k.unlessDone(&err)
+		if err := k.cover(changed, settle); err != nil {
 			return err
 		}
 	}
-	yield.Here("flush: synced")
-	if end > v.log.Committed() {
-		err := v.log.Commit(end)
-		switch {
-		case errors.Is(err, journal.ErrSyncFailed):
-			return v.fail(fmt.Errorf("commit table changes: %w", err))
-		case err != nil: // nothing was promised or lost: the next flush tries again
-			return fmt.Errorf("volume %s: commit table changes: %w", v.name, err)
-		}
+	yield.Here("flush: covered")
+	return v.commitLog(end)
+}
+
+func (c *committer) reset() {
+	c.basis.Synced, c.basis.Blocks, c.data = c.basis.Synced[:0], c.basis.Blocks[:0], c.data[:0]
+}
+
+// unlessDone says that any block of the image may be fresh, if a commit failed that
+// had taken those that were.
+func (k *VLUN) unlessDone(err *error) {
+	if *err != nil {
+		k.fresh.addAll()
 	}
-	return nil
+}
+
+// cover makes durable what is fresh in the image, or has the log do it with the
+// commit: where that has to be synced anyway, and the sync of the image is spared
+// then; or where it holds data of the image already, so that it would have to be told
+// of a sync. With settle the image is synced if anything is fresh, or held.
+//
+// Rejected: storing all that is little. Measured, with 1 to 8 connections: where no
+// table changes, a commit with a few blocks is no faster than a sync of the image.
+func (k *VLUN) cover(changed, settle bool) error {
+	c := &k.volume.commits
+	var many bool
+	c.taken, many = k.fresh.take(c.taken[:0])
+	held := k.volume.log.Holds(k.id) > 0
+	switch {
+	case len(c.taken) == 0 && !many && !(settle && held):
+		return nil
+	case !many && !settle && (changed || held) && k.readTaken():
+		return nil
+	}
+	if held {
+		c.basis.Synced = append(c.basis.Synced, k.id)
+	}
+	return k.sync()
+}
+
+// readTaken adds the blocks that were taken to what the log is to store, each as it is
+// between two writes; false, and none is added, if one can't be read.
+func (k *VLUN) readTaken() bool {
+	c, v := &k.volume.commits, k.volume
+	rq := requests.Get().(*request)
+	defer rq.release()
+	before := len(c.basis.Blocks)
+	for _, b := range c.taken {
+		c.data = append(c.data, zeros[:]...)
+		data := c.data[len(c.data)-lookup.BlockSize:]
+		v.lock(rq, b, 1, blocklock.Shared, true)
+		_, err := k.Image().ReadAt(data, int64(b)*lookup.BlockSize)
+		v.locks.Unlock(&rq.held)
+		if err != nil {
+			c.basis.Blocks = c.basis.Blocks[:before]
+			return false
+		}
+		c.basis.Blocks = append(c.basis.Blocks, journal.Block{Image: k.id, Block: b, Data: data})
+	}
+	return true
 }
 
 // sync makes the image durable as it is. A failure is final, unless the sync
 // was not even begun.
 func (k *VLUN) sync() error {
-	if !k.dirty.Swap(false) {
-		return nil
-	}
 	k.unsynced.begin()
 	err := k.Image().Sync()
 	switch {
@@ -97,10 +189,25 @@ func (k *VLUN) sync() error {
 		k.unsynced.done()
 		return nil
 	case errors.Is(err, image.ErrNotBegun):
-		k.dirty.Store(true)
 		return fmt.Errorf("volume %s: sync image %d: %w", k.volume.name, k.id, err)
 	}
 	return k.syncFailed(err)
+}
+
+// commitLog commits the changes up to end, with what they rest on.
+func (v *Volume) commitLog(end journal.LSN) error {
+	c := &v.commits
+	if end <= v.log.Committed() && len(c.basis.Blocks) == 0 && len(c.basis.Synced) == 0 {
+		return nil
+	}
+	err := v.log.Commit(end, c.basis)
+	switch {
+	case errors.Is(err, journal.ErrSyncFailed):
+		return v.fail(fmt.Errorf("commit table changes: %w", err))
+	case err != nil: // nothing was promised or lost: the next flush tries again
+		return fmt.Errorf("volume %s: commit table changes: %w", v.name, err)
+	}
+	return nil
 }
 
 // SyncFailed tells the volume that a write-back or a sync of the image failed
@@ -140,20 +247,31 @@ func (k *VLUN) syncFailed(cause error) error {
 //     of which the journal says nothing, as no table changed.
 //  4. Writes through older VLUNs than k were flushed at the seals of those (R8).
 //
-// The image itself is synced once more, on the volume's handle: the kernel tells
-// each handle of a failed write-back by itself.
+// The image itself is synced once more, on the volume's handle, if it was written
+// since: the kernel tells each handle of a failed write-back by itself. From then on
+// the log holds no data of it: nothing writes to a sealed image after a power cut.
 //
 // Rejected: a flush always (under load the live image has thousands of dirty blocks,
 // and all flushes and the next preserve wait for the disk to write them).
-func (k *VLUN) SyncForSeal() error {
+func (k *VLUN) SyncForSeal() (err error) {
 	v := k.volume
+	if err := k.syncAhead(); err != nil {
+		return err
+	}
 	if k.reached.Load() {
-		return v.flush()
+		if err := v.flush(); err != nil {
+			return err
+		}
 	}
 	v.commits.running.Lock()
 	defer v.commits.running.Unlock()
 	if err := v.Failed(); err != nil {
 		return err
 	}
-	return k.sync()
+	v.commits.reset()
+	defer k.unlessDone(&err)
+	if err := k.cover(false, true); err != nil {
+		return err
+	}
+	return v.commitLog(v.log.Committed())
 }

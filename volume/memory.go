@@ -83,4 +83,10 @@ func (l *MemoryLog) End() journal.LSN { return journal.LSN(l.end.Load()) }
 func (l *MemoryLog) Committed() journal.LSN { return journal.LSN(l.committed.Load()) }
 
 // Commit implements Log.
-func (l *MemoryLog) Commit(to journal.LSN) error { l.committed.Store(uint64(to)); return nil }
+func (l *MemoryLog) Commit(to journal.LSN, _ journal.Basis) error {
+	l.committed.Store(uint64(to))
+	return nil
+}
+
+// Holds implements Log.
+func (l *MemoryLog) Holds(image.ID) int64 { return 0 }

@@ -3,6 +3,7 @@ package volume
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -56,6 +57,7 @@ func (i *diaryImage) Sync() error { return i.diary.note("sync " + i.name) }
 type diaryLog struct {
 	MemoryLog
 	diary *diary
+	held  map[image.ID]map[lookup.BlockNum]byte // first byte of each block
 }
 
 func (l *diaryLog) Append(c []journal.Change) (journal.LSN, error) {
@@ -67,11 +69,33 @@ func (l *diaryLog) Append(c []journal.Change) (journal.LSN, error) {
 
 func (l *diaryLog) MarkFailed() error { return l.diary.note("failed") }
 
-func (l *diaryLog) Commit(to journal.LSN) error {
-	if err := l.diary.note("commit"); err != nil {
+func (l *diaryLog) Commit(to journal.LSN, on journal.Basis) error {
+	line := "commit"
+	if len(on.Blocks) > 0 {
+		line = fmt.Sprintf("commit with %d blocks", len(on.Blocks))
+	}
+	if err := l.diary.note(line); err != nil {
 		return err
 	}
-	return l.MemoryLog.Commit(to)
+	for _, id := range on.Synced {
+		delete(l.held, id)
+	}
+	for _, b := range on.Blocks {
+		if l.held[b.Image] == nil {
+			l.held[b.Image] = map[lookup.BlockNum]byte{}
+		}
+		l.held[b.Image][b.Block] = b.Data[0]
+	}
+	return l.MemoryLog.Commit(to, on)
+}
+
+func (l *diaryLog) Holds(id image.ID) int64 { return int64(len(l.held[id])) * lookup.BlockSize }
+
+// storesAtMost lets flushes sync images where there are more blocks.
+func storesAtMost(t *testing.T, n int) {
+	few := fewBlocks
+	fewBlocks = n
+	t.Cleanup(func() { fewBlocks = few })
 }
 
 // diaryVolume is a volume with an old process P and a new one Q, over two
@@ -84,7 +108,7 @@ func diaryVolume(t *testing.T) (*preserved, *diary) {
 	}}
 	r.engine = New(r.memory, 0)
 	c := r.memory.Config("v", 64*lookup.BlockSize, ScopeRequest)
-	c.Log = &diaryLog{diary: d}
+	c.Log = &diaryLog{diary: d, held: map[image.ID]map[lookup.BlockNum]byte{}}
 	v, err := r.engine.AddVolume(c)
 	if err != nil {
 		t.Fatal(err)
@@ -99,6 +123,7 @@ func diaryVolume(t *testing.T) (*preserved, *diary) {
 }
 
 func TestDataIsStoredBeforeTheEntryThatLeadsToItAndSyncedBeforeItIsCommitted(t *testing.T) {
+	storesAtMost(t, 0)
 	s, d := diaryVolume(t)
 	writeBlock(t, s.new, 1, 'q')
 	writeBlock(t, s.old, 1, 'p') // deletes the entry in the second table
@@ -117,6 +142,148 @@ func TestDataIsStoredBeforeTheEntryThatLeadsToItAndSyncedBeforeItIsCommitted(t *
 		t.Errorf("a flush with no table change did %q, want %q", d.lines, want)
 	}
 	s.end()
+}
+
+// storing is a volume whose second image has block 1, flushed, in the log.
+func storing(t *testing.T) (*preserved, *diary, *diaryLog) {
+	s, d := diaryVolume(t)
+	writeBlock(t, s.new, 1, 'q')
+	if err := s.new.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	return s, d, s.volume.log.(*diaryLog)
+}
+
+func TestAFlushOfLittleHasTheLogStoreItAndSyncsNoImage(t *testing.T) {
+	s, d, log := storing(t)
+	writeBlock(t, s.old, 1, 'p') // deletes the entry in the second table
+	writeBlock(t, s.old, 2, 'p')
+	if _, err := s.new.WriteAt([]byte("r"), 3*lookup.BlockSize+5); err != nil { // a part
+		t.Fatal(err)
+	}
+	if err := s.new.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{
+		"write second", "append", "sync first", "commit with 1 blocks", // nobody knew what is fresh in the first
+		"write first", "append", "write first", "append", "write second", "append", "commit with 3 blocks",
+	}; !slices.Equal(d.lines, want) {
+		t.Errorf("the order was %q, want %q", d.lines, want)
+	}
+	first, second := log.held[s.first.ImageID()], log.held[s.second.ImageID()]
+	if len(first) != 2 || first[1] != 'p' || first[2] != 'p' || len(second) != 2 || second[1] != 'q' {
+		t.Errorf("the log has %v of the first image and %v of the second", first, second)
+	}
+	d.lines = nil
+	writeBlock(t, s.new, 3, 't') // in place: the log is told, since it has an older one
+	if err := s.new.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"write second", "commit with 1 blocks"}; !slices.Equal(d.lines, want) || log.held[s.second.ImageID()][3] != 't' {
+		t.Errorf("a flush with no table change did %q, want %q", d.lines, want)
+	}
+	s.end()
+}
+
+func TestAFlushOfMuchTellsTheLogWhatItSynced(t *testing.T) {
+	storesAtMost(t, 8)
+	s, d, log := storing(t)
+	d.lines = nil
+	if _, err := s.new.WriteAt(make([]byte, (fewBlocks/2+1)*lookup.BlockSize), lookup.BlockSize); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.new.WriteAt(make([]byte, (fewBlocks/2+1)*lookup.BlockSize), 0); err != nil { // most of it again
+		t.Fatal(err)
+	}
+	if s.second.fresh.many.Load() {
+		t.Error("blocks that are written twice count twice")
+	}
+	if _, err := s.new.WriteAt(make([]byte, fewBlocks*lookup.BlockSize), 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.new.WriteAt(make([]byte, lookup.BlockSize), int64(fewBlocks)*lookup.BlockSize); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.new.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(d.lines); !slices.Equal(d.lines[n-2:], []string{"sync second", "commit"}) || log.Holds(s.second.ImageID()) > 0 {
+		t.Errorf("it did %q, and the log has %d bytes", d.lines, log.Holds(s.second.ImageID()))
+	}
+	s.end()
+}
+
+func TestWhatTheLogHasNoRoomForIsSynced(t *testing.T) {
+	s, d, log := storing(t)
+	writeBlock(t, s.new, 1, 'r')
+	writeBlock(t, s.old, 2, 'p')
+	d.lines, d.fail = nil, "commit with 2 blocks"
+	if err := s.new.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"commit with 2 blocks", "sync second", "sync first", "commit"}; !slices.Equal(d.lines, want) || log.Holds(s.second.ImageID()) > 0 {
+		t.Errorf("it did %q, want %q, and the log has %d bytes", d.lines, want, log.Holds(s.second.ImageID()))
+	}
+	s.end()
+}
+
+func TestWhatAFailedFlushTookIsCoveredByTheNext(t *testing.T) {
+	s, d, log := storing(t)
+	writeBlock(t, s.new, 1, 'r')
+	d.fail, d.with = "sync second", image.ErrNotBegun
+	s.second.fresh.addAll()
+	if err := s.new.Flush(); !errors.Is(err, image.ErrNotBegun) {
+		t.Fatal(err)
+	}
+	d.lines, d.fail = nil, "commit"
+	if err := s.new.Flush(); !errors.Is(err, image.ErrNotBegun) { // synced, but the log has an older block
+		t.Fatal(err)
+	}
+	d.lines, d.fail = nil, ""
+	if err := s.new.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"sync second", "sync first", "commit"}; !slices.Equal(d.lines, want) || log.Holds(s.second.ImageID()) > 0 {
+		t.Errorf("it did %q, want %q, and the log has %d bytes", d.lines, want, log.Holds(s.second.ImageID()))
+	}
+	s.end()
+}
+
+// Of what is sealed, and of a volume that has settled, the log has nothing: else a
+// power cut would put it over what came later, or it could never be folded.
+func TestASealAndASettleLeaveTheLogNoData(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		do   func(s *preserved) error
+		of   func(s *preserved) *VLUN
+	}{
+		{"seal", func(s *preserved) error { return s.first.SyncForSeal() }, func(s *preserved) *VLUN { return s.first }},
+		{"settle", func(s *preserved) error { return s.volume.Settle() }, func(s *preserved) *VLUN { return s.second }},
+	} {
+		for _, reaches := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, reached %v", c.name, reaches), func(t *testing.T) {
+				s, _, log := storing(t)
+				block := lookup.BlockNum(2)
+				if reaches {
+					block = 1
+				}
+				writeBlock(t, s.old, block, 'p')
+				if err := s.old.Flush(); err != nil {
+					t.Fatal(err)
+				}
+				if log.Holds(s.first.ImageID()) == 0 || log.Holds(s.second.ImageID()) == 0 {
+					t.Fatalf("the log has %v", log.held)
+				}
+				if err := c.do(s); err != nil {
+					t.Fatal(err)
+				}
+				if n := log.Holds(c.of(s).ImageID()); n > 0 {
+					t.Errorf("the log has %d bytes", n)
+				}
+				s.end()
+			})
+		}
+	}
 }
 
 func TestAWriteThatFailsChangesNoTable(t *testing.T) {
@@ -139,6 +306,7 @@ func TestAWriteThatFailsChangesNoTable(t *testing.T) {
 }
 
 func TestAFailedSyncIsFinal(t *testing.T) {
+	storesAtMost(t, 0)
 	s, d := diaryVolume(t)
 	writeBlock(t, s.old, 1, 'p')
 	writeBlock(t, s.new, 3, 'f')
@@ -175,6 +343,7 @@ func TestAFailedSyncIsFinal(t *testing.T) {
 // What a late write changed in newer images must not be lost when the older one is
 // sealed; where it changed nothing, the live image is nobody's to wait for.
 func TestBeforeASealTheVolumeIsFlushedOnlyIfAWriteReachedIntoANewerImage(t *testing.T) {
+	storesAtMost(t, 0)
 	for _, c := range []struct {
 		late    string
 		write   func(w *View) error
@@ -221,6 +390,7 @@ func TestASyncThatFailsBeforeASealIsFinal(t *testing.T) {
 }
 
 func TestWhatIsWrittenWhileASyncFailsMayBeLostToo(t *testing.T) {
+	storesAtMost(t, 0)
 	s, d := diaryVolume(t)
 	writeBlock(t, s.new, 2, 'q')
 	d.fail = "sync second"
@@ -262,6 +432,7 @@ func TestNothingIsKnownOfASyncThatFailsBeforeAnyWasGood(t *testing.T) {
 }
 
 func TestASyncOrACommitThatCouldNotBeBegunIsTriedAgain(t *testing.T) {
+	storesAtMost(t, 0)
 	for _, step := range []string{"sync second", "commit"} {
 		t.Run(step, func(t *testing.T) {
 			s, d := diaryVolume(t)
@@ -281,9 +452,20 @@ func TestASyncOrACommitThatCouldNotBeBegunIsTriedAgain(t *testing.T) {
 }
 
 func TestAFailedSyncOfTheLogIsFinal(t *testing.T) {
+	for _, commit := range []string{"commit", "commit with 1 blocks"} {
+		t.Run(commit, func(t *testing.T) {
+			if commit == "commit" {
+				storesAtMost(t, 0)
+			}
+			aFailedSyncOfTheLogIsFinal(t, commit)
+		})
+	}
+}
+
+func aFailedSyncOfTheLogIsFinal(t *testing.T, commit string) {
 	s, d := diaryVolume(t)
 	writeBlock(t, s.new, 2, 'q')
-	d.fail, d.with = "commit", journal.ErrSyncFailed
+	d.fail, d.with = commit, journal.ErrSyncFailed
 	if err := s.new.Flush(); !errors.Is(err, ErrFailed) {
 		t.Errorf("the flush: %v, want %v", err, ErrFailed)
 	}
@@ -327,6 +509,7 @@ func TestExtentsWaitForAWriteOfTheirBlocks(t *testing.T) {
 }
 
 func TestFlushesThatArriveTogetherShareACommit(t *testing.T) {
+	storesAtMost(t, 0)
 	s, d := diaryVolume(t)
 	writeBlock(t, s.new, 2, 'q')
 	s.volume.commits.running.Lock() // a commit is under way
@@ -348,6 +531,7 @@ func TestFlushesThatArriveTogetherShareACommit(t *testing.T) {
 }
 
 func TestAFlushThatArrivesWhileACommitRunsWaitsForTheNext(t *testing.T) {
+	storesAtMost(t, 0)
 	s, d := diaryVolume(t)
 	writeBlock(t, s.new, 2, 'q')
 	reached, on := make(chan struct{}), make(chan struct{})

@@ -218,7 +218,7 @@ type VLUN struct {
 	start  Epoch // the first epoch in which it is live
 
 	sizeBytes atomic.Int64 // fixed at the cut
-	dirty     atomic.Bool  // the image was written since its last sync began
+	fresh     fresh        // the blocks that the next flush covers
 	unsynced  unsynced     // the blocks that a failure of the next sync may lose
 	reached   atomic.Bool  // a write through it may have changed a newer table or image
 	unsound   atomic.Bool  // a sync of the image failed, and they may be lost

@@ -210,9 +210,7 @@ func (k *VLUN) store(ch *change, body span) (err error) {
 // (flush.go).
 func (k *VLUN) touch(s span) {
 	k.unsynced.mark(s)
-	if !k.dirty.Load() {
-		k.dirty.Store(true)
-	}
+	k.fresh.add(s)
 }
 
 // fill makes the part whole (R3): from image k where it is, through k else.

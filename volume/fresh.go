@@ -1,0 +1,84 @@
+package volume
+
+import (
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/tidemark/tidemark/lookup"
+)
+
+// fewBlocks is how many blocks of one image a flush has the journal store in place of
+// a sync of the image (journal.Journal, J10): 256 KiB. Tests have fewer.
+var fewBlocks = 64
+
+// fresh is the blocks of an image that were written since the last flush took them,
+// or that they are too many to name.
+//
+//  1. A block is added after its data is written, and before its request is answered.
+//     So the flush that takes it, or the next one, covers it.
+//  2. Where there are too many, the flush that finds that syncs the image after it
+//     has taken them: it covers what was written before it was added.
+//
+// It is no part of unsynced, whose marks come late: what was taken is read back.
+type fresh struct {
+	many atomic.Bool // there are too many to name
+	some atomic.Bool // there is one, or many
+
+	mu     sync.Mutex
+	blocks []lookup.BlockNum // at most fewBlocks, each once
+}
+
+// add adds a range that was written.
+func (f *fresh) add(s span) {
+	if f.many.Load() {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if s.count > uint64(fewBlocks) {
+		f.addMany()
+		return
+	}
+	for b := s.first; b < s.first+lookup.BlockNum(s.count); b++ {
+		switch {
+		case slices.Contains(f.blocks, b):
+		case len(f.blocks) == fewBlocks:
+			f.addMany()
+			return
+		default:
+			f.blocks = append(f.blocks, b)
+		}
+	}
+	f.some.Store(true)
+}
+
+// addMany says that there are too many. mu is held, or nobody else is there yet.
+func (f *fresh) addMany() {
+	f.blocks = f.blocks[:0]
+	f.many.Store(true)
+	f.some.Store(true)
+}
+
+// addAll says that any block may have been written.
+func (f *fresh) addAll() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.addMany()
+}
+
+// take appends to list the blocks that were added, which are none then; or it says
+// that there are too many.
+func (f *fresh) take(list []lookup.BlockNum) (taken []lookup.BlockNum, many bool) {
+	if !f.some.Load() {
+		return list, false
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	many = f.many.Load()
+	list = append(list, f.blocks...)
+	f.blocks = f.blocks[:0]
+	f.some.Store(false)
+	f.many.Store(false)
+	return list, many
+}

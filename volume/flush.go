@@ -64,8 +64,6 @@ type committer struct {
 	running sync.Mutex // one commit at a time
 	covered uint64     // the arrivals that the last good commit covers; under running
 
-	unchanged int // commits since one that had a change of a table; under running
-
 	// Under running, kept from one commit to the next:
 	basis journal.Basis
 	taken []lookup.BlockNum

@@ -380,6 +380,54 @@ func TestADeletedSnapshotGivesBackWhatNobodySees(t *testing.T) {
 	l.check()
 }
 
+func TestSnapshotsDeletedInAnyOrderLeaveWhatTheOthersSee(t *testing.T) {
+	l := newLife(t, 1)
+	const snapshots, writes, kept = 40, 6, 9 // every ninth is kept
+	names := make([]string, snapshots)
+	wrote := make([]map[int64]bool, snapshots)
+	for i := range names {
+		w, err := l.store.OpenView("v")
+		l.must(err)
+		wrote[i] = map[int64]bool{}
+		for range writes {
+			b := l.rng.Int64N(lifeBlocks)
+			wrote[i][b] = true
+			data := bytes.Repeat([]byte{byte(i + 1)}, 4096)
+			_, err := w.WriteAt(data, b*4096)
+			l.must(err)
+			copy(l.holds["v"][b*4096:], data)
+		}
+		l.must(w.Close())
+		names[i] = l.preserve("v")
+		l.must(l.store.WaitSealed(t.Context(), names[i]))
+	}
+	for _, i := range l.rng.Perm(snapshots) {
+		if i%kept != 0 {
+			l.must(l.store.DeleteSnapshot(names[i]))
+			delete(l.holds, names[i])
+		}
+	}
+	l.store.AwaitPunches()
+	seen := map[[2]int64]bool{} // image and block
+	for top := range snapshots {
+		if top%kept != 0 && top != snapshots-1 { // the live volume sees what the last did
+			continue
+		}
+		for b := range int64(lifeBlocks) {
+			for i := top; i >= 0; i-- {
+				if wrote[i][b] {
+					seen[[2]int64{int64(i), b}] = true
+					break
+				}
+			}
+		}
+	}
+	if l.blocks() != int64(len(seen)) {
+		t.Errorf("%d blocks are left, and %d are seen", l.blocks(), len(seen))
+	}
+	l.check()
+}
+
 // What covers a block may be in memory only: a power cut then shows the old one.
 func TestABlockThatNothingOnTheDiskCoversIsNotPunched(t *testing.T) {
 	sim := vfs.NewSim(memoryDir(t))

@@ -57,7 +57,7 @@ func (s *Store) punch(ctx context.Context, id image.ID) error {
 	was, ceilings := *rec, ceilingsLocked(holders)
 	s.mu.Unlock()
 
-	dead, live := findDead(k.Table(), ceilings)
+	dead, live := s.findDead(k.Table(), ceilings)
 	empty := live == 0 && !slices.ContainsFunc(ceilings, ceiling.own)
 	if !empty && len(dead) == 0 && !was.due {
 		return nil
@@ -208,14 +208,14 @@ func (c ceiling) flush() error {
 }
 
 // covers tells whether an image of the chain up to the ceiling has block b, and
-// for how many blocks, at most limit, that is so.
-func (c ceiling) covers(b lookup.BlockNum, limit uint64) (covered bool, run uint64) {
-	if c.none {
-		return true, limit
+// for how many blocks, at most limit, that is so. below is what all but the last have.
+func (c ceiling) covers(below *lookup.Table, b lookup.BlockNum, limit uint64) (covered bool, run uint64) {
+	if c.own() || c.none {
+		return c.none, limit
 	}
 	run = limit
-	for _, k := range c.cover {
-		s, n := k.Table().Run(b, run)
+	for _, t := range []*lookup.Table{below, c.top().Table()} {
+		s, n := t.Run(b, run)
 		run = min(run, n)
 		if s != lookup.Absent {
 			return true, run
@@ -224,15 +224,64 @@ func (c ceiling) covers(b lookup.BlockNum, limit uint64) (covered bool, run uint
 	return false, run
 }
 
+// top is the last image of the cover, whose view is the one that counts.
+func (c ceiling) top() *volume.VLUN { return c.cover[len(c.cover)-1] }
+
+// covers is what images without a name have, joined: those of a chain from one up to
+// below a ceiling. When many images below one ceiling are looked at, newest first, each
+// adds one table to it. It may be older than what the tables say now, as what was
+// covered once is so for ever. The sealer alone uses it; it is forgotten when an image
+// has been folded, and when there is nothing to punch.
+//
+// Rejected: to ask each table for each block (the thousandth of as many images that
+// were deleted would ask for each of its blocks a thousand times).
+type covers map[*volume.Volume]*joined
+
+type joined struct {
+	top, first *volume.VLUN // the ceiling, which is not in it, and the oldest that is
+	table      *lookup.Table
+}
+
+// below returns what the images of a cover have, but the last.
+func (all covers) below(c ceiling) *lookup.Table {
+	if c.none || len(c.cover) < 2 {
+		return noBlocks
+	}
+	unnamed, v := c.cover[:len(c.cover)-1], c.top().Volume()
+	j := all[v]
+	missing := len(unnamed)
+	if j != nil && j.top == c.top() {
+		missing = slices.Index(unnamed, j.first)
+	}
+	if j == nil || j.top != c.top() || missing < 0 {
+		j, missing = &joined{top: c.top(), table: lookup.NewTable()}, len(unnamed)
+		all[v] = j
+	}
+	for _, k := range unnamed[:missing] {
+		for x := range k.Table().Extents(0, lookup.MaxBlocks) {
+			j.table.Set(x.Block, x.Count, lookup.Data)
+		}
+	}
+	j.first = unnamed[0]
+	return j.table
+}
+
+// noBlocks is never written.
+var noBlocks = lookup.NewTable()
+
 // findDead lists the blocks of a table that are covered in every chain, and counts
 // the others. It takes no lock: what is covered a moment later is found the next
 // time.
-func findDead(t *lookup.Table, ceilings []ceiling) (dead []lookup.Extent, live uint64) {
+func (s *Store) findDead(t *lookup.Table, ceilings []ceiling) (dead []lookup.Extent, live uint64) {
+	below := make([]*lookup.Table, len(ceilings))
+	for i, c := range ceilings {
+		below[i] = s.sealer.covers.below(c)
+	}
 	for x := range t.Extents(0, lookup.MaxBlocks) {
 		for x.Count > 0 {
 			all, run := true, x.Count
-			for _, c := range ceilings {
-				covered, n := c.covers(x.Block, run)
+			for i, c := range ceilings {
+				covered, n := c.covers(below[i], x.Block, run)
 				run = min(run, n)
 				if all = covered; !all {
 					break
@@ -258,7 +307,7 @@ func (s *Store) deadBytesOf(id image.ID) int64 {
 	if len(holders) == 0 {
 		return 0
 	}
-	dead, _ := findDead(holders[0].vlun.Table(), ceilings)
+	dead, _ := s.findDead(holders[0].vlun.Table(), ceilings)
 	return deadBytes(dead)
 }
 

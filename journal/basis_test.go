@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/tidemark/tidemark/image"
+	"github.com/tidemark/tidemark/internal/vfs"
 	"github.com/tidemark/tidemark/lookup"
 )
 
@@ -66,11 +67,11 @@ func TestWhatCommitsHoldIsStoredWhereThePageCacheHasLostIt(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			o := simOptions("a", 1, 2)
 			j := create(t, o)
-			appendTo(t, j, data(1, 1))
+			appendTo(t, j, data(1, 1), data(1, 2), data(1, 7), data(2, 1), data(2, 2))
 			must(t, c.do(j))
 			recovering, did := stores(o.underBoot(c.boot))
 			_, r := reopen(t, recovering)
-			wantHeld(t, r.Tables[1], 1)
+			wantHeld(t, r.Tables[1], 1, 2, 7)
 			if !slices.Equal(*did, c.want) {
 				t.Errorf("open did %q, want %q", *did, c.want)
 			}
@@ -107,10 +108,77 @@ func TestAnOpenThatCantStoreWhatIsHeldChangesNothing(t *testing.T) {
 	}
 }
 
-func TestASegmentThatHoldsDataIsNotFoldedNorTheJournalClosed(t *testing.T) {
+// What recovery has synced it commits; then older data is held no more, also if it came
+// no further and the power goes.
+func TestWhatRecoveryHasSyncedIsNotStoredOver(t *testing.T) {
 	o := simOptions("a", 1)
 	j := create(t, o)
 	appendTo(t, j, data(1, 1))
+	must(t, j.Commit(1, blocks(filled(1, 1, 'a'))))
+	must(t, j.Commit(appendTo(t, j, Change{1, 1, 1, lookup.Zero}), Basis{}))
+	appendTo(t, j, data(1, 1)) // with newer data, which a kill leaves
+	broken := o
+	fault := failing(&broken)
+	*fault = func(op vfs.Op) error {
+		if op.Kind == vfs.OpRename {
+			return errFault
+		}
+		return nil
+	}
+	if _, _, err := Open(broken); !errors.Is(err, errFault) {
+		t.Fatalf("open: %v, want %v", err, errFault)
+	}
+	cut, did := stores(o.underBoot("b"))
+	_, r := reopen(t, cut)
+	if wantHeld(t, r.Tables[1], 1); len(*did) > 0 {
+		t.Errorf("open did %q", *did)
+	}
+}
+
+func TestBlocksThatTablesDontWantAreNotStored(t *testing.T) {
+	o := simOptions("a", 1)
+	j := create(t, o)
+	appendTo(t, j, data(1, 1), data(1, 2))
+	must(t, j.Commit(1, blocks(filled(1, 1, 'a'), filled(1, 2, 'b'))))
+	must(t, j.Commit(appendTo(t, j, Change{1, 1, 1, lookup.Absent}), Basis{}))
+	cut, did := stores(o.underBoot("b"))
+	reopen(t, cut)
+	if want := []string{"store 1:2=b", "sync 1"}; !slices.Equal(*did, want) {
+		t.Errorf("open did %q, want %q", *did, want)
+	}
+}
+
+// A client may have stored what looks like the frames of a journal.
+func TestFramesInTheDataOfClientsAreNone(t *testing.T) {
+	o := simOptions("a", 1)
+	other := create(t, o) // of the same volume, in an earlier life
+	appendTo(t, other, data(1, 1))
+	must(t, other.Commit(1, Basis{}))
+	frames := readFile(t, o, segmentName(o.Dir, 1))[headerBytes:other.cur.end]
+
+	o = simOptions("a", 1)
+	j := create(t, o)
+	appendTo(t, j, data(1, 1))
+	block := Block{1, 1, make([]byte, lookup.BlockSize)}
+	copy(block.Data[:], frames) // wherever it comes to lie: at each offset that a frame may have
+	for at := 0; at+2*len(frames) < len(block.Data); at += len(frames) {
+		copy(block.Data[at+at/len(frames)%frameAlign:], frames)
+	}
+	must(t, j.Commit(1, blocks(block)))
+	name := segmentName(o.Dir, 1)
+	b := readFile(t, o, name)
+	b[j.cur.end-1]++ // the commit is torn
+	writeFile(t, o, name, b)
+	writeFile(t, o, witnessName(o.Dir), nil)
+	if _, r, err := Open(o.underBoot("a")); err != nil || len(held(r.Tables[1])) != 1 {
+		t.Errorf("open: %v", err)
+	}
+}
+
+func TestASegmentThatHoldsDataIsNotFoldedNorTheJournalClosed(t *testing.T) {
+	o := simOptions("a", 1)
+	j := create(t, o)
+	appendTo(t, j, data(1, 1), data(1, 2))
 	must(t, j.Commit(1, blocks(filled(1, 1, 'a'), filled(1, 2, 'b'))))
 	if n := j.Holds(1); n != 2*lookup.BlockSize {
 		t.Errorf("it holds %d bytes", n)
@@ -134,22 +202,20 @@ func TestASegmentThatHoldsDataIsNotFoldedNorTheJournalClosed(t *testing.T) {
 }
 
 func TestAJournalAsksNotToHoldDataWhenNoTableChangesAnyMore(t *testing.T) {
-	o := simOptions("a", 1)
-	o.SegmentBytes = 0 // the default, which is not reached
-	j := create(t, o)
+	j := create(t, simOptions("a", 1))
 	appendTo(t, j, data(1, 1))
 	must(t, j.Commit(1, blocks(filled(1, 1, 'a'))))
 	for n := range calmCommits {
-		if j.NeedsCheckpoint() {
+		if j.IsCalm() {
 			t.Fatalf("it asks after %d commits", n)
 		}
 		must(t, j.Commit(1, blocks(filled(1, 1, 'b'))))
 	}
-	if !j.NeedsCheckpoint() {
+	if !j.IsCalm() {
 		t.Errorf("it does not ask after %d commits", calmCommits)
 	}
 	must(t, j.Commit(1, Basis{Synced: []image.ID{1}}))
-	if j.NeedsCheckpoint() {
+	if j.IsCalm() {
 		t.Error("it asks though it holds nothing")
 	}
 }
@@ -182,7 +248,7 @@ func TestASegmentOfVersion2IsRead(t *testing.T) {
 		payload []byte
 	}{{kindChanges, appendChange(nil, data(1, 1))}, {kindCommit, binary.LittleEndian.AppendUint64(nil, 1)}} {
 		at := len(b)
-		b, crc = endFrame(append(beginFrame(b), f.payload...), at, f.kind, crc, 0)
+		b, crc = h.endFrame(append(beginFrame(b), f.payload...), at, f.kind, crc, 0)
 	}
 	_, r := reopen(t, withSegment1(t, "b", b))
 	wantHeld(t, r.Tables[1], 1)

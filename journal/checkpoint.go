@@ -16,17 +16,24 @@ import (
 // ask.
 func (j *Journal) Overdue() bool { return j.uncovered.Load() >= j.o.SegmentBytes }
 
-// NeedsCheckpoint tells whether a Checkpoint would be worth its I/O now, or a commit
-// that leaves the journal no data to hold (J10): with none, a flush without changes of
-// a table leaves the journal alone. Any number of goroutines may ask.
+// NeedsCheckpoint tells whether a Checkpoint would be worth its I/O now, or, where
+// closed segments hold data, what lets them be folded (Holds). Any number of goroutines
+// may ask.
 func (j *Journal) NeedsCheckpoint() bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.err == nil && j.cur != nil && (j.settled() > 0 || len(j.held) > 0 && j.calm >= calmCommits ||
-		len(j.closed) == 0 && j.cur.end >= j.o.SegmentBytes)
+	return j.err == nil && j.cur != nil && (j.settled() > 0 || j.cur.end >= j.o.SegmentBytes)
 }
 
-// calmCommits is how many commits hold data and change no table until that ends.
+// IsCalm tells whether the journal holds data (J10), and no table has changed in many
+// commits: if it held none, they would leave it alone. Any number of goroutines may ask.
+func (j *Journal) IsCalm() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.err == nil && len(j.held) > 0 && j.calm >= calmCommits
+}
+
+// calmCommits is after how many that is so.
 const calmCommits = 64
 
 // settled counts the closed segments that may be folded: all of their changes
@@ -50,18 +57,23 @@ func (j *Journal) settled() int {
 	return len(j.closed)
 }
 
-// Checkpoint bounds what the next Open has to replay: it folds closed segments
-// whose changes are committed into the table files and removes them, and closes
-// the present one if no other waits to be folded. It runs in the background,
+// Checkpoint bounds what the next Open has to replay: it closes the present segment,
+// if no other waits to be folded, and folds (Fold). It runs in the background,
 // beside Append and Commit, which wait for none of its syncs. After an error
 // nothing is lost and it may be called again; what it then has to do is what it
 // had.
-func (j *Journal) Checkpoint() error {
+func (j *Journal) Checkpoint() error { return j.checkpoint(true) }
+
+// Fold folds closed segments whose changes are committed, and that hold no data, into
+// the table files and removes them. Else it is as Checkpoint.
+func (j *Journal) Fold() error { return j.checkpoint(false) }
+
+func (j *Journal) checkpoint(rotates bool) error {
 	j.checkpointing.Lock()
 	defer j.checkpointing.Unlock()
 	j.mu.Lock()
 	err, rests := j.err, j.cur == nil
-	mayRotate := !rests && len(j.closed) == 0 && (j.cur.after > j.cur.first || j.cur.end >= j.o.SegmentBytes)
+	mayRotate := rotates && !rests && len(j.closed) == 0 && (j.cur.after > j.cur.first || j.cur.end >= j.o.SegmentBytes)
 	j.mu.Unlock()
 	if err != nil || rests {
 		return err
@@ -87,12 +99,12 @@ func (j *Journal) rotate() error {
 		return err
 	}
 	next := &segment{name: segmentName(j.o.Dir, number), file: f, stepBytes: j.o.stepBytes()}
-	next.makeRoom(headerBytes, dataSteps) // not under mu
+	_ = next.makeRoom(headerBytes, dataSteps) // not under mu; there may be room for the header
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	old := j.cur
-	end, endCRC := endFrame(beginFrame(nil), 0, kindNext, old.crc, old.durable)
-	next.header = header{volume: old.volume, number: number, life: old.life, first: old.after, boot: old.boot, prev: endCRC}
+	end, endCRC := old.endFrame(beginFrame(nil), 0, kindNext, old.crc, old.durable)
+	next.header = header{volume: old.volume, number: number, life: old.life, first: old.after, boot: old.boot, prev: endCRC, salt: old.salt}
 	err = next.start(j.drained)
 	if err == nil {
 		err = old.put(end, endCRC)
@@ -168,7 +180,7 @@ type folded struct{ applied, ignored, beyond int }
 func fold(segs []*segment, limit LSN, table func(image.ID) (*lookup.Table, error)) (folded, error) {
 	var n folded
 	for _, s := range segs {
-		r := newSegmentReader(s.file, s.end, s.headerCRC)
+		r := newSegmentReader(s.file, s.end, s.headerCRC, s.salt)
 		for lsn := s.first; r.off < s.end; {
 			f, ok, err := r.next()
 			if err != nil {

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"math/rand/v2"
 	"path"
 	"slices"
 	"sync"
@@ -275,7 +276,7 @@ type holding struct {
 }
 
 // keepBufferBytes is what Append keeps of a buffer that a large frame made grow.
-const keepBufferBytes = 1 << 20
+const keepBufferBytes = 64 << 10
 
 func (o *Options) setDefaults() {
 	if o.SegmentBytes == 0 {
@@ -398,7 +399,7 @@ func (j *Journal) beginLife(number uint64, kinds ...kind) (err error) {
 		return err
 	}
 	s := &segment{
-		header: header{volume: j.o.VolumeID, number: number, life: number, first: j.End(), boot: j.boot},
+		header: header{volume: j.o.VolumeID, number: number, life: number, first: j.End(), boot: j.boot, salt: rand.Uint32()},
 		name:   segmentName(j.o.Dir, number),
 		file:   f,
 
@@ -442,11 +443,11 @@ func (s *segment) start(drained map[image.ID]bool, kinds ...kind) error {
 		for id := range drained {
 			b = binary.LittleEndian.AppendUint64(b, uint64(id))
 		}
-		b, s.crc = endFrame(b, at, kindDrained, s.crc, 0)
+		b, s.crc = s.endFrame(b, at, kindDrained, s.crc, 0)
 	}
 	for _, k := range kinds {
 		at := len(b)
-		b, s.crc = endFrame(beginFrame(b), at, k, s.crc, 0)
+		b, s.crc = s.endFrame(beginFrame(b), at, k, s.crc, 0)
 	}
 	if _, err := s.file.WriteAt(b, 0); err != nil {
 		return err
@@ -513,7 +514,7 @@ func (j *Journal) awaitLife() error {
 
 // put writes b, begun by beginFrame, behind the last frame. mu is held.
 func (j *Journal) put(b []byte, k kind) error {
-	b, crc := endFrame(b, 0, k, j.cur.crc, j.cur.durable)
+	b, crc := j.cur.endFrame(b, 0, k, j.cur.crc, j.cur.durable)
 	if cap(b) <= keepBufferBytes {
 		j.buf = b
 	}
@@ -527,7 +528,7 @@ func (j *Journal) put(b []byte, k kind) error {
 // put writes a frame. After an error the next one takes its place.
 func (s *segment) put(b []byte, crc uint32) error {
 	if int64(len(b)) <= s.stepBytes {
-		s.makeRoom(len(b), 1)
+		_ = s.makeRoom(len(b), 1) // there may be room for the frame
 	}
 	if _, err := s.file.WriteAt(b, s.end); err != nil {
 		_ = s.file.Truncate(s.end) // only tidies up: what stays is overwritten
@@ -543,20 +544,20 @@ func (s *segment) put(b []byte, crc uint32) error {
 // those and some steps further: a commit whose frames take the place of blocks that the
 // file has is one write of the disk; one that makes the file longer commits a
 // transaction of the file system besides. The room is asked for by Allocate, which draws
-// on no reserve: that is for frames. Where there is no room for zeros there may be for
-// the frame.
-func (s *segment) makeRoom(lengthBytes int, steps int64) {
+// on no reserve: that is for the changes of tables, not for what clients have written.
+func (s *segment) makeRoom(lengthBytes int, steps int64) error {
 	end := s.end + int64(lengthBytes)
 	if end <= s.room {
-		return
+		return nil
 	}
 	room := (end/s.stepBytes + 1 + steps) * s.stepBytes
 	if err := s.file.Allocate(s.end, room-s.end); err != nil {
 		s.room = s.end
-		return
+		return err
 	}
-	n, _ := s.file.WriteAt(make([]byte, room-s.end), s.end)
+	n, err := s.file.WriteAt(make([]byte, room-s.end), s.end)
 	s.room = s.end + int64(n) // zeros are no frame: what there is of them may stay
+	return err
 }
 
 // dataSteps is how many steps of room are made at a time where commits have blocks:
@@ -681,7 +682,9 @@ func (j *Journal) putCommit(upTo LSN, on Basis) (*segment, place, error) {
 		return nil, place{}, fmt.Errorf("journal: %d blocks are too many for one commit", len(on.Blocks))
 	}
 	if len(on.Blocks) > 0 {
-		j.cur.makeRoom(len(b), dataSteps)
+		if err := j.cur.makeRoom(len(b), dataSteps); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+			return nil, place{}, fmt.Errorf("store %d blocks in %s: %w", len(on.Blocks), j.cur.name, err)
+		}
 	}
 	if err := j.put(b, kindCommit); err != nil {
 		return nil, place{}, err

@@ -245,7 +245,7 @@ func TestCreateAndOpenRefuse(t *testing.T) {
 
 func TestACheckpointFoldsWhatIsCommittedAndNothingElse(t *testing.T) {
 	o := simOptions("a", 1)
-	o.SegmentBytes = 64
+	o.SegmentBytes = 100
 	j := create(t, o)
 	appendTo(t, j, data(1, 1))
 	appendTo(t, j, data(1, 2))

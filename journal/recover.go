@@ -47,7 +47,7 @@ func open(o Options) (*Journal, *Recovered, error) {
 	if err := h.dropTail(&o); err != nil {
 		return nil, nil, err
 	}
-	if err := h.storeBlocks(&o); err != nil {
+	if err := h.storeBlocks(&o, r.Tables); err != nil {
 		return nil, nil, err
 	}
 	for _, id := range changed {
@@ -244,7 +244,7 @@ func (h *history) readSegment(o *Options, number uint64, flag int) (ending, erro
 		return byTear, fmt.Errorf("read %s: %w", s.name, err)
 	}
 	h.pass(s)
-	r := newSegmentReader(s.file, sizeBytes, s.headerCRC)
+	r := newSegmentReader(s.file, sizeBytes, s.headerCRC, s.salt)
 	for {
 		f, ok, err := r.next()
 		if err != nil {
@@ -319,7 +319,7 @@ func (h *history) link(s *segment) bool {
 		h.sameBoot = s.boot == h.boot
 		h.failed = h.sameBoot && h.failedSince(s)
 		h.committed = s.first
-	} else if l := h.last(); s.prev != l.crc || s.first != l.after || s.life != l.life || s.boot != l.boot {
+	} else if l := h.last(); s.prev != l.crc || s.first != l.after || s.life != l.life || s.boot != l.boot || s.salt != l.salt {
 		return false
 	}
 	h.segments = append(h.segments, s)
@@ -443,7 +443,7 @@ func (h *history) findRotIn(s *segment, from int64) (int64, error) {
 		return 0, fmt.Errorf("read %s: %w", s.name, err)
 	}
 	last := h.last()
-	r := newSegmentReader(s.file, sizeBytes, 0)
+	r := newSegmentReader(s.file, sizeBytes, 0, last.salt) // of the life, also where its header is damaged
 	end := from
 	for off := from; off < sizeBytes; off += frameAlign {
 		b, err := r.window(off, min(frameAlign, sizeBytes-off))
@@ -543,8 +543,8 @@ func (h *history) commitTail(o *Options) error {
 	if err := h.syncSegments(o, h.segments...); err != nil {
 		return err
 	}
-	b := binary.LittleEndian.AppendUint64(beginFrame(nil), uint64(last.after))
-	b, crc := endFrame(b, 0, kindCommit, last.crc, 0)
+	b := appendCommit(beginFrame(nil), last.after, Basis{Synced: slices.Sorted(maps.Keys(h.blocks))})
+	b, crc := last.endFrame(b, 0, kindCommit, last.crc, 0)
 	if err := last.put(b, crc); err != nil {
 		return err
 	}
@@ -571,8 +571,8 @@ func (h *history) dropTail(o *Options) error {
 }
 
 // storeBlocks writes to the images what commits hold of them, where the page cache
-// has not kept it (J10).
-func (h *history) storeBlocks(o *Options) error {
+// has not kept it (J10), and the tables still want it.
+func (h *history) storeBlocks(o *Options, tables map[image.ID]*lookup.Table) error {
 	if h.whole() {
 		return nil
 	}
@@ -586,6 +586,9 @@ func (h *history) storeBlocks(o *Options) error {
 			return errors.New("blocks wait to be written to their images, and Options.StoreBlock is nil")
 		}
 		for _, b := range slices.Sorted(maps.Keys(blocks)) {
+			if tables[id].Get(b) != lookup.Data {
+				continue
+			}
 			if _, err := blocks[b].in.file.ReadAt(data, blocks[b].off); err != nil {
 				return fmt.Errorf("read block %d of image %d in %s: %w", b, id, blocks[b].in.name, err)
 			}

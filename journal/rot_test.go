@@ -266,7 +266,7 @@ func TestACheckpointFoldsNoFrameThatWasNotWrittenThere(t *testing.T) {
 	// right as the one that was written.
 	s := j.closed[0]
 	b := readFile(t, o, s.name)[:headerBytes]
-	for prev, r := before, newSegmentReader(bytes.NewReader(readFile(t, o, s.name)), s.end, before); r.off < s.end; {
+	for prev, r := before, newSegmentReader(bytes.NewReader(readFile(t, o, s.name)), s.end, before, s.salt); r.off < s.end; {
 		f, ok, err := r.next()
 		if must(t, err); !ok {
 			t.Fatal("no frame")
@@ -276,7 +276,7 @@ func TestACheckpointFoldsNoFrameThatWasNotWrittenThere(t *testing.T) {
 			payload = appendChange(nil, data(1, 9))
 		}
 		at := len(b)
-		b, prev = endFrame(append(beginFrame(b), payload...), at, f.kind, prev, 0)
+		b, prev = s.endFrame(append(beginFrame(b), payload...), at, f.kind, prev, 0)
 	}
 	writeFile(t, o, s.name, b)
 	if err := j.Checkpoint(); !errors.Is(err, ErrCorrupt) {

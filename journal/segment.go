@@ -35,7 +35,8 @@ const (
 //
 //	header, 72 bytes
 //	 0  magic "TideJrnl"
-//	 8  u32 version, u32 zero
+//	 8  u32 version
+//	12  u32 salt of the writer's life, at random; 0 in version 2
 //	16  u64 volume ID
 //	24  u64 number of the segment
 //	32  u64 life: number of the first segment of this writer's life
@@ -46,11 +47,14 @@ const (
 //
 //	frame, padded with zeros to a multiple of 4 bytes
 //	 0  u32 length of the payload in bytes
-//	 4  u32 CRC of the frame, padding and all, without these four bytes
+//	 4  u32 CRC of the frame, padding and all, without these four bytes, from the salt on
 //	 8  u32 prev: CRC of the frame before, or of the header
 //	12  u32 durable: the writer had synced this file at least up to here
-//	16  [4] kind
+//	16  [4] kind, exclusive-or the salt
 //	20  payload
+//
+// The salt keeps what a client has stored (J10) from looking like a frame: a volume may
+// hold a journal, or one that was made up.
 //
 // prev chains the frames: one that was not written right after the frame before
 // it, such as an old one in its place, doesn't continue the chain. A frame that
@@ -91,6 +95,7 @@ type header struct {
 	first  LSN
 	boot   bootID
 	prev   uint32
+	salt   uint32
 }
 
 // bootID is the hash of what vfs.FS.BootID returns, whose length is not fixed.
@@ -109,7 +114,7 @@ func (h *header) appendTo(b []byte) []byte {
 	start := len(b)
 	b = append(b, segmentMagic...)
 	b = binary.LittleEndian.AppendUint32(b, segmentVersion)
-	b = binary.LittleEndian.AppendUint32(b, 0)
+	b = binary.LittleEndian.AppendUint32(b, h.salt)
 	b = binary.LittleEndian.AppendUint64(b, h.volume)
 	b = binary.LittleEndian.AppendUint64(b, h.number)
 	b = binary.LittleEndian.AppendUint64(b, h.life)
@@ -131,7 +136,8 @@ func parseHeader(b []byte) (h header, crc uint32, err error) {
 	if crc != crc32.Checksum(b[:68], castagnoli) {
 		return header{}, 0, errNoHeader
 	}
-	if v := binary.LittleEndian.Uint32(b[8:]); v < oldestSegmentVersion || v > segmentVersion || binary.LittleEndian.Uint32(b[12:]) != 0 {
+	salt := binary.LittleEndian.Uint32(b[12:])
+	if v := binary.LittleEndian.Uint32(b[8:]); v < oldestSegmentVersion || v > segmentVersion || v == oldestSegmentVersion && salt != 0 {
 		return header{}, 0, fmt.Errorf("%w %d", ErrVersion, v)
 	}
 	return header{
@@ -141,6 +147,7 @@ func parseHeader(b []byte) (h header, crc uint32, err error) {
 		first:  LSN(binary.LittleEndian.Uint64(b[40:])),
 		boot:   bootID(b[48:64]),
 		prev:   binary.LittleEndian.Uint32(b[64:]),
+		salt:   salt,
 	}, crc, nil
 }
 
@@ -188,6 +195,12 @@ var (
 	kindClosed  = kind([]byte("clsd")) // nothing: the journal was closed, all is in the tables
 )
 
+// salted is what stands in a frame for the kind, and the reverse.
+func (k kind) salted(salt uint32) (s kind) {
+	binary.LittleEndian.PutUint32(s[:], binary.LittleEndian.Uint32(k[:])^salt)
+	return s
+}
+
 // plausible spares a reader the CRC of what is garbage at first sight.
 func (k kind) plausible() bool {
 	for _, c := range k {
@@ -215,7 +228,7 @@ func beginFrame(b []byte) []byte {
 }
 
 // endFrame fills in the frame that starts at b[start:] and returns its CRC.
-func endFrame(b []byte, start int, k kind, prev uint32, durable int64) ([]byte, uint32) {
+func (h *header) endFrame(b []byte, start int, k kind, prev uint32, durable int64) ([]byte, uint32) {
 	payloadBytes := len(b) - start - frameBytes
 	for len(b)%frameAlign != start%frameAlign {
 		b = append(b, 0)
@@ -224,20 +237,21 @@ func endFrame(b []byte, start int, k kind, prev uint32, durable int64) ([]byte, 
 	binary.LittleEndian.PutUint32(head[0:], uint32(payloadBytes))
 	binary.LittleEndian.PutUint32(head[8:], prev)
 	binary.LittleEndian.PutUint32(head[12:], uint32(min(durable, math.MaxUint32)))
-	copy(head[16:], k[:])
-	crc := frameCRC(head)
+	salted := k.salted(h.salt)
+	copy(head[16:], salted[:])
+	crc := frameCRC(head, h.salt)
 	binary.LittleEndian.PutUint32(head[4:], crc)
 	return b, crc
 }
 
-func frameCRC(b []byte) uint32 {
-	return crc32.Update(crc32.Checksum(b[:4], castagnoli), castagnoli, b[8:])
+func frameCRC(b []byte, salt uint32) uint32 {
+	return crc32.Update(crc32.Update(salt, castagnoli, b[:4]), castagnoli, b[8:])
 }
 
 // frameLen returns the length in bytes of the frame whose head is b, or false
 // if b is not the head of a frame that ends within roomBytes.
-func frameLen(b []byte, roomBytes int64) (int64, bool) {
-	if len(b) < frameBytes || !kind(b[16:20]).plausible() {
+func frameLen(b []byte, roomBytes int64, salt uint32) (int64, bool) {
+	if len(b) < frameBytes || !kind(b[16:20]).salted(salt).plausible() {
 		return 0, false
 	}
 	payloadBytes := int64(binary.LittleEndian.Uint32(b))
@@ -246,13 +260,13 @@ func frameLen(b []byte, roomBytes int64) (int64, bool) {
 }
 
 // parseFrame returns the frame that is exactly b, if its CRC is right.
-func parseFrame(b []byte, off int64) (frame, bool) {
+func parseFrame(b []byte, off int64, salt uint32) (frame, bool) {
 	crc := binary.LittleEndian.Uint32(b[4:])
-	if crc != frameCRC(b) {
+	if crc != frameCRC(b, salt) {
 		return frame{}, false
 	}
 	return frame{
-		kind:    kind(b[16:20]),
+		kind:    kind(b[16:20]).salted(salt),
 		crc:     crc,
 		prev:    binary.LittleEndian.Uint32(b[8:]),
 		durable: binary.LittleEndian.Uint32(b[12:]),
@@ -382,6 +396,7 @@ func eachChange(payload []byte, do func(Change) error) error {
 type segmentReader struct {
 	file      io.ReaderAt
 	sizeBytes int64
+	salt      uint32
 	off       int64  // where the next frame should be
 	prev      uint32 // what it should go on from
 	buf       []byte // bytes of the file from bufOff on
@@ -390,8 +405,8 @@ type segmentReader struct {
 
 const readAheadBytes = 256 << 10
 
-func newSegmentReader(file io.ReaderAt, sizeBytes int64, headerCRC uint32) *segmentReader {
-	return &segmentReader{file: file, sizeBytes: sizeBytes, off: headerBytes, prev: headerCRC}
+func newSegmentReader(file io.ReaderAt, sizeBytes int64, headerCRC, salt uint32) *segmentReader {
+	return &segmentReader{file: file, sizeBytes: sizeBytes, salt: salt, off: headerBytes, prev: headerCRC}
 }
 
 // next returns the next frame of the chain, or false where the chain ends: off
@@ -415,7 +430,7 @@ func (r *segmentReader) frameAt(off int64) (frame, bool, error) {
 	if err != nil {
 		return frame{}, false, err
 	}
-	n, ok := frameLen(head, roomBytes)
+	n, ok := frameLen(head, roomBytes, r.salt)
 	if !ok {
 		return frame{}, false, nil
 	}
@@ -423,7 +438,7 @@ func (r *segmentReader) frameAt(off int64) (frame, bool, error) {
 	if err != nil {
 		return frame{}, false, err
 	}
-	f, ok := parseFrame(whole, off)
+	f, ok := parseFrame(whole, off, r.salt)
 	return f, ok, nil
 }
 

@@ -175,6 +175,14 @@ var all = []mutant{
 		old: "last.after == h.committed && len(h.blocks) == 0", new: "last.after == h.committed",
 	},
 	{
+		name: "recovery syncs images and does not say so in its commit (J10)", file: "journal/recover.go",
+		old: "Basis{Synced: slices.Sorted(maps.Keys(h.blocks))}", new: "Basis{}",
+	},
+	{
+		name: "data of a client can be taken for frames of the journal (J10)", file: "journal/journal.go",
+		old: "salt: rand.Uint32()", new: "salt: 0 * rand.Uint32()",
+	},
+	{
 		name: "a flush that syncs an image does not tell the journal, which has older data (J10)", file: "volume/flush.go",
 		old: "		c.basis.Synced = append(c.basis.Synced, k.id)\n", new: "",
 		packages: "./volume ./store", tests: "Order|Flush|Crash|Cut|Settle|Tells|Leaves",
@@ -349,6 +357,17 @@ var all = []mutant{
 		name: "a blank index takes what nobody has asked for yet as newer", file: "volume/read.go",
 		old: "			if newest == nil && e.Slot() != 0 {", new: "			if newest == nil && e.Slot() == 1 {",
 		packages: "./volume ./store", tests: "Model|Conflict|Blank",
+	},
+	{
+		name: "what images cover is not joined anew after a fold", file: "store/fold.go",
+		old: "	clear(s.sealer.covers) // the upper image covers more than it did\n", new: "",
+		packages: "./store", tests: "Folded", flags: "-test.timeout=60s",
+	},
+	{
+		name: "what images below a ceiling cover counts below another", file: "store/punch.go",
+		old: "	if j == nil || j.top != c.top() || missing < 0 {", new: "	if j == nil || missing < 0 {",
+		and: []edit{{"	if j != nil && j.top == c.top() {", "	if j != nil {"}},
+		packages: "./store", tests: "Deleted|Life|Hold|Sizes",
 	},
 	{
 		name: "a slot is dealt again before the image that has it is dropped", file: "volume/numbers.go",

@@ -181,8 +181,10 @@ func (s *Store) recoverVolume(v catalog.VolumeState) error {
 		FS: s.records, Dir: volumeDir(s.dir, v.ID), VolumeID: uint64(v.ID), Images: ids, SegmentBytes: s.journals,
 		StoreBlock: func(b journal.Block) error {
 			return each(unsealed, func(img *file.Image) error {
-				_, err := img.WriteAt(b.Data, int64(b.Block)*lookup.BlockSize)
-				return err
+				return s.reserve.drawing(func() error { // what was flushed had its place
+					_, err := img.WriteAt(b.Data, int64(b.Block)*lookup.BlockSize)
+					return err
+				}, nil)
 			})(b.Image)
 		},
 		SyncImage: each(unsealed, (*file.Image).Sync),

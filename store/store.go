@@ -588,7 +588,7 @@ func (l kickingLog) Commit(to journal.LSN, on journal.Basis) error {
 	if err := l.Journal.Commit(to, on); err != nil {
 		return err
 	}
-	if l.NeedsCheckpoint() {
+	if l.NeedsCheckpoint() || l.IsCalm() {
 		l.ask()
 	}
 	return nil
@@ -611,18 +611,31 @@ func (s *Store) checkpoints(d *disk) {
 			return
 		case <-d.kick:
 		}
-		if !d.journal.NeedsCheckpoint() && !d.journal.Overdue() {
-			continue // the commit of a checkpoint asks too
+		var err error
+		switch j := d.journal; {
+		case j.NeedsCheckpoint() || j.Overdue():
+			err = s.checkpoint(d)
+		case j.IsCalm():
+			err = s.settle(d)
 		}
-		err := s.checkpoint(d)
 		if err == nil || errors.Is(err, context.Canceled) { // by a delete
 			said = ""
 		} else if err.Error() != said {
 			said = err.Error()
 			s.logger.Error("checkpoint", "volume", d.volume.Name(), "err", err)
 		}
+		if err != nil { // each commit asks
+			select {
+			case <-d.stop:
+				return
+			case <-time.After(checkpointPause):
+			}
+		}
 	}
 }
+
+// checkpointPause is between a checkpoint that failed and the next.
+const checkpointPause = time.Second
 
 // endCheckpoints returns when none is being made, and none will be.
 func (d *disk) endCheckpoints() {
@@ -637,18 +650,15 @@ func (s *Store) checkpoint(d *disk) error {
 	if err := d.journal.Checkpoint(); err != nil {
 		return err
 	}
-	if err := s.writeBackHeld(d); err != nil {
+	if err := s.settle(d); err != nil {
 		return err
 	}
-	if err := d.volume.Settle(); err != nil {
-		return err
-	}
-	return d.journal.Checkpoint()
+	return d.journal.Fold()
 }
 
-// writeBackHeld writes back the images that the journal holds data of: what is left
-// when all flushes wait for their syncs is little.
-func (s *Store) writeBackHeld(d *disk) error {
+// settle leaves the journal no data to hold. It writes the images back first: what is
+// left when all flushes wait for their syncs is little then.
+func (s *Store) settle(d *disk) error {
 	s.mu.Lock()
 	ctx := d.ctx
 	s.mu.Unlock()
@@ -668,7 +678,7 @@ func (s *Store) writeBackHeld(d *disk) error {
 			return err
 		}
 	}
-	return nil
+	return d.volume.Settle()
 }
 
 // ResizeVolume makes a volume larger. Open views keep their size. Errors:

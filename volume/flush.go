@@ -47,11 +47,10 @@ func (v *Volume) Settle() error {
 // syncAhead syncs the image while flushes go on, so that the sync of a commit, for which
 // they wait, has little to do. It promises nothing.
 func (k *VLUN) syncAhead() error {
-	err := k.Image().Sync()
-	if err == nil || errors.Is(err, image.ErrNotBegun) {
-		return nil
+	if err := k.Image().Sync(); errors.Is(err, image.ErrSyncFailed) {
+		return k.SyncFailed(err)
 	}
-	return k.SyncFailed(err)
+	return nil
 }
 
 // committer lets flushes that arrive together share a commit: one that arrives
@@ -120,8 +119,14 @@ func (v *Volume) commit(settle bool) (err error) {
 }
 
 func (c *committer) reset() {
+	if cap(c.data) > keepDataBytes { // of each of a thousand volumes
+		c.basis.Blocks, c.data = nil, nil
+	}
 	c.basis.Synced, c.basis.Blocks, c.data = c.basis.Synced[:0], c.basis.Blocks[:0], c.data[:0]
 }
+
+// keepDataBytes is what a volume keeps of the room for blocks from one commit to the next.
+const keepDataBytes = 64 << 10
 
 // unlessDone says that any block of the image may be fresh, if a commit failed that
 // had taken those that were.
@@ -156,7 +161,8 @@ func (k *VLUN) cover(changed, settle bool) error {
 }
 
 // readTaken adds the blocks that were taken to what the log is to store, each as it is
-// between two writes; false, and none is added, if one can't be read.
+// between two writes; false, and none is added, if it would have to wait for one, or one
+// can't be read.
 func (k *VLUN) readTaken() bool {
 	c, v := &k.volume.commits, k.volume
 	rq := requests.Get().(*request)
@@ -165,8 +171,11 @@ func (k *VLUN) readTaken() bool {
 	for _, b := range c.taken {
 		c.data = append(c.data, zeros[:]...)
 		data := c.data[len(c.data)-lookup.BlockSize:]
-		v.lock(rq, b, 1, blocklock.Shared, true)
-		_, err := k.Image().ReadAt(data, int64(b)*lookup.BlockSize)
+		if !v.lock(rq, b, 1, blocklock.Shared, false) {
+			c.basis.Blocks = c.basis.Blocks[:before]
+			return false
+		}
+		_, err := k.Image().TryReadAt(data, int64(b)*lookup.BlockSize)
 		v.locks.Unlock(&rq.held)
 		if err != nil {
 			c.basis.Blocks = c.basis.Blocks[:before]

@@ -56,8 +56,8 @@ func (f *fresh) add(s span) {
 // addMany says that there are too many. mu is held, or nobody else is there yet.
 func (f *fresh) addMany() {
 	f.blocks = f.blocks[:0]
+	f.some.Store(true) // first: who adds and finds many is done
 	f.many.Store(true)
-	f.some.Store(true)
 }
 
 // addAll says that any block may have been written.

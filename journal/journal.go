@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
-	"math/rand/v2"
 	"path"
 	"slices"
 	"sync"
@@ -399,7 +398,7 @@ func (j *Journal) beginLife(number uint64, kinds ...kind) (err error) {
 		return err
 	}
 	s := &segment{
-		header: header{volume: j.o.VolumeID, number: number, life: number, first: j.End(), boot: j.boot, salt: rand.Uint32()},
+		header: header{volume: j.o.VolumeID, number: number, life: number, first: j.End(), boot: j.boot, salt: newSalt()},
 		name:   segmentName(j.o.Dir, number),
 		file:   f,
 

@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -96,6 +97,12 @@ type header struct {
 	boot   bootID
 	prev   uint32
 	salt   uint32
+}
+
+func newSalt() uint32 {
+	var b [4]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return binary.LittleEndian.Uint32(b[:])
 }
 
 // bootID is the hash of what vfs.FS.BootID returns, whose length is not fixed.

@@ -49,6 +49,7 @@ func (s *service) GetServerInfo(ctx context.Context, _ *tidemarkv1.GetServerInfo
 	heap := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
 	metrics.Read(heap)
 	info.HeapBytes, info.Goroutines = int64(heap[0].Value.Uint64()), int64(runtime.NumGoroutine())
+	info.Drills = s.store.DrillPrograms()
 	if space, err := s.store.Space(); err == nil { // what can't be asked is left out
 		info.Space = toSpace(space)
 	}

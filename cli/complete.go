@@ -76,6 +76,14 @@ func listScheduleTargets(ctx context.Context, server api.Client) (targets []stri
 	return targets
 }
 
+func listDrills(ctx context.Context, server api.Client) []string {
+	r, err := server.GetServerInfo(ctx, &tidemarkv1.GetServerInfoRequest{})
+	if err != nil {
+		return nil
+	}
+	return r.GetDrills()
+}
+
 func listTokens(ctx context.Context, server api.Client) (tokens []string) {
 	r, err := server.ListProcesses(ctx, &tidemarkv1.ListProcessesRequest{})
 	if err != nil {

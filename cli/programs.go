@@ -108,23 +108,31 @@ const mostListed = 20
 
 // list says what there is.
 func (p *programs) list() string {
-	entries, err := os.ReadDir(p.dir)
-	if err != nil {
-		return err.Error()
-	}
-	var names []string
-	for _, e := range entries {
-		if p.check(e.Name()) == nil && len(names) <= mostListed {
-			names = append(names, e.Name())
-		}
-	}
+	names := p.Programs()
 	switch {
 	case len(names) == 0:
 		return "it has none"
 	case len(names) > mostListed:
-		names[mostListed] = "..."
+		names = append(names[:mostListed], "...")
 	}
 	return "it has " + strings.Join(names, ", ")
+}
+
+// Programs implements store.Driller.
+func (p *programs) Programs() (names []string) {
+	if p.checkDir() != nil {
+		return nil
+	}
+	entries, err := os.ReadDir(p.dir)
+	if err != nil {
+		return nil
+	}
+	for _, e := range entries {
+		if p.check(e.Name()) == nil {
+			names = append(names, e.Name())
+		}
+	}
+	return names
 }
 
 // exitTimeout is the exit code of a program that took too long, as timeout(1) has it.

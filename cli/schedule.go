@@ -83,6 +83,7 @@ delete now.`,
 	mustHave(c, "keep")
 	completeWords(c, "every", []string{"15m", "1h", "1d", "1w", "@hourly", "@daily", "@weekly", "@monthly"})
 	completeWords(c, "keep", []string{"24h:1h,30d:1d,1y:1mo"})
+	a.completeFlag(c, "drill", listDrills)
 	completeWords(c, "drill-every", []string{"1d", "1w", "@daily", "@weekly", "@monthly"})
 	return exits(c, exitNotFound, exitNoServer)
 }

@@ -297,6 +297,9 @@ func (c *schedules) stop() {
 	c.running.Wait()
 }
 
+// DrillPrograms returns the programs that schedules may name, sorted.
+func (s *Store) DrillPrograms() []string { return s.driller.Programs() }
+
 // EndSchedules ends what schedules do, drills too, of which nothing is recorded then.
 // Close does it too, and waits for it. It is for whoever has to take leave of NBD
 // clients first, lest a program find the volume gone and the drill count as failed.

@@ -17,6 +17,8 @@ import (
 type Driller interface {
 	// Check tells why a program can't be run. Errors: ErrInvalid, with what is allowed.
 	Check(program string) error
+	// Programs returns the names of those that can be run now, sorted.
+	Programs() []string
 	// Drill runs a program over the clone of a snapshot, VOLUME@SNAPSHOT, and returns
 	// what came of it, but for the time. An error says that nothing did: the program
 	// can't be run, or ctx has ended, and then it returns soon.
@@ -25,6 +27,8 @@ type Driller interface {
 
 // noDriller runs nothing.
 type noDriller struct{}
+
+func (noDriller) Programs() []string { return nil }
 
 func (noDriller) Check(program string) error {
 	return fmt.Errorf("%w: drill %q: the server was given no programs; start it with serve --drills DIR", ErrInvalid, program)

@@ -30,6 +30,8 @@ type driller struct {
 	running, most int
 }
 
+func (d *driller) Programs() []string { return nil }
+
 func (d *driller) Check(program string) error {
 	if program != "check" {
 		return fmt.Errorf("%w: drill %q: there is check", store.ErrInvalid, program)

@@ -593,6 +593,8 @@ type GetServerInfoResponse struct {
 	Goroutines int64 `protobuf:"varint,5,opt,name=goroutines,proto3" json:"goroutines,omitempty"`
 	// NBD clients must use TLS.
 	NbdTls bool `protobuf:"varint,6,opt,name=nbd_tls,json=nbdTls,proto3" json:"nbd_tls,omitempty"`
+	// Programs that schedules may name for their drills.
+	Drills []string `protobuf:"bytes,7,rep,name=drills,proto3" json:"drills,omitempty"`
 	// The file system of the data directory; not set if it can't be asked.
 	Space         *Space `protobuf:"bytes,10,opt,name=space,proto3" json:"space,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -669,6 +671,13 @@ func (x *GetServerInfoResponse) GetNbdTls() bool {
 		return x.NbdTls
 	}
 	return false
+}
+
+func (x *GetServerInfoResponse) GetDrills() []string {
+	if x != nil {
+		return x.Drills
+	}
+	return nil
 }
 
 func (x *GetServerInfoResponse) GetSpace() *Space {
@@ -6577,7 +6586,7 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\vErrorDetail\x12+\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x13.tidemark.v1.ReasonR\x06reason\x123\n" +
 	"\x06report\x18\x02 \x01(\v2\x1b.tidemark.v1.PreserveReportR\x06report\"\x16\n" +
-	"\x14GetServerInfoRequest\"\xff\x01\n" +
+	"\x14GetServerInfoRequest\"\x97\x02\n" +
 	"\x15GetServerInfoResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12%\n" +
 	"\x0edata_directory\x18\x02 \x01(\tR\rdataDirectory\x12#\n" +
@@ -6587,7 +6596,8 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\n" +
 	"goroutines\x18\x05 \x01(\x03R\n" +
 	"goroutines\x12\x17\n" +
-	"\anbd_tls\x18\x06 \x01(\bR\x06nbdTls\x12(\n" +
+	"\anbd_tls\x18\x06 \x01(\bR\x06nbdTls\x12\x16\n" +
+	"\x06drills\x18\a \x03(\tR\x06drills\x12(\n" +
 	"\x05space\x18\n" +
 	" \x01(\v2\x12.tidemark.v1.SpaceR\x05space\"\xd5\x01\n" +
 	"\x05Space\x12\x1f\n" +

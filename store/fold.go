@@ -250,55 +250,96 @@ func (f *fold) begin() (due bool, err error) {
 	return due, s.putLinks(d, volume.Sealed, f.upper)
 }
 
-// foldStep is how much is copied at once.
+// foldStepBlocks is how much is copied at once, wherever it lies.
 const foldStepBlocks = 256
 
 // copy writes the data of the blocks taken to the file of upper, and syncs it. Who
 // rots in lower is found by the read.
 func (f *fold) copy(ctx context.Context, idle func()) error {
-	from, to := f.lower.Image().(*sealed.Image), f.upper.Image().(*sealed.Image).Image.(*file.Image)
-	shares := true
-	room := make([]byte, foldStepBlocks*lookup.BlockSize)
-	for x := range f.taken.Extents(0, lookup.MaxBlocks) {
-		if x.State != lookup.Data {
-			continue
+	c := &copying{from: f.lower.Image().(*sealed.Image), to: f.upper.Image().(*sealed.Image).Image.(*file.Image), shares: true, begun: time.Now()}
+	step := func() error {
+		sizeBytes := c.sizeBytes
+		if err := c.writeBack(); err != nil {
+			return err
 		}
-		for x.Count > 0 {
-			begun := time.Now()
-			n := min(x.Count, foldStepBlocks)
-			data, off := room[:n*lookup.BlockSize], int64(x.Block)*lookup.BlockSize
-			if _, err := from.ReadAt(data, off); err != nil {
-				return err
-			}
-			err := errors.ErrUnsupported
-			if shares {
-				err = to.Clone(from.Image.(*file.Image), off, int64(len(data)))
-				shares = err == nil
-			}
-			if errors.Is(err, errors.ErrUnsupported) {
-				err = writeOut(to, data, off)
-			}
-			if err != nil {
+		f.store.reclaiming.done(sizeBytes)
+		if err := f.pause(ctx, sizeBytes, time.Since(c.begun)); err != nil {
+			return err
+		}
+		idle()
+		c.begun = time.Now()
+		return nil
+	}
+	for x := range f.taken.Extents(0, lookup.MaxBlocks) {
+		for x.State == lookup.Data && x.Count > 0 {
+			n := min(x.Count, foldStepBlocks-uint64(c.sizeBytes/lookup.BlockSize))
+			if err := c.copy(span{x.Block, n}); err != nil {
 				return err
 			}
 			x.Block, x.Count = x.Block+lookup.BlockNum(n), x.Count-n
-			f.store.reclaiming.done(int64(len(data)))
-			if err := f.pause(ctx, int64(len(data)), time.Since(begun)); err != nil {
-				return err
+			if c.sizeBytes == foldStepBlocks*lookup.BlockSize {
+				if err := step(); err != nil {
+					return err
+				}
 			}
-			idle()
 		}
 	}
-	return to.Sync()
-}
-
-// writeOut writes, and waits for the disk: what comes after it meets no full dirty
-// limit.
-func writeOut(to *file.Image, data []byte, off int64) error {
-	if _, err := to.WriteAt(data, off); err != nil {
+	if err := step(); err != nil {
 		return err
 	}
-	return to.WriteBack(off, int64(len(data)))
+	return c.to.Sync()
+}
+
+// copying copies blocks from one image to another, in steps.
+type copying struct {
+	from   *sealed.Image
+	to     *file.Image
+	shares bool // the file system may share what is copied
+
+	// Of this step:
+	begun      time.Time
+	sizeBytes  int64
+	begin, end int64 // where it lies
+	room       [foldStepBlocks * lookup.BlockSize]byte
+}
+
+// span is a range of blocks.
+type span struct {
+	first lookup.BlockNum
+	count uint64
+}
+
+func (c *copying) copy(s span) error {
+	off, data := int64(s.first)*lookup.BlockSize, c.room[:s.count*lookup.BlockSize]
+	if _, err := c.from.ReadAt(data, off); err != nil {
+		return err
+	}
+	err := errors.ErrUnsupported
+	if c.shares {
+		err = c.to.Clone(c.from.Image.(*file.Image), off, int64(len(data)))
+		c.shares = err == nil
+	}
+	if errors.Is(err, errors.ErrUnsupported) {
+		_, err = c.to.WriteAt(data, off)
+	}
+	if err != nil {
+		return err
+	}
+	if c.sizeBytes == 0 {
+		c.begin = off
+	}
+	c.sizeBytes, c.end = c.sizeBytes+int64(len(data)), off+int64(len(data))
+	return nil
+}
+
+// writeBack ends a step: it waits for the disk, so that what comes after it meets no
+// full dirty limit. Scattered blocks are many writes, which the disk gets together.
+func (c *copying) writeBack() error {
+	if c.sizeBytes == 0 {
+		return nil
+	}
+	c.sizeBytes = 0
+	return c.to.WriteBack(c.begin, c.end-c.begin)
 }
 
 // pause keeps to the rate, and where the disk is busy to half of its time.

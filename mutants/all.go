@@ -335,7 +335,7 @@ var all = []mutant{
 	},
 	{
 		name: "fold: the data is not synced before it counts", file: "store/fold.go",
-		old: "	return to.Sync()\n", new: "	return nil\n",
+		old: "	return c.to.Sync()\n", new: "	return nil\n",
 		packages: "./store", tests: "Fold|FaultOfEach",
 	},
 	{

@@ -8,8 +8,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"regexp"
 	"strings"
+
+	"github.com/tidemark/tidemark/internal/lazy"
 )
 
 // tokenPrefix lets people and scanners of leaked secrets recognize a token.
@@ -17,15 +18,15 @@ const tokenPrefix = "tidemark_"
 
 var (
 	// tokenForm: 26 characters of base32 are 130 random bits.
-	tokenForm     = regexp.MustCompile(`^` + tokenPrefix + `[A-Z2-7]{26}$`)
-	tokenNameForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
-	hashForm      = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
+	tokenForm     = lazy.Regexp(`^` + tokenPrefix + `[A-Z2-7]{26}$`)
+	tokenNameForm = lazy.Regexp(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+	hashForm      = lazy.Regexp(`^sha256:[0-9a-f]{64}$`)
 )
 
 // NewToken makes a token of 130 random bits, and the line that stands for it in
 // a file of tokens. The line does not give the token away.
 func NewToken(name string) (token, line string, err error) {
-	if !tokenNameForm.MatchString(name) {
+	if !tokenNameForm().MatchString(name) {
 		return "", "", fmt.Errorf("token name %q: allowed are 1 to 64 of A-Z a-z 0-9 . _ -, beginning with a letter or digit", name)
 	}
 	token = tokenPrefix + rand.Text()
@@ -38,7 +39,7 @@ func NewToken(name string) (token, line string, err error) {
 func ParseToken(text []byte) (string, error) {
 	token := string(bytes.TrimSpace(text))
 	switch {
-	case tokenForm.MatchString(token):
+	case tokenForm().MatchString(token):
 		return token, nil
 	case bytes.Contains(text, []byte(" sha256:")):
 		return "", errors.New("it has the line for the server, not the token itself")
@@ -73,10 +74,10 @@ func ParseTokens(text []byte) (*Tokens, error) {
 		if len(words) == 0 || strings.HasPrefix(words[0], "#") {
 			continue
 		}
-		if len(words) == 1 && tokenForm.MatchString(words[0]) {
+		if len(words) == 1 && tokenForm().MatchString(words[0]) {
 			return nil, fmt.Errorf("line %d: a token itself stands here; only its hash belongs on the server, as tidemark token new prints it", number)
 		}
-		if len(words) != 2 || !tokenNameForm.MatchString(words[0]) || !hashForm.MatchString(words[1]) {
+		if len(words) != 2 || !tokenNameForm().MatchString(words[0]) || !hashForm().MatchString(words[1]) {
 			return nil, fmt.Errorf("line %d: write NAME sha256:HEX, as tidemark token new prints it", number)
 		}
 		k := knownToken{name: words[0]}

@@ -4,9 +4,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"regexp"
 
 	"github.com/tidemark/tidemark/image"
+	"github.com/tidemark/tidemark/internal/lazy"
 	"github.com/tidemark/tidemark/lookup"
 )
 
@@ -214,7 +214,7 @@ func (l Link) check(next counters) error {
 		return fmt.Errorf("link of image %d: the id was never drawn", l.Image)
 	case l.SizeBytes <= 0:
 		return fmt.Errorf("link of image %d: its size is %d bytes", l.Image, l.SizeBytes)
-	case l.Sealed != hashForm.MatchString(l.Hash) || !l.Sealed && l.Hash != "":
+	case l.Sealed != hashForm().MatchString(l.Hash) || !l.Sealed && l.Hash != "":
 		return fmt.Errorf("link of image %d: sealed=%v, and its hash is %q", l.Image, l.Sealed, l.Hash)
 	case l.Sealed != (l.Table > 0):
 		return fmt.Errorf("link of image %d: sealed=%v, and its table was written %d times", l.Image, l.Sealed, l.Table)
@@ -245,7 +245,7 @@ func hasKey(m map[string]string, key string) bool {
 	return ok
 }
 
-var hashForm = regexp.MustCompile(`^[0-9a-f]{64}$`)
+var hashForm = lazy.Regexp(`^[0-9a-f]{64}$`)
 
 func runsAscend(runs []Run) bool {
 	end := lookup.BlockNum(0)

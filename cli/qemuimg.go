@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -18,6 +17,7 @@ import (
 
 	"github.com/tidemark/tidemark/api"
 	"github.com/tidemark/tidemark/api/tidemarkv1"
+	"github.com/tidemark/tidemark/internal/lazy"
 	"github.com/tidemark/tidemark/nbd/client"
 )
 
@@ -214,7 +214,7 @@ type percents struct {
 	rest []byte
 }
 
-var percentText = regexp.MustCompile(`\((\d+(?:\.\d+)?)/100%\)`)
+var percentText = lazy.Regexp(`\((\d+(?:\.\d+)?)/100%\)`)
 
 func (p *percents) Write(text []byte) (int, error) {
 	p.rest = append(p.rest, text...)
@@ -224,7 +224,7 @@ func (p *percents) Write(text []byte) (int, error) {
 			break
 		}
 		p.rest = rest
-		if found := percentText.FindSubmatch(line); found != nil {
+		if found := percentText().FindSubmatch(line); found != nil {
 			if percent, err := strconv.ParseFloat(string(found[1]), 64); err == nil {
 				p.tell(min(percent, 100))
 			}

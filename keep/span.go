@@ -2,9 +2,10 @@ package keep
 
 import (
 	"fmt"
-	"regexp"
 	"strconv"
 	"time"
+
+	"github.com/tidemark/tidemark/internal/lazy"
 )
 
 // day is 24 hours: all is reckoned in UTC.
@@ -24,8 +25,8 @@ var units = map[string]span{
 }
 
 var (
-	spanForm = regexp.MustCompile(`^(?:[0-9]{1,9}(?:mo|[smhdwy]))+$`)
-	spanPart = regexp.MustCompile(`([0-9]+)(mo|[smhdwy])`)
+	spanForm = lazy.Regexp(`^(?:[0-9]{1,9}(?:mo|[smhdwy]))+$`)
+	spanPart = lazy.Regexp(`([0-9]+)(mo|[smhdwy])`)
 )
 
 // mostSpan keeps sums and dates far from where they overflow.
@@ -33,10 +34,10 @@ const mostSpan = 100 * 365 * day
 
 // parseSpan reads numbers with units, as 90s, 15m, 1h30m, 2d, 1w, 1mo or 1y.
 func parseSpan(text string) (sum span, ok bool) {
-	if len(text) > 40 || !spanForm.MatchString(text) {
+	if len(text) > 40 || !spanForm().MatchString(text) {
 		return span{}, false
 	}
-	for _, part := range spanPart.FindAllStringSubmatch(text, -1) {
+	for _, part := range spanPart().FindAllStringSubmatch(text, -1) {
 		n, _ := strconv.Atoi(part[1])
 		unit := units[part[2]]
 		if n > int(mostSpan/(unit.least())) {

@@ -285,7 +285,7 @@ var all = []mutant{
 	// Clone, delete, punch, rollback.
 	{
 		name: "punch: a block is dead if one chain of many covers it", file: "store/punch.go",
-		old: "				if all = covered; !all {", new: "				if all = covered; all {",
+		old: "			dead = s.sealer.joined.covered(c, dead)\n", new: "			dead = s.sealer.joined.covered(c, dead)\n			break\n",
 		packages: "./store", tests: "AtRandom|ALife|DeletedSnapshot", flags: "-life.seeds 30",
 	},
 	{
@@ -360,7 +360,7 @@ var all = []mutant{
 	},
 	{
 		name: "what images cover is not joined anew after a fold", file: "store/fold.go",
-		old: "	clear(s.sealer.covers) // the upper image covers more than it did\n", new: "",
+		old: "	s.sealer.joined = joined{} // the upper image covers more than it did\n", new: "",
 		packages: "./store", tests: "Folded", flags: "-test.timeout=60s",
 	},
 	{

@@ -212,7 +212,7 @@ func (f *fold) run(ctx context.Context, idle func()) error {
 		}
 		return fmt.Errorf("fold image %d into %d: %w", f.lower.ImageID(), f.upper.ImageID(), err)
 	}
-	clear(s.sealer.covers) // the upper image covers more than it did
+	s.sealer.joined = joined{} // the upper image covers more than it did
 	return s.punch(ctx, f.lower.ImageID())
 }
 

@@ -4,13 +4,13 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"regexp"
 	"slices"
 	"time"
 	"unicode"
 	"unicode/utf8"
 
 	"github.com/tidemark/tidemark/catalog"
+	"github.com/tidemark/tidemark/internal/lazy"
 	"github.com/tidemark/tidemark/keep"
 	"github.com/tidemark/tidemark/volume"
 )
@@ -216,7 +216,7 @@ const (
 	MaxLabelBytes = 255 // of a value
 )
 
-var labelForm = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$`)
+var labelForm = lazy.Regexp(`^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$`)
 
 func checkLabels(labels map[string]string) error {
 	if len(labels) > MaxLabels {
@@ -224,7 +224,7 @@ func checkLabels(labels map[string]string) error {
 	}
 	for _, key := range slices.Sorted(maps.Keys(labels)) {
 		value := labels[key]
-		if !labelForm.MatchString(key) {
+		if !labelForm().MatchString(key) {
 			return fmt.Errorf("%w: key %q of a label: allowed are 1 to 63 of A-Z a-z 0-9 . _ / -, with a letter or digit at both ends", ErrInvalid, key)
 		}
 		printable := utf8.ValidString(value)

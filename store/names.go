@@ -2,18 +2,18 @@ package store
 
 import (
 	"fmt"
-	"regexp"
 	"strings"
 	"time"
 
+	"github.com/tidemark/tidemark/internal/lazy"
 	"github.com/tidemark/tidemark/lookup"
 	"github.com/tidemark/tidemark/volume"
 )
 
 // Forms of names (design section 4).
 var (
-	nameForm  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
-	tokenForm = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
+	nameForm  = lazy.Regexp(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
+	tokenForm = lazy.Regexp(`^[A-Za-z0-9._-]{1,64}$`)
 )
 
 // Sizes of a volume, in bytes. The largest is what ext4 keeps of a sparse file
@@ -25,14 +25,14 @@ const (
 )
 
 func checkName(what, name string) error {
-	if !nameForm.MatchString(name) {
+	if !nameForm().MatchString(name) {
 		return fmt.Errorf("%w: %s name %q: allowed are 1 to 63 of A-Z a-z 0-9 . _ -, beginning with a letter or digit", ErrInvalid, what, name)
 	}
 	return nil
 }
 
 func checkToken(token string) error {
-	if !tokenForm.MatchString(token) {
+	if !tokenForm().MatchString(token) {
 		return fmt.Errorf("%w: process token %q: allowed are 1 to 64 of A-Z a-z 0-9 . _ -", ErrInvalid, token)
 	}
 	return nil

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -207,14 +208,71 @@ func (c ceiling) flush() error {
 	return nil
 }
 
-// covers tells whether an image of the chain up to the ceiling has block b, and
-// for how many blocks, at most limit, that is so. below is what all but the last have.
-func (c ceiling) covers(below *lookup.Table, b lookup.BlockNum, limit uint64) (covered bool, run uint64) {
-	if c.own() || c.none {
-		return c.none, limit
+// findDead lists the blocks of a table that are covered in every chain, and counts
+// the others. It takes no lock: what is covered a moment later is found the next
+// time.
+func (s *Store) findDead(t *lookup.Table, ceilings []ceiling) (dead []lookup.Extent, live uint64) {
+	for x := range t.Extents(0, lookup.MaxBlocks) {
+		dead, live = append(dead, x), live+x.Count
 	}
+	shortest := slices.SortedStableFunc(slices.Values(ceilings), func(a, b ceiling) int { return cmp.Compare(len(a.cover), len(b.cover)) })
+	for _, c := range shortest {
+		if !c.none && len(dead) > 0 { // the next one, for which there is more to do, is asked for what is left
+			dead = s.sealer.joined.covered(c, dead)
+		}
+	}
+	for _, x := range dead {
+		live -= x.Count
+	}
+	return dead, live
+}
+
+// joined is what images without a name have together: those of a chain from one up to
+// below a ceiling. When many images below one ceiling are looked at, newest first, each
+// adds one table to it. It may be older than what the tables say now, as what was
+// covered once is so for ever. The sealer alone uses it; it is forgotten when an image
+// has been folded, and when there is nothing to punch.
+//
+// Rejected: to ask each table for each block (the thousandth of as many images that
+// were deleted would ask for each of its blocks a thousand times).
+type joined struct {
+	top, first *volume.VLUN // the ceiling, which is not in it, and the oldest that is
+	table      *lookup.Table
+}
+
+// covered returns those of some blocks that an image of a cover has.
+func (j *joined) covered(c ceiling, some []lookup.Extent) (covered []lookup.Extent) {
+	if c.own() {
+		return nil
+	}
+	unnamed, top := c.cover[:len(c.cover)-1], c.cover[len(c.cover)-1].Table()
+	tables := []*lookup.Table{j.table, top}
+	if missing := j.missing(c); blocksHeld(missing) < uint64(len(some)*len(unnamed)) {
+		j.join(c, missing)
+		tables[0] = j.table
+	} else {
+		tables = tables[:0]
+		for _, k := range c.cover {
+			tables = append(tables, k.Table())
+		}
+	}
+	for _, x := range some {
+		for x.Count > 0 {
+			has, run := haveBlock(tables, x.Block, x.Count)
+			if has {
+				covered = append(covered, lookup.Extent{Block: x.Block, Count: run, State: x.State})
+			}
+			x.Block, x.Count = x.Block+lookup.BlockNum(run), x.Count-run
+		}
+	}
+	return covered
+}
+
+// haveBlock tells whether one of the tables has block b, and for how many blocks, at
+// most limit, that is so.
+func haveBlock(tables []*lookup.Table, b lookup.BlockNum, limit uint64) (has bool, run uint64) {
 	run = limit
-	for _, t := range []*lookup.Table{below, c.top().Table()} {
+	for _, t := range tables {
 		s, n := t.Run(b, run)
 		run = min(run, n)
 		if s != lookup.Absent {
@@ -224,78 +282,35 @@ func (c ceiling) covers(below *lookup.Table, b lookup.BlockNum, limit uint64) (c
 	return false, run
 }
 
-// top is the last image of the cover, whose view is the one that counts.
-func (c ceiling) top() *volume.VLUN { return c.cover[len(c.cover)-1] }
-
-// covers is what images without a name have, joined: those of a chain from one up to
-// below a ceiling. When many images below one ceiling are looked at, newest first, each
-// adds one table to it. It may be older than what the tables say now, as what was
-// covered once is so for ever. The sealer alone uses it; it is forgotten when an image
-// has been folded, and when there is nothing to punch.
-//
-// Rejected: to ask each table for each block (the thousandth of as many images that
-// were deleted would ask for each of its blocks a thousand times).
-type covers map[*volume.Volume]*joined
-
-type joined struct {
-	top, first *volume.VLUN // the ceiling, which is not in it, and the oldest that is
-	table      *lookup.Table
+// missing are the images that are to be joined to what there is, or to nothing, to
+// have all of a cover but its last.
+func (j *joined) missing(c ceiling) []*volume.VLUN {
+	unnamed := c.cover[:len(c.cover)-1]
+	if i := slices.Index(unnamed, j.first); j.top == c.cover[len(c.cover)-1] && i >= 0 {
+		return unnamed[:i]
+	}
+	return unnamed
 }
 
-// below returns what the images of a cover have, but the last.
-func (all covers) below(c ceiling) *lookup.Table {
-	if c.none || len(c.cover) < 2 {
-		return noBlocks
+func (j *joined) join(c ceiling, missing []*volume.VLUN) {
+	unnamed := c.cover[:len(c.cover)-1]
+	if len(missing) == len(unnamed) {
+		*j = joined{top: c.cover[len(unnamed)], table: lookup.NewTable()}
 	}
-	unnamed, v := c.cover[:len(c.cover)-1], c.top().Volume()
-	j := all[v]
-	missing := len(unnamed)
-	if j != nil && j.top == c.top() {
-		missing = slices.Index(unnamed, j.first)
-	}
-	if j == nil || j.top != c.top() || missing < 0 {
-		j, missing = &joined{top: c.top(), table: lookup.NewTable()}, len(unnamed)
-		all[v] = j
-	}
-	for _, k := range unnamed[:missing] {
+	for _, k := range missing {
 		for x := range k.Table().Extents(0, lookup.MaxBlocks) {
 			j.table.Set(x.Block, x.Count, lookup.Data)
 		}
 	}
 	j.first = unnamed[0]
-	return j.table
 }
 
-// noBlocks is never written.
-var noBlocks = lookup.NewTable()
-
-// findDead lists the blocks of a table that are covered in every chain, and counts
-// the others. It takes no lock: what is covered a moment later is found the next
-// time.
-func (s *Store) findDead(t *lookup.Table, ceilings []ceiling) (dead []lookup.Extent, live uint64) {
-	below := make([]*lookup.Table, len(ceilings))
-	for i, c := range ceilings {
-		below[i] = s.sealer.covers.below(c)
+func blocksHeld(images []*volume.VLUN) (sum uint64) {
+	for _, k := range images {
+		data, zero := k.Table().Counts()
+		sum += data + zero
 	}
-	for x := range t.Extents(0, lookup.MaxBlocks) {
-		for x.Count > 0 {
-			all, run := true, x.Count
-			for i, c := range ceilings {
-				covered, n := c.covers(below[i], x.Block, run)
-				run = min(run, n)
-				if all = covered; !all {
-					break
-				}
-			}
-			if all {
-				dead = append(dead, lookup.Extent{Block: x.Block, Count: run, State: x.State})
-			} else {
-				live += run
-			}
-			x.Block, x.Count = x.Block+lookup.BlockNum(run), x.Count-run
-		}
-	}
-	return dead, live
+	return sum
 }
 
 // deadBytesOf measures the data in blocks of an image that punch would find dead.

@@ -37,7 +37,7 @@ type sealer struct {
 	wake     chan struct{}
 
 	paused map[*volume.VLUN]time.Duration // those whose seal failed, before the last try; of run
-	covers covers                         // of run
+	joined joined                         // of run
 }
 
 // punching is an image of which blocks may be seen by nobody any more.
@@ -50,7 +50,7 @@ func (q *sealer) start(s *Store) {
 	ctx, cancel := context.WithCancel(context.Background())
 	q.store, q.cancel, q.done, q.wake = s, cancel, make(chan struct{}), make(chan struct{}, 1)
 	q.rested.L = &q.mu
-	q.paused, q.covers = map[*volume.VLUN]time.Duration{}, covers{}
+	q.paused = map[*volume.VLUN]time.Duration{}
 	go q.run(ctx)
 }
 
@@ -125,7 +125,7 @@ func (q *sealer) run(ctx context.Context) {
 		stopping, idle := q.stopping, len(q.queue)+len(q.punches) == 0 && !q.foldsNow()
 		if q.working = false; idle {
 			q.store.reclaiming.rest()
-			clear(q.covers)
+			q.joined = joined{}
 			q.rested.Broadcast()
 		}
 		q.mu.Unlock()

@@ -90,8 +90,9 @@ func (j *Journal) checkpoint(rotates bool) error {
 }
 
 // rotate closes the present segment and starts the next. Under mu it writes to
-// the page cache only, where there is room. The header is written before the frame that makes it
-// count, so that under the same boot ID that frame always has its successor.
+// the page cache only, where there is room. The header is written before the frame
+// that makes it count, so that under the same boot ID that frame always has its
+// successor.
 func (j *Journal) rotate() error {
 	number := j.cur.number + 1 // only changed under checkpointing
 	f, err := makeSegmentFile(&j.o, number)
@@ -264,10 +265,11 @@ func (j *Journal) RemoveImage(id image.ID) error {
 }
 
 // Close ends the writer's life. The caller has committed up to End, has seen to it
-// that the journal holds no data (J10), and calls nothing else at the same time or after. All changes are folded into the table
-// files, so that the next Open replays nothing; of a journal that rests still
-// (J9) there are none. After an error the next Open recovers as after a crash;
-// ErrUncommitted if changes were not committed, or data is held.
+// that the journal holds no data (J10), and calls nothing else at the same time or
+// after. All changes are folded into the table files, so that the next Open replays
+// nothing; of a journal that rests still (J9) there are none. After an error the next
+// Open recovers as after a crash; ErrUncommitted if changes were not committed, or data
+// is held.
 func (j *Journal) Close() error {
 	j.checkpointing.Lock()
 	defer j.checkpointing.Unlock()

@@ -202,12 +202,13 @@ type Recovered struct {
 // Open under the same boot ID with a tail that no commit covers first makes the
 // tail committed: it syncs all images (a deletion rests on the older image that
 // took the data; data may have been overwritten where an entry was already),
-// then the segments, then appends a commit frame and syncs that. It syncs the
-// segments without such a tail too: the commit frame that it found may be in the
-// page cache only (J4); and the images too where the journal holds data. If one of these syncs fails, the life that is being
-// recovered has failed (J8), for the next Open too. Then, as after a power cut:
-// replay, table files, the first segment of the new life, base, witness, removal
-// of the old segments.
+// then the segments, then appends a commit frame, which says of the images that the
+// journal holds data of that they were synced (J10), and syncs that. It does the same
+// without such a tail where the journal holds data, and else syncs the segments: the
+// commit frame that it found may be in the page cache only (J4). If one of these syncs
+// fails, the life that is being recovered has failed (J8), for the next Open too. Then,
+// as after a power cut: what is held goes into the images, then replay, table files,
+// the first segment of the new life, base, witness, removal of the old segments.
 //
 // A crash anywhere in that, and in the recovery of that, is safe. Until the base
 // is replaced the old segments are whole, and the next recovery reads the same
@@ -617,9 +618,10 @@ func (j *Journal) Committed() LSN { return LSN(j.committed.Load()) }
 // all blocks that were written since are here. So is any other image of which the
 // caller makes data durable. One Commit runs at a time, beside any number of Appends
 // and a Checkpoint. It does nothing where there is nothing to say: no new changes, no
-// blocks, and nothing held of what was synced (Holds). An error of a sync is final and wraps
-// ErrSyncFailed: it is what every later Append and Commit returns. After another
-// one, such as of a full disk, nothing was promised.
+// blocks, and nothing held of what was synced (Holds). An error of a sync is final and
+// wraps ErrSyncFailed: it is what every later Append and Commit returns. After another
+// one nothing was promised: blocks are not stored on a full disk, as the reserve is for
+// changes of tables.
 func (j *Journal) Commit(upTo LSN, on Basis) error {
 	s, p, err := j.putCommit(upTo, on)
 	if err != nil || s == nil {

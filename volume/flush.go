@@ -82,6 +82,7 @@ func (v *Volume) flush() error {
 	if err != nil && len(c.basis.Blocks) > 0 && v.Failed() == nil { // a full disk has no room for them twice
 		err = v.commit(true)
 	}
+	c.reset()
 	if err != nil {
 		return err
 	}
@@ -118,6 +119,7 @@ func (v *Volume) commit(settle bool) (err error) {
 	return v.commitLog(end)
 }
 
+// reset forgets what a commit was about, and large room.
 func (c *committer) reset() {
 	if cap(c.data) > keepDataBytes { // of each of a thousand volumes
 		c.basis.Blocks, c.data = nil, nil

@@ -48,8 +48,18 @@ func TestWhatCommitsHoldIsStoredWhereThePageCacheHasLostIt(t *testing.T) {
 		{"after a power cut, the last of each block", func(j *Journal) error {
 			return errors.Join(j.Commit(1, blocks(filled(1, 1, 'a'), filled(1, 7, 'b'), filled(2, 1, 'c'))), j.Commit(1, blocks(filled(1, 1, 'd'))))
 		}, "b", []string{"store 1:1=d", "store 1:7=b", "sync 1", "store 2:1=c", "sync 2"}},
-		{"after a kill the images are synced as they are", func(j *Journal) error {
+		{"after a kill, as the page cache may be that of another mount", func(j *Journal) error {
 			return j.Commit(1, blocks(filled(1, 1, 'a')))
+		}, "a", []string{"store 1:1=a", "sync 1", "sync 1", "sync 2"}},
+		{"but where a block was written since, which the journal was told", func(j *Journal) error {
+			err := j.Commit(1, blocks(filled(1, 1, 'a'), filled(1, 2, 'b'), filled(1, 7, 'c')))
+			_, err2 := j.Append([]Change{data(1, 2)})
+			_, err3 := j.Append([]Change{{1, 7, 1, lookup.Zero}, data(1, 7)})
+			return errors.Join(err, err2, err3)
+		}, "a", []string{"store 1:1=a", "sync 1", "sync 1", "sync 2"}},
+		{"and where it was written since the commit began", func(j *Journal) error {
+			_, err := j.Append([]Change{data(1, 1)})
+			return errors.Join(err, j.Commit(1, blocks(filled(1, 1, 'a'))))
 		}, "a", []string{"sync 1", "sync 2"}},
 		{"what an image was synced over counts no more", func(j *Journal) error {
 			return errors.Join(j.Commit(1, blocks(filled(1, 1, 'a'), filled(2, 2, 'b'))), j.Commit(1, Basis{Synced: []image.ID{1}}))

@@ -178,31 +178,37 @@ type folded struct{ applied, ignored, beyond int }
 
 // fold applies the changes of segments, up to an LSN, to the tables that table
 // returns; those for which it returns nil are ignored.
-func fold(segs []*segment, limit LSN, table func(image.ID) (*lookup.Table, error)) (folded, error) {
-	var n folded
+func fold(segs []*segment, limit LSN, table func(image.ID) (*lookup.Table, error)) (n folded, err error) {
+	err = eachFrame(segs, func(f frame, lsn LSN) error { return n.apply(f, lsn <= limit, table) })
+	return n, err
+}
+
+// eachFrame calls do for each frame of changes, with the LSN behind it, up to the first
+// error.
+func eachFrame(segs []*segment, do func(f frame, lsn LSN) error) error {
 	for _, s := range segs {
 		r := newSegmentReader(s.file, s.end, s.headerCRC, s.salt)
 		for lsn := s.first; r.off < s.end; {
 			f, ok, err := r.next()
 			if err != nil {
-				return n, fmt.Errorf("%s: %w", s.name, err)
+				return fmt.Errorf("%s: %w", s.name, err)
 			}
 			if !ok {
-				return n, fmt.Errorf("%w: %s: bad frame at offset %d", ErrCorrupt, s.name, r.off)
+				return fmt.Errorf("%w: %s: bad frame at offset %d", ErrCorrupt, s.name, r.off)
 			}
 			if f.kind != kindChanges {
 				continue
 			}
 			lsn++
-			if err := n.apply(f, lsn <= limit, table); err != nil {
-				return n, fmt.Errorf("%s: frame at offset %d: %w", s.name, f.off, err)
+			if err := do(f, lsn); err != nil {
+				return fmt.Errorf("%s: frame at offset %d: %w", s.name, f.off, err)
 			}
 		}
 		if r.prev != s.crc {
-			return n, fmt.Errorf("%w: %s: the frame that ends at offset %d is not the one that was there", ErrCorrupt, s.name, s.end)
+			return fmt.Errorf("%w: %s: the frame that ends at offset %d is not the one that was there", ErrCorrupt, s.name, s.end)
 		}
 	}
-	return n, nil
+	return nil
 }
 
 func (n *folded) apply(f frame, counts bool, table func(image.ID) (*lookup.Table, error)) error {

@@ -41,13 +41,13 @@ func open(o Options) (*Journal, *Recovered, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := h.commitTail(&o); err != nil {
-		return nil, nil, err
-	}
 	if err := h.dropTail(&o); err != nil {
 		return nil, nil, err
 	}
 	if err := h.storeBlocks(&o, r.Tables); err != nil {
+		return nil, nil, err
+	}
+	if err := h.commitTail(&o); err != nil {
 		return nil, nil, err
 	}
 	for _, id := range changed {
@@ -108,8 +108,9 @@ type history struct {
 
 // stored is where the data of a block lies.
 type stored struct {
-	in  *segment
-	off int64
+	in   *segment
+	off  int64
+	upTo LSN // of the commit that has it
 }
 
 func (h *history) last() *segment { return h.segments[len(h.segments)-1] }
@@ -390,7 +391,7 @@ func (h *history) hold(s *segment, f frame, c commitment) {
 		if h.blocks[x.image] == nil {
 			h.blocks[x.image] = map[lookup.BlockNum]stored{}
 		}
-		h.blocks[x.image][x.block] = stored{s, f.off + frameBytes + int64(x.at)}
+		h.blocks[x.image][x.block] = stored{s, f.off + frameBytes + int64(x.at), c.upTo}
 	}
 }
 
@@ -570,11 +571,13 @@ func (h *history) dropTail(o *Options) error {
 	return nil
 }
 
-// storeBlocks writes to the images what commits hold of them, where the page cache
-// has not kept it (J10), and the tables still want it.
+// storeBlocks writes to the images what commits hold of them (J10), and the tables still
+// want; under the same boot ID not what was written since.
 func (h *history) storeBlocks(o *Options, tables map[image.ID]*lookup.Table) error {
 	if h.whole() {
-		return nil
+		if err := h.leaveOverwritten(); err != nil {
+			return err
+		}
 	}
 	data, n := make([]byte, lookup.BlockSize), 0
 	for _, id := range o.Images {
@@ -601,10 +604,26 @@ func (h *history) storeBlocks(o *Options, tables map[image.ID]*lookup.Table) err
 		}
 		n += len(blocks)
 	}
-	if n > 0 {
+	if n > 0 && !h.whole() {
 		h.note("%d blocks that had been flushed were written to their images", n)
 	}
 	return nil
+}
+
+// leaveOverwritten leaves out of what commits hold the blocks that the chain says were
+// written again, after the commit began.
+func (h *history) leaveOverwritten() error {
+	if len(h.blocks) == 0 {
+		return nil
+	}
+	return eachFrame(h.segments, func(f frame, lsn LSN) error {
+		return eachChange(f.payload, func(c Change) error {
+			maps.DeleteFunc(h.blocks[c.Image], func(b lookup.BlockNum, x stored) bool {
+				return lsn > x.upTo && b >= c.Block && uint64(b-c.Block) < c.Count
+			})
+			return nil
+		})
+	})
 }
 
 func (h *history) syncImage(o *Options, id image.ID) error {

@@ -183,6 +183,15 @@ var all = []mutant{
 		old: "salt: newSalt()", new: "salt: 0 * newSalt()",
 	},
 	{
+		name: "under the same boot ID what was written since is stored over (J10)", file: "journal/recover.go",
+		old: "		if err := h.leaveOverwritten(); err != nil {\n			return err\n		}\n", new: "",
+	},
+	{
+		name: "an overwrite of what the journal has is not told (J10)", file: "volume/write.go",
+		old: " || k.stored.any(body) {", new: " {",
+		packages: "./volume", tests: "Flush",
+	},
+	{
 		name: "a flush that syncs an image does not tell the journal, which has older data (J10)", file: "volume/flush.go",
 		old: "		c.basis.Synced = append(c.basis.Synced, k.id)\n", new: "",
 		packages: "./volume ./store", tests: "Order|Flush|Crash|Cut|Settle|Tells|Leaves",

@@ -65,6 +65,7 @@ type committer struct {
 
 	// Under running, kept from one commit to the next:
 	basis journal.Basis
+	told  []*VLUN // those of basis.Synced
 	taken []lookup.BlockNum
 	data  []byte
 }
@@ -124,7 +125,8 @@ func (c *committer) reset() {
 	if cap(c.data) > keepDataBytes { // of each of a thousand volumes
 		c.basis.Blocks, c.data = nil, nil
 	}
-	c.basis.Synced, c.basis.Blocks, c.data = c.basis.Synced[:0], c.basis.Blocks[:0], c.data[:0]
+	clear(c.told)
+	c.basis.Synced, c.told, c.basis.Blocks, c.data = c.basis.Synced[:0], c.told[:0], c.basis.Blocks[:0], c.data[:0]
 }
 
 // keepDataBytes is what a volume keeps of the room for blocks from one commit to the next.
@@ -157,7 +159,7 @@ func (k *VLUN) cover(changed, settle bool) error {
 		return nil
 	}
 	if held {
-		c.basis.Synced = append(c.basis.Synced, k.id)
+		c.basis.Synced, c.told = append(c.basis.Synced, k.id), append(c.told, k)
 	}
 	return k.sync()
 }
@@ -178,6 +180,7 @@ func (k *VLUN) readTaken() bool {
 			return false
 		}
 		_, err := k.Image().TryReadAt(data, int64(b)*lookup.BlockSize)
+		k.stored.add(b)
 		v.locks.Unlock(&rq.held)
 		if err != nil {
 			c.basis.Blocks = c.basis.Blocks[:before]
@@ -215,6 +218,9 @@ func (v *Volume) commitLog(end journal.LSN) error {
 		return v.fail(fmt.Errorf("commit table changes: %w", err))
 	case err != nil: // nothing was promised or lost: the next flush tries again
 		return fmt.Errorf("volume %s: commit table changes: %w", v.name, err)
+	}
+	for _, k := range c.told {
+		k.stored.forget()
 	}
 	return nil
 }

@@ -12,6 +12,26 @@ import (
 // a sync of the image (journal.Journal, J10): 256 KiB. Tests have fewer.
 var fewBlocks = 64
 
+// stored is the blocks of an image whose data the log has (journal.Journal, J10), and
+// perhaps more. Who overwrites one tells the log, as if it changed the table.
+//
+// A flush adds a block under its shared lock, when it reads what the log is to store;
+// so who comes to write to it later finds it here. It forgets all when the log knows
+// that the image was synced. One flush runs at a time.
+type stored struct{ table atomic.Pointer[lookup.Table] }
+
+func (s *stored) add(b lookup.BlockNum) {
+	if s.table.Load() == nil {
+		s.table.Store(lookup.NewTable())
+	}
+	s.table.Load().Set(b, 1, lookup.Data)
+}
+
+func (s *stored) forget() { s.table.Store(nil) }
+
+// any tells whether a block of a range is there. The caller holds the locks of the range.
+func (s *stored) any(r span) bool { return touches(s.table.Load(), r) }
+
 // fresh is the blocks of an image that were written since the last flush took them,
 // or that they are too many to name.
 //

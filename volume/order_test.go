@@ -175,11 +175,11 @@ func TestAFlushOfLittleHasTheLogStoreItAndSyncsNoImage(t *testing.T) {
 		t.Errorf("the log has %v of the first image and %v of the second", first, second)
 	}
 	d.lines = nil
-	writeBlock(t, s.new, 3, 't') // in place: the log is told, since it has an older one
+	writeBlock(t, s.new, 3, 't') // in place: the log is told at once, since it has an older one
 	if err := s.new.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{"write second", "commit with 1 blocks"}; !slices.Equal(d.lines, want) || log.held[s.second.ImageID()][3] != 't' {
+	if want := []string{"write second", "append", "commit with 1 blocks"}; !slices.Equal(d.lines, want) || log.held[s.second.ImageID()][3] != 't' {
 		t.Errorf("a flush with no table change did %q, want %q", d.lines, want)
 	}
 	s.end()

@@ -219,6 +219,7 @@ type VLUN struct {
 
 	sizeBytes atomic.Int64 // fixed at the cut
 	fresh     fresh        // the blocks that the next flush covers
+	stored    stored       // the blocks that the log has data of
 	unsynced  unsynced     // the blocks that a failure of the next sync may lose
 	reached   atomic.Bool  // a write through it may have changed a newer table or image
 	unsound   atomic.Bool  // a sync of the image failed, and they may be lost

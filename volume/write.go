@@ -273,12 +273,12 @@ func (rq *request) add(k *VLUN, first lookup.BlockNum, count uint64, s lookup.St
 }
 
 // enter notes the entries that the whole blocks of a write need: one in table k
-// where it is missing, and none in any newer table (R1).
+// where it is missing, or where the log has older data, and none in any newer table (R1).
 func (rq *request) enter(body span, k *VLUN, newer chain, s lookup.State) {
 	if body.count == 0 {
 		return
 	}
-	if !k.all(body, s) {
+	if !k.all(body, s) || k.stored.any(body) {
 		rq.add(k, body.first, body.count, s)
 	}
 	for _, j := range newer {
@@ -292,11 +292,12 @@ func (rq *request) enter(body span, k *VLUN, newer chain, s lookup.State) {
 // enterPart notes the entries that a part needs (R3); its store has noted that it
 // reaches into newer images.
 func (rq *request) enterPart(p *part, k *VLUN, newer chain) {
-	if !p.held {
+	if !p.held || k.stored.any(span{p.block, 1}) {
 		rq.add(k, p.block, 1, lookup.Data)
 	}
 	for _, j := range newer {
-		if j.table.Get(p.block) == lookup.Zero {
+		state := j.table.Get(p.block)
+		if state == lookup.Zero || state == lookup.Data && j.stored.any(span{p.block, 1}) {
 			rq.add(j, p.block, 1, lookup.Data)
 		}
 	}

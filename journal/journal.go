@@ -71,7 +71,9 @@ type Block struct {
 type Basis struct {
 	// Synced are images that were synced, after the Commit before.
 	Synced []image.ID
-	// Blocks are of images that were not. The commit stores them in their place.
+	// Blocks are of images that were not. The commit stores them in their place. From
+	// when one has been read until a Commit says that its image was synced, whoever
+	// writes to it appends a change for it, also if that changes nothing (J10).
 	Blocks []Block
 }
 
@@ -188,16 +190,19 @@ type Recovered struct {
 //
 //	J10 A commit frame may hold blocks: their data as it was when the commit began.
 //	    So a flush of little waits for one sync, the journal's, and not for those of
-//	    images too, whose new blocks cost the file system a transaction. The data is
-//	    in the page cache of the image besides, and under the same boot ID counts
-//	    there (J1). Else the last commit that counts and has a block decides what the
-//	    image holds in it: Open writes that to the image, before any table file. A
-//	    commit says which images were synced before it was written; what earlier ones
-//	    hold of those counts no more. So nobody is promised what a sync of an image
-//	    has made durable, while the journal holds any of the image, but by a commit
-//	    that says so; it may take back what nobody was promised. While a segment holds
-//	    data that counts, it is not folded (J5), nor is the journal closed: somebody
-//	    has to sync the images and commit (Holds). Open does it under the same boot ID.
+//	    images too, whose new blocks cost the file system a transaction. The last
+//	    commit that counts and has a block decides what the image holds in it: Open
+//	    writes that to the image, before any table file. Under the same boot ID the
+//	    page cache of the image may have newer data, which counts (J1): who writes to
+//	    such a block again appends a change for it, as if the table had none, and where
+//	    there is one behind the commit's LSN the image stays as it is. (Elsewhere the
+//	    image has what the commit has, unless the disk was lost and mounted again, or
+//	    this is a copy of it.) A commit says which images were synced before it was
+//	    written; what earlier ones hold of those counts no more. So nobody is promised
+//	    what a sync of an image has made durable, while the journal holds any of the
+//	    image, but by a commit that says so; it may take back what nobody was promised.
+//	    While a segment holds data that counts, it is not folded (J5), nor is the
+//	    journal closed: somebody has to sync the images and commit (Holds).
 //
 // Open under the same boot ID with a tail that no commit covers first makes the
 // tail committed: it syncs all images (a deletion rests on the older image that
@@ -206,9 +211,10 @@ type Recovered struct {
 // journal holds data of that they were synced (J10), and syncs that. It does the same
 // without such a tail where the journal holds data, and else syncs the segments: the
 // commit frame that it found may be in the page cache only (J4). If one of these syncs
-// fails, the life that is being recovered has failed (J8), for the next Open too. Then,
-// as after a power cut: what is held goes into the images, then replay, table files,
-// the first segment of the new life, base, witness, removal of the old segments.
+// fails, the life that is being recovered has failed (J8), for the next Open too. Before
+// that, what is held goes into the images, as after a power cut. Then, as after one:
+// table files, the first segment of the new life, base, witness, removal of the old
+// segments.
 //
 // A crash anywhere in that, and in the recovery of that, is safe. Until the base
 // is replaced the old segments are whole, and the next recovery reads the same

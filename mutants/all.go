@@ -193,7 +193,7 @@ var all = []mutant{
 	},
 	{
 		name: "a flush that syncs an image does not tell the journal, which has older data (J10)", file: "volume/flush.go",
-		old: "		c.basis.Synced = append(c.basis.Synced, k.id)\n", new: "",
+		old: "		c.basis.Synced, c.told = append(c.basis.Synced, k.id), append(c.told, k)\n", new: "",
 		packages: "./volume ./store", tests: "Order|Flush|Crash|Cut|Settle|Tells|Leaves",
 	},
 	{

@@ -108,8 +108,10 @@ const mostListed = 20
 
 // list says what there is.
 func (p *programs) list() string {
-	names := p.Programs()
+	names, err := p.names()
 	switch {
+	case err != nil:
+		return err.Error()
 	case len(names) == 0:
 		return "it has none"
 	case len(names) > mostListed:
@@ -119,20 +121,23 @@ func (p *programs) list() string {
 }
 
 // Programs implements store.Driller.
-func (p *programs) Programs() (names []string) {
-	if p.checkDir() != nil {
+func (p *programs) Programs() []string {
+	names, err := p.names()
+	if err != nil || p.checkDir() != nil {
 		return nil
 	}
+	return names
+}
+
+// names are those of what can be run.
+func (p *programs) names() (names []string, err error) {
 	entries, err := os.ReadDir(p.dir)
-	if err != nil {
-		return nil
-	}
 	for _, e := range entries {
 		if p.check(e.Name()) == nil {
 			names = append(names, e.Name())
 		}
 	}
-	return names
+	return names, err
 }
 
 // exitTimeout is the exit code of a program that took too long, as timeout(1) has it.

@@ -273,7 +273,7 @@ func (f *fold) copy(ctx context.Context, idle func()) error {
 	for x := range f.taken.Extents(0, lookup.MaxBlocks) {
 		for x.State == lookup.Data && x.Count > 0 {
 			n := min(x.Count, foldStepBlocks-uint64(c.sizeBytes/lookup.BlockSize))
-			if err := c.copy(span{x.Block, n}); err != nil {
+			if err := c.copy(x.Block, n); err != nil {
 				return err
 			}
 			x.Block, x.Count = x.Block+lookup.BlockNum(n), x.Count-n
@@ -303,14 +303,9 @@ type copying struct {
 	room       [foldStepBlocks * lookup.BlockSize]byte
 }
 
-// span is a range of blocks.
-type span struct {
-	first lookup.BlockNum
-	count uint64
-}
-
-func (c *copying) copy(s span) error {
-	off, data := int64(s.first)*lookup.BlockSize, c.room[:s.count*lookup.BlockSize]
+// copy copies some blocks, as many as the step has room for.
+func (c *copying) copy(first lookup.BlockNum, count uint64) error {
+	off, data := int64(first)*lookup.BlockSize, c.room[:count*lookup.BlockSize]
 	if _, err := c.from.ReadAt(data, off); err != nil {
 		return err
 	}

@@ -42,8 +42,7 @@ func (s *stored) any(r span) bool { return touches(s.table.Load(), r) }
 //
 // It is no part of unsynced, whose marks come late: what was taken is read back.
 type fresh struct {
-	many atomic.Bool // there are too many to name
-	some atomic.Bool // there is one, or many
+	many atomic.Bool // there are too many to name; under mu too where it changes
 
 	mu     sync.Mutex
 	blocks []lookup.BlockNum // at most fewBlocks, each once
@@ -70,13 +69,11 @@ func (f *fresh) add(s span) {
 			f.blocks = append(f.blocks, b)
 		}
 	}
-	f.some.Store(true)
 }
 
 // addMany says that there are too many. mu is held, or nobody else is there yet.
 func (f *fresh) addMany() {
 	f.blocks = f.blocks[:0]
-	f.some.Store(true) // first: who adds and finds many is done
 	f.many.Store(true)
 }
 
@@ -90,15 +87,11 @@ func (f *fresh) addAll() {
 // take appends to list the blocks that were added, which are none then; or it says
 // that there are too many.
 func (f *fresh) take(list []lookup.BlockNum) (taken []lookup.BlockNum, many bool) {
-	if !f.some.Load() {
-		return list, false
-	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	many = f.many.Load()
 	list = append(list, f.blocks...)
 	f.blocks = f.blocks[:0]
-	f.some.Store(false)
 	f.many.Store(false)
 	return list, many
 }

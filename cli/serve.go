@@ -47,6 +47,7 @@ type serveOptions struct {
 	reclaimEvery    time.Duration
 	foldAbove       int
 	reclaimRate     limitFlag
+	reclaimPercent  int
 	checksumCache   limitFlag
 	scrubRate       limitFlag
 	drills          string
@@ -151,6 +152,7 @@ nothing that was flushed.`,
 	f.DurationVar(&o.reclaimEvery, "reclaim-every", time.Minute, "`DURATION` in which what deleted snapshots have left is looked at for blocks that nobody shows any more; 0 is only at the next delete")
 	f.IntVar(&o.foldAbove, "fold-above", store.DefaultFoldAbove, "`NUMBER` of images without a name, which deleted snapshots leave, from which on a volume's are folded into their neighbours; 0 is never")
 	f.Var(&o.reclaimRate, "reclaim-rate", "`SIZE` that folding may copy in a second")
+	f.IntVar(&o.reclaimPercent, "reclaim-percent", store.DefaultReclaimPercent, "`PERCENT` of the time that giving back room and folding may work while clients are served; when nobody asks for anything they take all of it")
 	f.DurationVar(&o.scrubEvery, "scrub-every", 7*24*time.Hour, "`DURATION` in which every sealed snapshot is read and compared with its checksums once; 0 is never")
 	f.Var(&o.scrubRate, "scrub-rate", "`SIZE` that this may read in a second")
 	f.StringVar(&o.drills, "drills", "", "`DIRECTORY` of the programs that schedules may name for their drills")
@@ -201,7 +203,7 @@ func (a *app) serve(ctx context.Context, o serveOptions) error {
 		Logger: log.logger, MaxDraining: o.maxDraining, ReserveBytes: int64(o.reserve),
 		WarnAt: store.Mark(o.warnAt), RefusePreservesAt: store.Mark(o.refuseAt),
 		SumCacheBytes: int64(o.checksumCache), ReclaimEvery: o.reclaimEvery,
-		FoldAbove: cmp.Or(o.foldAbove, -1), ReclaimBytesPerSecond: int64(o.reclaimRate), ScrubEvery: o.scrubEvery, ScrubBytesPerSecond: int64(o.scrubRate),
+		FoldAbove: cmp.Or(o.foldAbove, -1), ReclaimBytesPerSecond: int64(o.reclaimRate), ReclaimPercent: o.reclaimPercent, ScrubEvery: o.scrubEvery, ScrubBytesPerSecond: int64(o.scrubRate),
 	}
 	if drills != nil {
 		options.Driller = drills
@@ -316,6 +318,8 @@ func (o serveOptions) limits() error {
 		return usage("--fold-above %d: it must be 0 (never) or more", o.foldAbove)
 	case o.reclaimRate == 0:
 		return usage("--reclaim-rate must be more than 0")
+	case o.reclaimPercent < 1 || o.reclaimPercent > 100:
+		return usage("--reclaim-percent %d: it must be 1 to 100", o.reclaimPercent)
 	case o.reclaimEvery < 0:
 		return usage("--reclaim-every %v: it must be 0 (never) or more", o.reclaimEvery)
 	case o.drillTimeout < time.Second:

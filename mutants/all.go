@@ -294,8 +294,33 @@ var all = []mutant{
 	// Clone, delete, punch, rollback.
 	{
 		name: "punch: a block is dead if one chain of many covers it", file: "store/punch.go",
-		old: "			dead = s.sealer.joined.covered(c, dead)\n", new: "			dead = s.sealer.joined.covered(c, dead)\n			break\n",
+		old: "			dead = covered\n", new: "			dead = covered\n			break\n",
 		packages: "./store", tests: "AtRandom|ALife|DeletedSnapshot", flags: "-life.seeds 30",
+	},
+	{
+		name: "punch: no seal goes between", file: "store/punch.go",
+		old: "		idle()\n", new: "",
+		packages: "./store", tests: "BetweenTwoPieces",
+	},
+	{
+		name: "punch: what was deleted before its seal stays", file: "store/seal.go",
+		old: "	if unnamed { // it", new: "	if false && unnamed { // it",
+		packages: "./store", tests: "BeforeItsSeal",
+	},
+	{
+		name: "punch: only what was just found dead goes, whatever was cut short before", file: "store/punch.go",
+		old: "all: was.unsure}", new: "all: false}",
+		packages: "./store", tests: "Fold|Crash", flags: "-life.crashes 12",
+	},
+	{
+		name: "a deleted volume protected nothing", file: "store/store.go",
+		old: "		if shared[i] && shown[i] >= 0", new: "		if false && shown[i] >= 0",
+		packages: "./store", tests: "AtRandomHold", flags: "-life.seeds 40",
+	},
+	{
+		name: "a past without snapshots stays", file: "store/store.go",
+		old: "	s.dropEmptyPasts()\n", new: "",
+		packages: "./store", tests: "PastWithout",
 	},
 	{
 		name: "punch: a snapshot is no ceiling", file: "store/punch.go",
@@ -354,7 +379,7 @@ var all = []mutant{
 	},
 	{
 		name: "fold: the sums of one that was cut short stay", file: "store/punch.go",
-		old: "	if exact { // else", new: "	if false && exact { // else",
+		old: "	if exact {", new: "	if false && exact {",
 		packages: "./store", tests: "Fold|FaultOfEach",
 	},
 	{

@@ -120,7 +120,7 @@ func (s *Store) Sealed(ctx context.Context, full string) (SnapshotInfo, error) {
 	return s.Snapshot(full)
 }
 
-// sealedSoon waits for the seal of snapshots that have drained.
+// sealedSoon waits for the seal of snapshots that have drained, and has it hurry.
 func (s *Store) sealedSoon(ctx context.Context, which selection) error {
 	s.mu.Lock()
 	fulls, err := which()
@@ -136,7 +136,7 @@ func (s *Store) sealedSoon(ctx context.Context, which selection) error {
 		case info.State == volume.Draining:
 			return fmt.Errorf("snapshot %s is %w: it waits for %v", full, ErrDraining, info.WaitsFor)
 		case info.State == volume.Sealing:
-			if err := s.WaitSealed(ctx, full); err != nil {
+			if err := s.awaitSealed(ctx, full, true); err != nil {
 				return err
 			}
 		}

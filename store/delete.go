@@ -34,13 +34,37 @@ func (s *Store) DeleteSnapshot(full string) error {
 		return fmt.Errorf("delete snapshot %s: %w", full, err)
 	}
 	s.mu.Lock()
-	empty := d.record.Past && len(d.snapshots) == 0
+	empty := d.emptyPastLocked()
 	s.mu.Unlock()
-	if empty { // of a past that nobody can see any more nothing is left
+	if empty {
 		return s.deleteBranch(d, nil)
 	}
 	s.sealer.punch(due...)
 	return nil
+}
+
+// emptyPastLocked tells whether a volume is a past that nobody can see any more;
+// Store.mu is held.
+func (d *disk) emptyPastLocked() bool { return d.record.Past && len(d.snapshots) == 0 }
+
+// dropEmptyPasts deletes those whose last snapshot was deleted by an earlier life of the
+// server, which came no further.
+func (s *Store) dropEmptyPasts() {
+	s.admin.Lock()
+	defer s.admin.Unlock()
+	s.mu.Lock()
+	var empty []*disk
+	for _, d := range s.byVolume {
+		if d.emptyPastLocked() {
+			empty = append(empty, d)
+		}
+	}
+	s.mu.Unlock()
+	for _, d := range empty {
+		if err := s.deleteBranch(d, nil); err != nil {
+			s.note("what a rollback of volume %s left, and nobody can see, can't be deleted: %v", d.record.Name, err)
+		}
+	}
 }
 
 func (s *Store) deletable(full string) (d *disk, k *volume.VLUN, info SnapshotInfo, err error) {

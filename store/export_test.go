@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"slices"
 
 	"github.com/tidemark/tidemark/image"
@@ -153,4 +154,51 @@ func MeasureLayers(layers []Layer) (stored, unique []int64, together Sizes, unse
 		stored, unique = append(stored, n.stored), append(unique, n.unique)
 	}
 	return stored, unique, t.together, t.unseenBytes
+}
+
+// KeepUnnamed returns options with which images without a name stay, whether somebody
+// sees a block of them or not.
+func KeepUnnamed(o Options) Options {
+	o.keepUnnamed = true
+	return o
+}
+
+// DeadBlocks counts the blocks of sealed images that nobody sees, when all of them have
+// been given back that the store knows of.
+func (s *Store) DeadBlocks() (n uint64) {
+	s.AwaitPunches()
+	s.mu.Lock()
+	sealed := map[image.ID]bool{}
+	for _, d := range s.byVolume {
+		for k := range d.sealed {
+			sealed[k.ImageID()] = true
+		}
+	}
+	s.mu.Unlock()
+	for id := range sealed {
+		dead, err := s.findDead(context.Background(), id)
+		if err != nil {
+			panic(err)
+		}
+		n += blocksIn(dead)
+	}
+	return n
+}
+
+// DeleteNameOf takes a snapshot's name away and does no more, as a delete that ends
+// there.
+func (s *Store) DeleteNameOf(full string) error {
+	d, k, _, err := s.deletable(full)
+	if err != nil {
+		return err
+	}
+	_, err = s.nameless(d, k)
+	return err
+}
+
+// Branches counts the volumes of a name: the present one and its pasts.
+func (s *Store) Branches(name string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.branchesLocked(name))
 }

@@ -20,8 +20,12 @@ import (
 // that was told nothing else.
 const DefaultFoldAbove = 64
 
-// DefaultReclaimBytesPerSecond limits what folding copies.
-const DefaultReclaimBytesPerSecond = 64 << 20
+// Limits of a server that was told nothing else: of what folding copies, and of the
+// time that giving back room and folding take while clients are served.
+const (
+	DefaultReclaimBytesPerSecond = 64 << 20
+	DefaultReclaimPercent        = 25
+)
 
 // fold bounds the number of images without a name: it copies what is left of one
 // into the next image above it, so that nobody sees a block of it any more, and a
@@ -46,8 +50,8 @@ const DefaultReclaimBytesPerSecond = 64 << 20
 //
 // Each block is read, and held against its sum; then upper shares it with lower where
 // the file system can do that (XFS, btrfs), and else it is written. It goes at a limited
-// rate, pauses at least as long as it works, and lets seals go first. What a crash or
-// an error cuts short is begun again.
+// rate and as its share of the time allows, and lets seals go first. What a crash or an error cuts short is
+// begun again.
 //
 // Rejected: folding upper into lower (a name, a hash and the place in the chain
 // would have to move to another file); copy_file_range where nothing can be shared (the
@@ -57,6 +61,7 @@ type fold struct {
 	store        *Store
 	lower, upper *volume.VLUN // in one of the chains
 	rec          *seal        // of upper
+	unsure       bool         // it was so before
 	taken        *lookup.Table
 }
 
@@ -213,7 +218,7 @@ func (f *fold) run(ctx context.Context, idle func()) error {
 		return fmt.Errorf("fold image %d into %d: %w", f.lower.ImageID(), f.upper.ImageID(), err)
 	}
 	s.sealer.joined = joined{} // the upper image covers more than it did
-	return s.punch(ctx, f.lower.ImageID())
+	return s.punch(ctx, f.lower.ImageID(), idle)
 }
 
 // missing are the blocks that lower has and upper has not.
@@ -243,6 +248,7 @@ func (f *fold) begin() (due bool, err error) {
 		return false, err
 	}
 	due, f.rec.due = f.rec.due, true
+	f.unsure, f.rec.unsure = f.rec.unsure, true
 	s.mu.Unlock()
 	if due {
 		return due, nil
@@ -256,18 +262,19 @@ const foldStepBlocks = 256
 // copy writes the data of the blocks taken to the file of upper, and syncs it. Who
 // rots in lower is found by the read.
 func (f *fold) copy(ctx context.Context, idle func()) error {
-	c := &copying{from: f.lower.Image().(*sealed.Image), to: f.upper.Image().(*sealed.Image).Image.(*file.Image), shares: true, begun: time.Now()}
+	c := &copying{from: f.lower.Image().(*sealed.Image), to: f.upper.Image().(*sealed.Image).Image.(*file.Image), shares: true}
+	share := f.store.reclaimShare()
 	step := func() error {
 		sizeBytes := c.sizeBytes
 		if err := c.writeBack(); err != nil {
 			return err
 		}
 		f.store.reclaiming.done(sizeBytes)
-		if err := f.pause(ctx, sizeBytes, time.Since(c.begun)); err != nil {
+		atRate := time.Duration(float64(sizeBytes) / float64(f.store.reclaimRate) * float64(time.Second))
+		if err := share.rest(ctx, atRate); err != nil {
 			return err
 		}
 		idle()
-		c.begun = time.Now()
 		return nil
 	}
 	for x := range f.taken.Extents(0, lookup.MaxBlocks) {
@@ -297,7 +304,6 @@ type copying struct {
 	shares bool // the file system may share what is copied
 
 	// Of this step:
-	begun      time.Time
 	sizeBytes  int64
 	begin, end int64 // where it lies
 	room       [foldStepBlocks * lookup.BlockSize]byte
@@ -335,12 +341,6 @@ func (c *copying) writeBack() error {
 	}
 	c.sizeBytes = 0
 	return c.to.WriteBack(c.begin, c.end-c.begin)
-}
-
-// pause keeps to the rate, and where the disk is busy to half of its time.
-func (f *fold) pause(ctx context.Context, sizeBytes int64, worked time.Duration) error {
-	atRate := time.Duration(float64(sizeBytes) / float64(f.store.reclaimRate) * float64(time.Second))
-	return pause(ctx, max(worked, atRate-worked))
 }
 
 // errLooking: a verification runs.
@@ -386,7 +386,7 @@ func (f *fold) end(ctx context.Context, due bool) error {
 		}
 	}
 	s.mu.Lock()
-	f.rec.due = due
+	f.rec.due, f.rec.unsure = due, f.unsure
 	s.mu.Unlock()
 	return s.putLinks(d, volume.Sealed, f.upper)
 }

@@ -127,8 +127,22 @@ func (s *Store) snapshotLocked(full string) (*disk, *volume.VLUN, *snapshot, err
 // WaitSealed waits until a snapshot is sealed. Errors: ErrNotFound (also when
 // it goes meanwhile), ctx's, or why the seal failed.
 func (s *Store) WaitSealed(ctx context.Context, full string) error {
+	return s.awaitSealed(ctx, full, false)
+}
+
+// awaitSealed is WaitSealed; while somebody is urgent the seal does not pause for
+// clients.
+func (s *Store) awaitSealed(ctx context.Context, full string, urgent bool) error {
 	s.mu.Lock()
 	_, _, snap, err := s.snapshotLocked(full)
+	if err == nil && urgent {
+		snap.urgent++
+		defer func() {
+			s.mu.Lock()
+			snap.urgent--
+			s.mu.Unlock()
+		}()
+	}
 	s.mu.Unlock()
 	if err != nil {
 		return err

@@ -217,9 +217,22 @@ func (l *lives) step() {
 	case 10:
 		if len(l.names(false)) > 1 && l.rng.IntN(2) == 0 {
 			l.log("delete %s", live)
+			l.noneDead("before")
 			l.must(l.store.DeleteVolume(live, true))
+			if dead := l.store.DeadBlocks(); dead > 0 {
+				l.t.Fatalf("%d blocks that nobody sees are left after the delete of %s\n%s", dead, live, strings.Join(l.did, "\n"))
+			}
 			maps.DeleteFunc(l.holds, func(name string, _ []byte) bool { return name == live || strings.HasPrefix(name, live+"@") })
 		}
+	}
+}
+
+// noneDead has all given back that nobody sees.
+func (l *lives) noneDead(when string) {
+	l.t.Helper()
+	l.store.Reclaim()
+	if dead := l.store.DeadBlocks(); dead > 0 {
+		l.t.Fatalf("%d blocks that nobody sees are left %s\n%s", dead, when, strings.Join(l.did, "\n"))
 	}
 }
 

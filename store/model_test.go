@@ -40,7 +40,7 @@ func newSimStore(sim *vfs.Sim) (*simStore, error) {
 }
 
 func (s *simStore) Reopen() (err error) {
-	s.Store, err = store.Open(dataDir, store.Options{FS: s.sim, MaxDraining: volumetest.MaxDraining})
+	s.Store, err = store.Open(dataDir, store.KeepUnnamed(store.Options{FS: s.sim, MaxDraining: volumetest.MaxDraining}))
 	return err
 }
 

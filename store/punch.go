@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"time"
 
@@ -37,72 +38,120 @@ import (
 //     table file is replaced; then the table in memory; then the storage goes;
 //     then Due ends. At any point before that the next life begins again, and
 //     punches all that the table has not.
-//  5. It runs where seals run: a seal reads tables and sums of older images.
+//  5. It runs where seals run: a seal reads tables and sums of older images. Those
+//     are done when the storage goes, for which nobody is kept waiting: a seal
+//     goes between (idle), and a delete of the volume ends it.
 //
 // Rejected: moving the blocks that live into the neighbour (copies what a user
 // asked to delete; the more lives the dearer), reference counts a block (each
 // write would pay for it).
-func (s *Store) punch(ctx context.Context, id image.ID) error {
+func (s *Store) punch(ctx context.Context, id image.ID, idle func()) error {
+	p, err := s.takeDead(ctx, id)
+	if err != nil || p == nil {
+		return err
+	}
+	defer s.reclaiming.end()
+	if err := p.punchAbsent(ctx, idle); errors.Is(err, fs.ErrClosed) {
+		return nil // its last volume was deleted
+	} else if err != nil {
+		return fmt.Errorf("punch image %d: %w", id, err)
+	}
+	return s.endPunch(ctx, p)
+}
+
+// A punch is an image whose table has lost its dead blocks, and whose storage is still
+// to go.
+type punch struct {
+	store *Store
+	id    image.ID
+	img   *sealed.Image
+	vlun  *volume.VLUN // one that has it
+	dead  *lookup.Table
+	// all: the file may have more beyond its table, as a fold or punch was cut short.
+	all bool
+}
+
+// takeDead takes its dead blocks out of the table of an image, or drops the image if
+// it has no others and nobody needs its view; nil: nothing else is to be done.
+func (s *Store) takeDead(ctx context.Context, id image.ID) (*punch, error) {
+	dead, err := s.findDead(ctx, id)
+	if err != nil {
+		return nil, err
+	}
 	holders, release := s.holdFiles(id)
 	if len(holders) == 0 {
-		return nil // gone meanwhile
+		return nil, nil // gone meanwhile
 	}
 	defer release()
 	d, k := holders[0].disk, holders[0].vlun
 	img, ok := k.Image().(*sealed.Image)
 	if !ok || img.Lost() != nil || s.isStuck(id) {
-		return nil
+		return nil, nil
 	}
 	s.mu.Lock()
 	rec := d.sealed[k]
 	was, ceilings := *rec, ceilingsLocked(holders)
 	s.mu.Unlock()
-
-	dead, live := s.findDead(k.Table(), ceilings)
-	empty := live == 0 && !slices.ContainsFunc(ceilings, ceiling.own)
-	if !empty && len(dead) == 0 && !was.due {
-		return nil
+	found := blocksIn(dead)
+	empty := found == blocksIn(k.Table()) && !slices.ContainsFunc(ceilings, ceiling.own)
+	if !empty && found == 0 && !was.due {
+		return nil, nil
 	}
 	for _, c := range ceilings {
 		if err := c.flush(); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	s.reclaiming.begin(id, false, deadBytes(dead))
-	defer s.reclaiming.end()
-	if len(dead) > 0 {
-		if err := s.loseHashes(holders, ceilings); err != nil {
-			return err
-		}
+	p := &punch{store: s, id: id, img: img, vlun: k, dead: dead, all: was.unsure}
+	s.reclaiming.begin(id, false, bytesOf(dead))
+	if found > 0 {
+		err = s.loseHashes(holders, ceilings)
 	}
-	if empty {
-		err := s.dropImage(k)
-		s.reclaiming.done(deadBytes(dead))
-		return err
+	switch {
+	case err != nil:
+	case empty:
+		bytes := bytesOf(dead)
+		err = s.dropImage(k)
+		s.reclaiming.done(bytes)
+		p = nil
+	case found > 0:
+		s.beUnsure(rec, true)
+		err = s.shrink(k, rec, dead)
 	}
-	if len(dead) > 0 {
-		if err := s.shrink(k, rec, dead); err != nil {
-			return err
-		}
+	if err != nil || p == nil {
+		s.reclaiming.end()
+		return nil, err
 	}
-	punched := func(to lookup.BlockNum) {
-		var before []lookup.Extent
-		before, dead = upTo(dead, to)
-		s.reclaiming.done(deadBytes(before))
-	}
-	if err := punchAbsent(ctx, img, k.Table(), k.SizeBytes(), punched); err != nil {
-		return fmt.Errorf("punch image %d: %w", id, err)
-	}
+	return p, nil
+}
+
+// beUnsure says whether the file of an image may have more beyond its table than
+// somebody knows.
+func (s *Store) beUnsure(rec *seal, unsure bool) {
 	s.mu.Lock()
-	exact := !rec.punched
+	defer s.mu.Unlock()
+	rec.unsure = unsure
+}
+
+// endPunch records that the file of an image has nothing beyond its table.
+func (s *Store) endPunch(ctx context.Context, p *punch) error {
+	holders, release := s.holdFiles(p.id)
+	if len(holders) == 0 {
+		return nil
+	}
+	defer release()
+	d, k := holders[0].disk, holders[0].vlun
+	s.mu.Lock()
+	rec := d.sealed[k]
+	exact := p.all && !rec.punched // else the sums may be more than the table's
 	s.mu.Unlock()
-	if exact { // else the sums may be more than the table's
+	if exact {
 		if err := s.exactSums(ctx, k, rec); err != nil {
-			return fmt.Errorf("punch image %d: %w", id, err)
+			return fmt.Errorf("punch image %d: %w", p.id, err)
 		}
 	}
 	s.mu.Lock()
-	rec.due = false
+	rec.due, rec.unsure = false, false
 	s.mu.Unlock()
 	return s.putLinks(d, volume.Sealed, k)
 }
@@ -208,24 +257,33 @@ func (c ceiling) flush() error {
 	return nil
 }
 
-// findDead lists the blocks of a table that are covered in every chain, and counts
-// the others. It takes no lock: what is covered a moment later is found the next
-// time.
-func (s *Store) findDead(t *lookup.Table, ceilings []ceiling) (dead []lookup.Extent, live uint64) {
-	for x := range t.Extents(0, lookup.MaxBlocks) {
-		dead, live = append(dead, x), live+x.Count
+// findDead finds the blocks of an image that are covered in every chain. It takes no
+// lock: what is covered a moment later is found the next time. The table is to be
+// read only.
+func (s *Store) findDead(ctx context.Context, id image.ID) (*lookup.Table, error) {
+	s.mu.Lock()
+	holders := s.holdersLocked(id)
+	ceilings := ceilingsLocked(holders)
+	s.mu.Unlock()
+	if len(holders) == 0 || slices.ContainsFunc(ceilings, ceiling.own) {
+		return lookup.NewTable(), nil
 	}
 	shortest := slices.SortedStableFunc(slices.Values(ceilings), func(a, b ceiling) int { return cmp.Compare(len(a.cover), len(b.cover)) })
+	dead, share := holders[0].vlun.Table(), s.reclaimShare()
 	for _, c := range shortest {
-		if !c.none && len(dead) > 0 { // the next one, for which there is more to do, is asked for what is left
-			dead = s.sealer.joined.covered(c, dead)
+		if !c.none { // the next one, for which there is more to do, is asked for what is left
+			covered, err := s.sealer.joined.covered(ctx, c, dead, share)
+			if err != nil {
+				return nil, err
+			}
+			dead = covered
 		}
 	}
-	for _, x := range dead {
-		live -= x.Count
-	}
-	return dead, live
+	return dead, nil
 }
+
+// shareRuns is so many runs of tables that are looked at between two rests.
+const shareRuns = 1024
 
 // joined is what images without a name have together: those of a chain from one up to
 // below a ceiling. When many images below one ceiling are looked at, newest first, each
@@ -240,15 +298,15 @@ type joined struct {
 	table      *lookup.Table
 }
 
-// covered returns those of some blocks that an image of a cover has.
-func (j *joined) covered(c ceiling, some []lookup.Extent) (covered []lookup.Extent) {
-	if c.own() {
-		return nil
-	}
+// covered returns those of some blocks that an image of a cover, which is not empty,
+// has.
+func (j *joined) covered(ctx context.Context, c ceiling, some *lookup.Table, share *share) (*lookup.Table, error) {
 	unnamed, top := c.cover[:len(c.cover)-1], c.cover[len(c.cover)-1].Table()
 	tables := []*lookup.Table{j.table, top}
-	if missing := j.missing(c); blocksHeld(missing) < uint64(len(some)*len(unnamed)) {
-		j.join(c, missing)
+	if missing := j.missing(c); blocksHeld(missing) < runsIn(some)*uint64(len(unnamed)) {
+		if err := j.join(ctx, c, missing, share); err != nil {
+			return nil, err
+		}
 		tables[0] = j.table
 	} else {
 		tables = tables[:0]
@@ -256,16 +314,23 @@ func (j *joined) covered(c ceiling, some []lookup.Extent) (covered []lookup.Exte
 			tables = append(tables, k.Table())
 		}
 	}
-	for _, x := range some {
+	covered, runs := lookup.NewTable(), 0
+	for x := range some.Extents(0, lookup.MaxBlocks) {
 		for x.Count > 0 {
 			has, run := haveBlock(tables, x.Block, x.Count)
 			if has {
-				covered = append(covered, lookup.Extent{Block: x.Block, Count: run, State: x.State})
+				covered.Set(x.Block, run, x.State)
 			}
 			x.Block, x.Count = x.Block+lookup.BlockNum(run), x.Count-run
+			if runs++; runs%shareRuns == 0 {
+				if err := share.rest(ctx, 0); err != nil {
+					return nil, err
+				}
+			}
 		}
 	}
-	return covered
+	covered.Pack()
+	return covered, nil
 }
 
 // haveBlock tells whether one of the tables has block b, and for how many blocks, at
@@ -292,38 +357,52 @@ func (j *joined) missing(c ceiling) []*volume.VLUN {
 	return unnamed
 }
 
-func (j *joined) join(c ceiling, missing []*volume.VLUN) {
+func (j *joined) join(ctx context.Context, c ceiling, missing []*volume.VLUN, share *share) error {
 	unnamed := c.cover[:len(c.cover)-1]
 	if len(missing) == len(unnamed) {
 		*j = joined{top: c.cover[len(unnamed)], table: lookup.NewTable()}
 	}
-	for _, k := range missing {
+	for i, k := range slices.Backward(missing) {
+		runs := 0
 		for x := range k.Table().Extents(0, lookup.MaxBlocks) {
 			j.table.Set(x.Block, x.Count, lookup.Data)
+			if runs++; runs%shareRuns == 0 {
+				if err := share.rest(ctx, 0); err != nil {
+					*j = joined{} // it has a part of one
+					return err
+				}
+			}
 		}
+		j.first = unnamed[i]
 	}
-	j.first = unnamed[0]
+	return nil
 }
 
 func blocksHeld(images []*volume.VLUN) (sum uint64) {
 	for _, k := range images {
-		data, zero := k.Table().Counts()
-		sum += data + zero
+		sum += blocksIn(k.Table())
 	}
 	return sum
 }
 
-// deadBytesOf measures the data in blocks of an image that punch would find dead.
-func (s *Store) deadBytesOf(id image.ID) int64 {
-	s.mu.Lock()
-	holders := s.holdersLocked(id)
-	ceilings := ceilingsLocked(holders)
-	s.mu.Unlock()
-	if len(holders) == 0 {
-		return 0
+// blocksIn counts the blocks that a table has.
+func blocksIn(t *lookup.Table) uint64 {
+	data, zero := t.Counts()
+	return data + zero
+}
+
+// runsIn counts the runs of blocks that a table has.
+func runsIn(t *lookup.Table) (n uint64) {
+	for range t.Extents(0, lookup.MaxBlocks) {
+		n++
 	}
-	dead, _ := s.findDead(holders[0].vlun.Table(), ceilings)
-	return deadBytes(dead)
+	return n
+}
+
+// bytesOf is how much data the blocks of a table are.
+func bytesOf(t *lookup.Table) int64 {
+	data, _ := t.Counts()
+	return int64(data) * lookup.BlockSize
 }
 
 // loseHashes records that the views below the ceiling of an image, its own first,
@@ -354,12 +433,12 @@ func (s *Store) loseHashes(holders []holder, ceilings []ceiling) error {
 }
 
 // shrink takes dead blocks out of a table: on the disk first.
-func (s *Store) shrink(k *volume.VLUN, rec *seal, dead []lookup.Extent) error {
+func (s *Store) shrink(k *volume.VLUN, rec *seal, dead *lookup.Table) error {
 	s.mu.Lock()
 	mark := rec.table + 1
 	s.mu.Unlock()
 	smaller := k.Table().Clone()
-	for _, x := range dead {
+	for x := range dead.Extents(0, lookup.MaxBlocks) {
 		smaller.Set(x.Block, x.Count, lookup.Absent)
 	}
 	if err := sealed.WriteTable(s.records, imagesDir(s.dir), k.ImageID(), smaller, mark); err != nil {
@@ -372,46 +451,49 @@ func (s *Store) shrink(k *volume.VLUN, rec *seal, dead []lookup.Extent) error {
 	return nil
 }
 
-// punchAbsent gives the storage back of all that a table has not as Data, and tells
-// up to which block it has. Where the disk is busy, and this slow, it pauses as long
-// as it worked.
-func punchAbsent(ctx context.Context, img image.Image, t *lookup.Table, sizeBytes int64, punched func(lookup.BlockNum)) error {
-	begun, next := time.Now(), lookup.BlockNum(0)
-	punch := func(to lookup.BlockNum) error {
+// punchAbsent gives the storage back of all between the Data of a table: where it
+// found something dead, or everywhere. idle is called between two pieces of work.
+func (p *punch) punchAbsent(ctx context.Context, idle func()) error {
+	share, next := p.store.reclaimShare(), lookup.BlockNum(0)
+	before := func(to lookup.BlockNum) error {
 		if to <= next {
 			return nil
 		}
-		if err := img.Punch(int64(next)*lookup.BlockSize, int64(to-next)*lookup.BlockSize); err != nil {
+		deadBytes, has := dataIn(p.dead, next, to)
+		if !p.all && !has {
+			return nil
+		}
+		if err := p.img.Punch(int64(next)*lookup.BlockSize, int64(to-next)*lookup.BlockSize); err != nil {
 			return err
 		}
-		punched(to)
-		if worked := time.Since(begun); worked >= punchStep {
-			_ = pause(ctx, worked) // ctx has its say below
-			begun = time.Now()
+		p.store.reclaiming.done(deadBytes)
+		if err := share.rest(ctx, 0); err != nil {
+			return err
 		}
-		return ctx.Err()
+		idle()
+		return nil
 	}
-	for x := range t.Extents(0, lookup.MaxBlocks) {
+	for x := range p.vlun.Table().Extents(0, lookup.MaxBlocks) {
 		if x.State != lookup.Data {
 			continue
 		}
-		if err := punch(x.Block); err != nil {
+		if err := before(x.Block); err != nil {
 			return err
 		}
 		next = x.Block + lookup.BlockNum(x.Count)
 	}
-	return punch(lookup.BlockNum((sizeBytes + lookup.BlockSize - 1) / lookup.BlockSize))
+	return before(lookup.BlockNum((p.vlun.SizeBytes() + lookup.BlockSize - 1) / lookup.BlockSize))
 }
 
-const punchStep = 10 * time.Millisecond
-
-// pause lets time pass, for others. Its error is that of ctx.
-func pause(ctx context.Context, d time.Duration) error {
-	select {
-	case <-ctx.Done():
-	case <-time.After(d):
+// dataIn counts the data that a table has from one block to another, and tells whether
+// it has anything there.
+func dataIn(t *lookup.Table, from, to lookup.BlockNum) (sizeBytes int64, has bool) {
+	for x := range t.Extents(from, uint64(to-from)) {
+		if has = true; x.State == lookup.Data {
+			sizeBytes += int64(x.Count) * lookup.BlockSize
+		}
 	}
-	return ctx.Err()
+	return sizeBytes, has
 }
 
 // dropImage takes an image of which nobody sees a block out of all chains, and

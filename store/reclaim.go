@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/tidemark/tidemark/image"
-	"github.com/tidemark/tidemark/lookup"
+	"github.com/tidemark/tidemark/volume"
 )
 
 // ReclaimInfo says how far it is to give back the room of what was deleted.
@@ -145,7 +145,7 @@ func (s *Store) AwaitReclaimed(ctx context.Context, progress func(ReclaimInfo)) 
 		}
 		info := s.Reclaiming()
 		progress(info)
-		if info.ImagesLeft == 0 && !s.sealer.reclaims() {
+		if info.ImagesLeft == 0 && !s.reclaims() {
 			return nil
 		}
 		select {
@@ -159,30 +159,18 @@ func (s *Store) AwaitReclaimed(ctx context.Context, progress func(ReclaimInfo)) 
 // reclaimLook is between two looks of AwaitReclaimed.
 const reclaimLook = 100 * time.Millisecond
 
-// reclaims tells whether something is left to punch or to fold.
-func (q *sealer) reclaims() bool {
+// reclaims tells whether something is left to punch or to fold, or will be when it is
+// sealed.
+func (s *Store) reclaims() bool {
+	q := &s.sealer
 	q.mu.Lock()
-	defer q.mu.Unlock()
-	return len(q.punches) > 0 || q.foldsNow() || q.working && len(q.queue) == 0
-}
-
-// deadBytes counts the data among blocks that nobody sees.
-func deadBytes(dead []lookup.Extent) (sizeBytes int64) {
-	for _, x := range dead {
-		if x.State == lookup.Data {
-			sizeBytes += int64(x.Count) * lookup.BlockSize
-		}
-	}
-	return sizeBytes
-}
-
-// upTo cuts off what of dead blocks, which ascend, begins before block b.
-func upTo(dead []lookup.Extent, b lookup.BlockNum) (before, rest []lookup.Extent) {
-	i, _ := slices.BinarySearchFunc(dead, b, func(x lookup.Extent, b lookup.BlockNum) int {
-		if x.Block < b {
-			return -1
-		}
-		return 1
+	left := len(q.punches) > 0 || q.foldsNow() || q.working && len(q.queue) == 0
+	unsealed := slices.Clone(q.queue)
+	q.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return left || slices.ContainsFunc(unsealed, func(k *volume.VLUN) bool {
+		d := s.byVolume[k.Volume()]
+		return d != nil && d.snapshots[k] == nil
 	})
-	return dead[:i], dead[i:]
 }

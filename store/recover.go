@@ -271,7 +271,7 @@ func recoveredSeal(l catalog.Link) (*seal, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: image %d: %w", catalog.ErrCorrupt, l.Image, err)
 	}
-	return &seal{hash: hash, scrubbed: l.Scrubbed, read: l.Scrubbed, bad: l.Bad, table: l.Table, punched: l.Punched, due: l.Due}, nil
+	return &seal{hash: hash, scrubbed: l.Scrubbed, read: l.Scrubbed, bad: l.Bad, table: l.Table, punched: l.Punched, due: l.Due, unsure: l.Due}, nil
 }
 
 // recoverSnapshots takes the snapshots over from the catalog. One that still

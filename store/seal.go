@@ -62,11 +62,20 @@ func (q *sealer) enqueue(k *volume.VLUN) {
 	q.poke()
 }
 
-// waits tells whether somebody waits to be sealed.
-func (q *sealer) waits() bool {
+// hurries tells whether the seal of a VLUN is not to pause: another waits for it, or
+// a command that works with the snapshot.
+func (q *sealer) hurries(k *volume.VLUN) bool {
 	q.mu.Lock()
-	defer q.mu.Unlock()
-	return len(q.queue) > 0
+	waits := len(q.queue) > 0
+	q.mu.Unlock()
+	return waits || q.store.isUrgent(k)
+}
+
+func (s *Store) isUrgent(k *volume.VLUN) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d := s.byVolume[k.Volume()]
+	return d != nil && d.snapshots[k] != nil && d.snapshots[k].urgent > 0
 }
 
 // punch asks for the blocks of images to be punched that nobody sees.
@@ -183,16 +192,19 @@ func (q *sealer) reclaimNext(ctx context.Context) bool {
 	if i := slices.IndexFunc(q.punches, func(p punching) bool { return p.deadBytes < 0 }); i >= 0 {
 		id := q.punches[i].id
 		q.mu.Unlock()
-		dead := q.store.deadBytesOf(id)
+		dead, err := q.store.findDead(ctx, id)
+		if err != nil {
+			return true // it is the end
+		}
 		q.mu.Lock()
-		q.punches[i].deadBytes = dead // nobody else takes one off
+		q.punches[i].deadBytes = bytesOf(dead) // nobody else takes one off
 		q.mu.Unlock()
 		return true
 	}
 	id := q.punches[0].id
 	q.punches, q.folds = q.punches[1:], true
 	q.mu.Unlock()
-	if err := q.store.punch(ctx, id); err != nil && !errors.Is(err, context.Canceled) {
+	if err := q.store.punch(ctx, id, func() { q.sealNext(ctx) }); err != nil && !errors.Is(err, context.Canceled) {
 		q.store.logger.Error("give back the room of deleted snapshots; it is tried again later", "image", id, "err", err)
 	}
 	return true
@@ -326,6 +338,12 @@ func (s *Store) seal(ctx context.Context, k *volume.VLUN) error {
 	s.sealedAs(d, k, img)
 	k.Table().Pack()
 	s.leaveJournal(d, k)
+	s.mu.Lock()
+	unnamed := d.snapshots[k] == nil
+	s.mu.Unlock()
+	if unnamed { // it was deleted, or given up, before
+		s.sealer.punch(k.ImageID())
+	}
 	return nil
 }
 
@@ -455,7 +473,7 @@ func (s *Store) writeDown(ctx context.Context, d *disk, k *volume.VLUN) (hash se
 	if err != nil {
 		return sealed.Hash{}, err
 	}
-	sealing.FS, sealing.Image = fsys, &yielding{Image: img, ctx: ctx, to: k.Volume(), queue: &s.sealer, begun: time.Now()}
+	sealing.FS, sealing.Image = fsys, &yielding{img, ctx, s.sealer.share(k)}
 	if hash, err = sealed.Write(ctx, sealing); err != nil {
 		return sealed.Hash{}, err
 	}
@@ -466,34 +484,27 @@ func (s *Store) writeDown(ctx context.Context, d *disk, k *volume.VLUN) (hash se
 }
 
 // yielding is an image that is read beside the requests of its volume: to take the sums
-// of a gibibyte keeps a processor busy for a second or two, which they need more. While
-// there are any, it pauses for three times as long as it worked; not if the next VLUN
-// waits to be sealed, or those of frequent preserves would never be.
+// of a gibibyte keeps a processor busy for a second or two, which they need more. It
+// does not pause if the next VLUN waits to be sealed, or those of frequent preserves
+// would never be, nor if somebody waits for this one.
 type yielding struct {
 	image.Image
 	ctx   context.Context
-	to    *volume.Volume
-	queue *sealer
-	begun time.Time // to work, after the last pause
+	share *share
 }
 
-const (
-	yieldAfter = time.Millisecond
-	yieldFor   = 3 // times what it worked, but no longer than
-	yieldMost  = 100 * time.Millisecond
-	// yieldActive is how long ago the last request may be.
-	yieldActive = 50 * time.Millisecond
-)
+// sealPercent is how much of the time a seal works beside requests.
+const sealPercent = 25
+
+// share is that of the seal of a VLUN.
+func (q *sealer) share(k *volume.VLUN) *share {
+	return newShare(sealPercent, func() bool { return k.Volume().Active(shareBusy) && !q.hurries(k) })
+}
 
 // ReadAt implements image.Image.
 func (y *yielding) ReadAt(p []byte, off int64) (int, error) {
-	if worked := time.Since(y.begun); worked >= yieldAfter {
-		if y.to.Active(yieldActive) && !y.queue.waits() {
-			if err := pause(y.ctx, min(yieldFor*worked, yieldMost)); err != nil {
-				return 0, err
-			}
-		}
-		y.begun = time.Now()
+	if err := y.share.rest(y.ctx, 0); err != nil {
+		return 0, err
 	}
 	return y.Image.ReadAt(p, off)
 }

@@ -77,6 +77,12 @@ type Options struct {
 	// ReclaimBytesPerSecond limits how fast folding copies; 0:
 	// DefaultReclaimBytesPerSecond.
 	ReclaimBytesPerSecond int64
+	// ReclaimPercent is how much of the time giving back room and folding may work
+	// while clients are served, 1 to 100; 0: DefaultReclaimPercent.
+	ReclaimPercent int
+	// keepUnnamed lets nothing be given back or folded: a test's model knows nothing of
+	// images that are dropped.
+	keepUnnamed bool
 	// SumCacheBytes limits the memory for checksums of sealed images; 0:
 	// DefaultSumCacheBytes.
 	SumCacheBytes int64
@@ -115,9 +121,10 @@ type Store struct {
 	recovery  []string // guarded by noting
 	noting    sync.Mutex
 
-	reclaiming  reclaiming
-	foldAbove   int
-	reclaimRate int64 // bytes a second
+	reclaiming     reclaiming
+	foldAbove      int
+	reclaimRate    int64 // bytes a second
+	reclaimPercent int
 
 	// looking is held by verifications, which share it, and by who changes through
 	// which image a block is shown.
@@ -175,6 +182,7 @@ type snapshot struct {
 	drill       *catalog.Drill
 	verifying   *verification // runs
 	settled     chan struct{} // closed when it is sealed, has failed, or is no more
+	urgent      int           // so many wait for its seal to do something with it
 	marks
 }
 
@@ -226,6 +234,7 @@ func Open(dir string, o Options) (_ *Store, err error) {
 		s.foldAbove = math.MaxInt
 	}
 	s.reclaimRate = cmp.Or(o.ReclaimBytesPerSecond, DefaultReclaimBytesPerSecond)
+	s.reclaimPercent = min(max(1, cmp.Or(o.ReclaimPercent, DefaultReclaimPercent)), 100)
 	s.records, s.journals = records{s.fs, s.reserve}, o.JournalBytes
 	s.catalog.reserve = s.reserve
 	if s.catalog.Catalog, err = catalog.Open(s.records, catalogName(dir)); err != nil {
@@ -256,9 +265,12 @@ func Open(dir string, o Options) (_ *Store, err error) {
 	for _, g := range state.Groups {
 		s.groups[g.Name] = g
 	}
-	s.sealer.open()
+	if !o.keepUnnamed {
+		s.sealer.open()
+	}
 	s.spares.refill()
 	s.dropHeld()
+	s.dropEmptyPasts()
 	if o.ScrubEvery > 0 {
 		s.scans.running.Add(1)
 		go s.scrubAlways(o.ScrubEvery, cmp.Or(o.ScrubBytesPerSecond, DefaultScrubBytesPerSecond))
@@ -852,14 +864,12 @@ func (s *Store) dropBranch(tx *catalog.Tx, d *disk, due *[]image.ID) error {
 			return err
 		}
 	}
-	for id := range d.images {
-		for _, h := range s.holdersLocked(id) {
+	for _, k := range s.protectedLocked(d) {
+		d.sealed[k].due = true // which is the same record for all that have the image
+		*due = append(*due, k.ImageID())
+		for _, h := range s.holdersLocked(k.ImageID()) {
 			if h.disk == d {
 				continue
-			}
-			h.disk.sealed[h.vlun].due = true
-			if !slices.Contains(*due, id) {
-				*due = append(*due, id)
 			}
 			if err := tx.PutLink(h.disk.link(h.vlun, volume.Sealed)); err != nil {
 				return err
@@ -867,6 +877,50 @@ func (s *Store) dropBranch(tx *catalog.Tx, d *disk, due *[]image.ID) error {
 		}
 	}
 	return nil
+}
+
+// protectedLocked lists the VLUNs of a volume whose images stand in other chains too,
+// and of which it may show blocks that nobody else does. Where another chain has its
+// ceiling of an image (punch) among the images that both have, and no higher than this
+// one has it, whatever is covered there is covered here. So a clone of a snapshot that
+// is still there protects nothing, and costs nothing when it goes. Store.mu is held.
+func (s *Store) protectedLocked(d *disk) (list []*volume.VLUN) {
+	chain, shown := d.volume.VLUNs(), d.ceilingsLocked()
+	shared, elsewhere := make([]bool, len(chain)), make([]bool, len(chain))
+	for _, other := range s.byVolume {
+		if other == d || other.images[chain[0].ImageID()] == nil {
+			continue
+		}
+		vluns, ceilings := other.volume.VLUNs(), other.ceilingsLocked()
+		both := 0
+		for both < min(len(chain), len(vluns)) && chain[both].ImageID() == vluns[both].ImageID() {
+			both++
+		}
+		for i := range both {
+			shared[i] = true
+			elsewhere[i] = elsewhere[i] || 0 <= ceilings[i] && ceilings[i] < both && ceilings[i] <= shown[i]
+		}
+	}
+	for i, k := range chain {
+		if shared[i] && shown[i] >= 0 && !elsewhere[i] {
+			list = append(list, k)
+		}
+	}
+	return list
+}
+
+// ceilingsLocked gives for each place in the chain that of the oldest view that counts
+// at or above it, -1 if none does; Store.mu is held.
+func (d *disk) ceilingsLocked() []int {
+	chain := d.volume.VLUNs()
+	places, ceiling := make([]int, len(chain)), -1
+	for i, k := range slices.Backward(chain) {
+		if d.countsLocked(k) {
+			ceiling = i
+		}
+		places[i] = ceiling
+	}
+	return places
 }
 
 // inUse says who keeps a volume from being deleted.

@@ -24,8 +24,8 @@ func TestASealPausesWhileItsVolumeHasRequestsAndNoOtherWaits(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		var queue sealer
-		y := &yielding{Image: mem.New(), ctx: ctx, to: v, queue: &queue, begun: time.Now()}
+		queue := sealer{store: &Store{}}
+		y := &yielding{mem.New(), ctx, queue.share(v.VLUNs()[0])}
 		for _, c := range []struct {
 			what          string
 			works, pauses time.Duration
@@ -34,14 +34,14 @@ func TestASealPausesWhileItsVolumeHasRequestsAndNoOtherWaits(t *testing.T) {
 		}{
 			{"nobody", 10 * time.Millisecond, 0, false, 0},
 			{"requests", 10 * time.Millisecond, 30 * time.Millisecond, true, 0},
-			{"requests, and it has hardly begun", yieldAfter - 1, 0, true, 0},
-			{"requests, and it has waited for the disk", time.Minute, yieldMost, true, 0},
+			{"requests, and it has hardly begun", shareStep - 1, 0, true, 0},
+			{"requests, and it has waited for the disk", time.Minute, shareMost, true, 0},
 			{"requests, and another to be sealed", 10 * time.Millisecond, 0, true, 1},
 			{"requests a while ago", 10 * time.Millisecond, 0, false, 0},
 		} {
 			<-time.After(time.Second) // the bubble's time
 			queue.queue = make([]*volume.VLUN, c.others)
-			y.begun = time.Now().Add(-c.works)
+			y.share.begun = time.Now().Add(-c.works)
 			if c.active {
 				w.Served(time.Now().Add(-time.Millisecond))
 			}
@@ -50,7 +50,7 @@ func TestASealPausesWhileItsVolumeHasRequestsAndNoOtherWaits(t *testing.T) {
 				t.Errorf("%s: it pauses for %v, %v, want %v", c.what, time.Since(begin), err, c.pauses)
 			}
 		}
-		y.begun = time.Now().Add(-time.Second)
+		y.share.begun = time.Now().Add(-time.Second)
 		w.Served(time.Now().Add(-time.Millisecond))
 		cancel()
 		if _, err := y.ReadAt(make([]byte, 4096), 0); !errors.Is(err, context.Canceled) {

@@ -1,0 +1,158 @@
+package store_test
+
+import (
+	"context"
+	"path"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/tidemark/tidemark/internal/vfs"
+	"github.com/tidemark/tidemark/lookup"
+	"github.com/tidemark/tidemark/store"
+	"github.com/tidemark/tidemark/volume"
+)
+
+func punches(op vfs.Op) bool { return op.Kind == vfs.OpPunch && path.Ext(op.Name) == ".img" }
+
+// scattered leaves volume v of a store with a snapshot of which every other block is
+// seen by nobody but itself.
+func scattered(t *testing.T, s *store.Store) (snapshot string) {
+	t.Helper()
+	w := openView(t, s, "v")
+	for b := range int64(40) {
+		write(t, w, b*lookup.BlockSize, 'a')
+	}
+	preserveAs(t, s, "v", "one")
+	for b := int64(0); b < 40; b += 2 {
+		write(t, w, b*lookup.BlockSize, 'b')
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.WaitSealed(t.Context(), "v@one"); err != nil {
+		t.Fatal(err)
+	}
+	return "v@one"
+}
+
+func preserveAs(t *testing.T, s *store.Store, name, snapshot string) {
+	t.Helper()
+	if _, err := s.Preserve(t.Context(), store.PreserveRequest{Volumes: []string{name}, Name: snapshot, Wait: time.Minute}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestASealGoesBetweenTwoPiecesOfAPunch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var punched, sealedAfter atomic.Int32
+		punch := newStop(punches)
+		s := openWith(t, dataDir, store.Options{FS: vfs.Fault{FS: vfs.NewSim(t.TempDir()), Hook: func(op vfs.Op) error {
+			if punches(op) {
+				punched.Add(1)
+			}
+			if op.Handle == "seal" && punched.Load() > 0 {
+				sealedAfter.CompareAndSwap(0, punched.Load())
+			}
+			return punch.hook(op)
+		}}})
+		defer closeStore(t, s)
+		for _, name := range []string{"v", "w"} {
+			if _, err := s.CreateVolume(name, 64*lookup.BlockSize, volume.ScopeRequest); err != nil {
+				t.Fatal(err)
+			}
+		}
+		snapshot := scattered(t, s)
+		w := openView(t, s, "w")
+		write(t, w, 0, 'a')
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		punch.armed.Store(true)
+		if err := s.DeleteSnapshot(snapshot); err != nil {
+			t.Fatal(err)
+		}
+		<-punch.reached
+		preserveAs(t, s, "w", "two")
+		synctest.Wait() // it has drained
+		close(punch.open)
+		s.AwaitPunches()
+		if n := punched.Load(); n != 20 || sealedAfter.Load() != 1 {
+			t.Errorf("the seal went after %d of %d punches, want 1 of 20", sealedAfter.Load(), n)
+		}
+	})
+}
+
+func TestADeleteOfAVolumeDoesNotWaitForAPunchOfItsImages(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, punch := stoppedStore(t, punches)
+		snapshot := scattered(t, s)
+		punch.armed.Store(true)
+		if err := s.DeleteSnapshot(snapshot); err != nil {
+			t.Fatal(err)
+		}
+		<-punch.reached
+		if err := s.DeleteVolume("v", true); err != nil {
+			t.Error(err)
+		}
+		close(punch.open)
+		s.AwaitPunches()
+	})
+}
+
+func TestASnapshotThatIsDeletedBeforeItsSealGivesItsRoomBackAfterIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, writeBack := sealingStore(t) // blocks 0, 2, 4, 6
+		w := openView(t, s, "v")
+		write(t, w, 0, 'b')
+		write(t, w, 2*lookup.BlockSize, 'b')
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.DeleteSnapshot("v@one"); err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan error, 1)
+		go func() {
+			ended <- s.AwaitReclaimed(context.Background(), func(store.ReclaimInfo) {})
+		}()
+		close(writeBack.open)
+		if err := <-ended; err != nil {
+			t.Fatal(err)
+		}
+		if r := s.Reclaiming(); r.GivenBackBytes != 2*lookup.BlockSize {
+			t.Errorf("%d bytes were given back, want 2 blocks", r.GivenBackBytes)
+		}
+	})
+}
+
+func TestAPastWithoutSnapshotsIsGoneAfterTheNextStart(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	s := openWith(t, dir, store.Options{})
+	if _, err := s.CreateVolume("v", 64*lookup.BlockSize, volume.ScopeRequest); err != nil {
+		t.Fatal(err)
+	}
+	preserveAs(t, s, "v", "one")
+	if _, err := s.Rollback(t.Context(), store.RollbackRequest{Snapshot: "v@one", Keep: "two"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"v@one", "v@two"} {
+		if err := s.DeleteNameOf(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := s.Branches("v"); n != 2 {
+		t.Fatalf("%d branches before the restart, want 2", n)
+	}
+	closeStore(t, s)
+	s = openWith(t, dir, store.Options{})
+	defer closeStore(t, s)
+	if n := s.Branches("v"); n != 1 {
+		t.Errorf("%d branches after the restart, want 1", n)
+	}
+	if _, err := s.Volume("v"); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,72 @@
+package store
+
+import (
+	"context"
+	"time"
+)
+
+// A share is how the background works beside clients: while there are requests, it
+// pauses after each piece of work, so that it takes no more than its share of the
+// time. On a machine whose processors or disk they fill, whatever it does they wait
+// for. Where nobody asks for anything it does not pause.
+type share struct {
+	percent int         // of the time that it may work
+	busy    func() bool // tells whether there are requests
+	begun   time.Time   // to work, after the last pause
+}
+
+const (
+	// shareStep is how long it works at least between two pauses: a shorter pause is
+	// none, as timers go.
+	shareStep = time.Millisecond
+	shareMost = 100 * time.Millisecond // is the longest pause
+	// shareBusy is how long ago the last request may be.
+	shareBusy = 50 * time.Millisecond
+)
+
+func newShare(percent int, busy func() bool) *share {
+	return &share{percent: percent, busy: busy, begun: time.Now()}
+}
+
+// rest ends a piece of work, which is to take so long at least, whoever is there. Its
+// error is that of ctx.
+func (x *share) rest(ctx context.Context, atLeast time.Duration) error {
+	worked := time.Since(x.begun)
+	rest := atLeast - worked
+	if worked >= shareStep && x.busy() {
+		rest = max(rest, min(worked*time.Duration(100-x.percent)/time.Duration(x.percent), shareMost))
+	}
+	if worked < shareStep && rest <= 0 {
+		return ctx.Err()
+	}
+	err := pause(ctx, rest)
+	x.begun = time.Now()
+	return err
+}
+
+// pause lets time pass, for others. Its error is that of ctx.
+func pause(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return ctx.Err()
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+	return ctx.Err()
+}
+
+// reclaimShare is that of giving back room, and of folds.
+func (s *Store) reclaimShare() *share { return newShare(s.reclaimPercent, s.serving) }
+
+// serving tells whether any volume has requests.
+func (s *Store) serving() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for v := range s.byVolume {
+		if v.Active(shareBusy) {
+			return true
+		}
+	}
+	return false
+}

@@ -19,11 +19,34 @@ const (
 	scaleBlocks    = 1000 // written before each
 	scaleVolumes   = 1000
 	scaleBytes     = 1 << 40
-	scaleTimes     = 5 // of each command
+	scaleTimes     = 5  // of each command
+	scaleDeletes   = 50 // in one command
 )
 
-// scaleGoals are by case and unit; that commands take milliseconds is a goal in words.
-var scaleGoals = map[string]float64{"open, seconds": 2, "memory after the open, MiB": 1024}
+// bigVolume is one of 16 TiB.
+const bigVolume, bigBytes = "big", 16 << 40
+
+const (
+	goalOpenSeconds   = 2.0
+	goalMemoryMiB     = 1024.0
+	goalCommandMillis = 100.0 // half of them, with the start of the program
+)
+
+// scaleGoal is the most that a value of a case may be, 0 if that is not said.
+func scaleGoal(name, value string) float64 {
+	switch {
+	case value == "MiB":
+		return goalMemoryMiB
+	case name == "open":
+		return goalOpenSeconds
+	case value == "p50Millis" && !strings.HasPrefix(name, "list") && name != idleCommand:
+		return goalCommandMillis
+	}
+	return 0
+}
+
+// idleCommand is what others are to be held against.
+const idleCommand = "a command that does nothing"
 
 // scaleSteps make a large directory and do with it what people do.
 func (b *bench) scaleSteps() []step {
@@ -66,7 +89,19 @@ func (b *bench) largeDirectory(ctx context.Context) (*server, error) {
 	if err := s.scatter(ctx, scaleSnapshots, scaleBlocks); err != nil {
 		return nil, errors.Join(err, s.end())
 	}
+	if err := s.makeBig(ctx); err != nil {
+		return nil, errors.Join(err, s.end())
+	}
 	return s, b.scaleMemory(s, "memory with all of it made")
+}
+
+// makeBig makes the volume of 16 TiB with a snapshot.
+func (s *server) makeBig(ctx context.Context) error {
+	if err := s.create(ctx, bigVolume, bigBytes); err != nil {
+		return err
+	}
+	_, err := s.tidemark(ctx, "preserve", bigVolume, "--name", "s0", "--until", "sealed")
+	return err
 }
 
 // reopen starts the server again, on what the disk cache still has.
@@ -88,12 +123,31 @@ func (b *bench) reopen(ctx context.Context, s *server) error {
 
 // scaleMemory is what the server has in memory of its own, not of files.
 func (b *bench) scaleMemory(s *server, name string) error {
+	mib, err := s.memoryMiB()
+	if err != nil {
+		return err
+	}
+	return b.add(record{Section: "scale", Case: name, Peer: "tidemark", Values: map[string]float64{"MiB": mib}})
+}
+
+func (s *server) memoryMiB() (float64, error) {
 	text := fieldOf(filepath.Join("/proc", strconv.Itoa(s.process.pid), "status"), "RssAnon")
 	kib, err := strconv.ParseFloat(strings.TrimSuffix(text, " kB"), 64)
 	if err != nil {
-		return fmt.Errorf("memory of the server: %q: %w", text, err)
+		return 0, fmt.Errorf("memory of the server: %q: %w", text, err)
 	}
-	return b.add(record{Section: "scale", Case: name, Peer: "tidemark", Values: map[string]float64{"MiB": kib / 1024}})
+	return kib / 1024, nil
+}
+
+// mostMemory looks at it until ctx ends, and returns the largest.
+func (s *server) mostMemory(ctx context.Context) float64 {
+	most := 0.0
+	for pause(ctx, 200*time.Millisecond) == nil {
+		if mib, err := s.memoryMiB(); err == nil {
+			most = max(most, mib)
+		}
+	}
+	return most
 }
 
 func (b *bench) scaleCommands(ctx context.Context, s *server) error {
@@ -101,12 +155,18 @@ func (b *bench) scaleCommands(ctx context.Context, s *server) error {
 		name string
 		args func(i string) []string
 	}{
-		{"a command that does nothing", func(string) []string { return []string{"version"} }},
+		{idleCommand, func(string) []string { return []string{"version"} }},
 		{"preserve", func(i string) []string { return []string{"preserve", "v", "--name", "n" + i, "--until", "sealed"} }},
 		{"clone of the newest snapshot", func(i string) []string { return []string{"clone", "v@last", "c" + i} }},
 		{"clone of the oldest snapshot", func(i string) []string { return []string{"clone", "v@s0", "d" + i} }},
 		{"rollback to the newest snapshot", func(i string) []string { return []string{"rollback", "v@last", "--keep", "k" + i} }},
 		{"diff of nothing", func(string) []string { return []string{"snapshot", "diff", "v@n0", "v@n1"} }},
+		{"preserve of 16 TiB", func(i string) []string {
+			return []string{"preserve", bigVolume, "--name", "n" + i, "--until", "sealed"}
+		}},
+		{"clone of 16 TiB", func(i string) []string { return []string{"clone", bigVolume + "@s0", "b" + i} }},
+		{"rollback of 16 TiB", func(i string) []string { return []string{"rollback", bigVolume + "@s0", "--keep", "k" + i} }},
+		{"diff of nothing, of 16 TiB", func(string) []string { return []string{"snapshot", "diff", bigVolume + "@n0", bigVolume + "@n1"} }},
 		{"list of the snapshots", func(string) []string { return []string{"snapshot", "list", "v"} }},
 		{"list of the volumes", func(string) []string { return []string{"volume", "list"} }},
 	} {
@@ -131,9 +191,17 @@ func (b *bench) scaleCommands(ctx context.Context, s *server) error {
 // deleteAll deletes the snapshots in random order, and waits until what they leave
 // is given back and folded.
 func (b *bench) deleteAll(ctx context.Context, s *server) error {
+	watched, end := context.WithCancel(ctx)
+	defer end()
+	most := make(chan float64, 1)
+	go func() { most <- s.mostMemory(watched) }()
 	begin := time.Now()
-	for _, i := range rand.Perm(scaleSnapshots) {
-		if _, err := s.tidemark(ctx, "snapshot", "delete", fmt.Sprintf("v@s%d", i)); err != nil {
+	for some := range slices.Chunk(rand.Perm(scaleSnapshots), scaleDeletes) {
+		args := []string{"snapshot", "delete"}
+		for _, i := range some {
+			args = append(args, fmt.Sprintf("v@s%d", i))
+		}
+		if _, err := s.tidemark(ctx, args...); err != nil {
 			return err
 		}
 	}
@@ -141,11 +209,13 @@ func (b *bench) deleteAll(ctx context.Context, s *server) error {
 	if _, err := s.tidemark(ctx, "snapshot", "delete", "v@last", "--wait"); err != nil {
 		return err
 	}
+	end()
 	files, err := os.ReadDir(s.place.file("data/images"))
 	if err != nil {
 		return err
 	}
 	return errors.Join(
 		b.add(record{Section: "scale", Case: fmt.Sprintf("delete of %d snapshots", scaleSnapshots), Peer: "tidemark", Values: map[string]float64{"seconds": deleted.Seconds()}}),
-		b.add(record{Section: "scale", Case: "until all is given back", Peer: "tidemark", Values: map[string]float64{"seconds": time.Since(begin).Seconds(), "files": float64(len(files))}}))
+		b.add(record{Section: "scale", Case: "until all is given back and folded", Peer: "tidemark", Values: map[string]float64{"seconds": time.Since(begin).Seconds(), "files": float64(len(files))}}),
+		b.add(record{Section: "scale", Case: "memory at its largest meanwhile", Peer: "tidemark", Values: map[string]float64{"MiB": <-most}}))
 }

@@ -69,11 +69,13 @@ func crowdLoad() sideLoad {
 	return l
 }
 
+const whileDeleted = ", while snapshots are deleted and folded"
+
 // deleteLoad has snapshots that each hold some scattered blocks deleted, in random
 // order, and what they leave folded as soon as it can be.
 func (b *bench) deleteLoad() sideLoad {
 	l := write32
-	l.name += ", while snapshots are deleted and folded"
+	l.name += whileDeleted
 	l.flags = []string{"--fold-above", "1", "--reclaim-every", "1s"}
 	order := rand.Perm(b.stallCount)
 	l.ready = func(ctx context.Context, s *server) error {
@@ -149,10 +151,10 @@ func (b *bench) stallSteps() (steps []step) {
 			{scrubLoad(), 0.5, b.stallCount, []string{control, "tidemark"}}, {crowdLoad(), 0.5, b.stallCount, []string{control, "tidemark"}},
 			{write1, 2, max(4, b.stallCount/8), []string{storageDaemon.name}}, {write32, 2, max(4, b.stallCount/8), []string{storageDaemon.name}},
 		}
-		if round == 0 { // each makes as many snapshots before
+		if round < 2 { // each makes as many snapshots before
 			cells = append(cells, cells[0])
 			last := &cells[len(cells)-1]
-			last.l, last.every, last.count = b.deleteLoad(), 0.5, b.stallCount/2
+			last.l, last.every, last.count = b.deleteLoad(), 0.5, b.stallCount/4
 		}
 		for _, c := range cells {
 			if round%2 == 1 {

@@ -58,3 +58,35 @@ func TestASealPausesWhileItsVolumeHasRequestsAndNoOtherWaits(t *testing.T) {
 		}
 	})
 }
+
+func TestAShareOfTheTimeIsTakenBesideRequestsAndAllOfItElse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const ms = time.Millisecond
+		for _, c := range []struct {
+			what                   string
+			percent                int
+			works, atLeast, pauses time.Duration
+			busy                   bool
+		}{
+			{"nobody, no rate", 25, 10 * ms, 0, 0, false},
+			{"nobody, a rate", 25, 10 * ms, 40 * ms, 30 * ms, false},
+			{"a quarter", 25, 10 * ms, 0, 30 * ms, true},
+			{"a half", 50, 10 * ms, 0, 10 * ms, true},
+			{"all of it", 100, 10 * ms, 0, 0, true},
+			{"little", 1, ms, 0, 99 * ms, true},
+			{"a rate that takes longer", 50, 10 * ms, 40 * ms, 30 * ms, true},
+			{"a rate that takes less", 25, 10 * ms, 20 * ms, 30 * ms, true},
+			{"a rate, and hardly begun", 25, 0, 20 * ms, 20 * ms, true},
+		} {
+			x := newShare(c.percent, func() bool { return c.busy })
+			<-time.After(c.works)
+			begin := time.Now()
+			if err := x.rest(t.Context(), c.atLeast); err != nil || time.Since(begin) != c.pauses {
+				t.Errorf("%s: it pauses for %v, %v, want %v", c.what, time.Since(begin), err, c.pauses)
+			}
+			if x.begun != time.Now() {
+				t.Errorf("%s: the next piece of work has begun before", c.what)
+			}
+		}
+	})
+}

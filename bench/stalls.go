@@ -113,7 +113,7 @@ func (s *server) scatter(ctx context.Context, snapshots, blocks int) error {
 }
 
 // scatterSealed is after how many snapshots scatter waits for the seals.
-const scatterSealed = 20
+const scatterSealed = 5
 
 func otherVolume(i int) string { return "other" + strconv.Itoa(i) }
 

@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -170,19 +169,11 @@ nothing that was flushed.`,
 	return exits(c, exitTaken)
 }
 
-// gcPercent is how much garbage a server lets come together, of what lives. Most of
-// what lives is the indexes of volumes, which hold no pointers and cost a collection
-// nothing, and no request makes garbage: so the half is enough, and a volume of a
-// tebibyte written at random takes its 600 MiB and not twice as much.
-const gcPercent = 50
-
 // serve says what is wrong with its flags and files, opens the directory, then
 // listens, then says that it is ready: nobody reaches a server that may yet fail
 // to start.
 func (a *app) serve(ctx context.Context, o serveOptions) error {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-	}
+	go tendHeap(ctx)
 	nbdAddrs, apiAddr, err := o.addresses()
 	if err != nil {
 		return err

@@ -43,7 +43,6 @@ type intake struct {
 	needs    int           // bytes in buf that are waited for
 	moved    *atomic.Int64 // the account's
 	arrived  time.Time     // when the last read returned
-	waited   time.Time     // when the present wait for the client began; zero: there is none
 	patience patience
 
 	// Of a socket, where to read can be told from to wait; raw is nil otherwise.
@@ -167,10 +166,6 @@ func (in *intake) receive(p []byte) (int, error) {
 		n, err := in.read(p)
 		if n > 0 {
 			in.arrived = time.Now()
-			if !in.waited.IsZero() {
-				in.patience.learn(in.arrived.Sub(in.waited))
-				in.waited = time.Time{}
-			}
 			in.moved.Add(int64(n))
 			if in.closing {
 				_ = in.nc.SetReadDeadline(in.arrived.Add(shutdownGrace))
@@ -226,16 +221,7 @@ func (in *intake) try(fd uintptr) bool {
 		p = in.room()
 	}
 	var waits bool
-	in.n, waits, in.err = readNow(fd, p)
-	if waits && in.waited.IsZero() {
-		in.waited = time.Now()
-		if in.patience.begin() {
-			for waits && in.patience.again(in.waited) {
-				in.n, waits, in.err = readNow(fd, p)
-			}
-			in.patience.end()
-		}
-	}
+	in.n, waits, in.err = in.patience.read(fd, p)
 	if waits && in.owner != nil {
 		in.owner.rest()
 	}

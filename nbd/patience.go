@@ -19,23 +19,46 @@ const (
 // scheduler and the wake of a processor that has gone to sleep, and it costs the
 // client too: who sends to somebody who sleeps has to wake them.
 //
-//  1. Only for a client whose last wait was brief, and for briefWait: one that
-//     thinks, or has nothing to do, is waited for.
+//  1. For briefWait, and for a client of whom such looks find something. After one in
+//     vain the next wait has none, after two in a row the next three, then seven: a
+//     client that thinks, or has nothing to do, costs a look in 64 waits.
 //  2. Who looks keeps a processor busy. At most GOMAXPROCS-1 sessions of the
 //     process do it at once, so that one is always left to everything else.
 //
 // Rejected: poll(2) on the session's own thread, which spares it the runtime's
-// poller and no more (the processor goes to sleep as before).
+// poller and no more (the processor goes to sleep as before); to look for a client
+// whose last wait was brief (a wait asleep is seldom brief, as the client has to wake
+// the session: after one hiccup a quick client was taken for a slow one for good).
 type patience struct {
-	brief bool // the last wait was; no client is known to be quick at first
+	vain  int  // looks in a row that found nothing, as far as it matters
+	rests int  // waits that are still to have no look
+	waits bool // the last read found nothing, and there was a look or none is allowed
 }
+
+// mostVain looks in a row are as many as matter.
+const mostVain = 6
 
 // looking is how many sessions of the process look.
 var looking atomic.Int32
 
+// read is readNow, with looks for what comes next; if it then still waits, what follows
+// is the wait.
+func (w *patience) read(fd uintptr, p []byte) (n int, waits bool, err error) {
+	n, waits, err = readNow(fd, p)
+	if waits && !w.waits && w.begin() {
+		for since := time.Now(); waits && w.again(since); {
+			n, waits, err = readNow(fd, p)
+		}
+		w.end(!waits)
+	}
+	w.waits = waits
+	return n, waits, err
+}
+
 // begin tells whether it is worth to look, and allowed; then end follows.
 func (w *patience) begin() bool {
-	if !w.brief {
+	if w.rests > 0 {
+		w.rests--
 		return false
 	}
 	if int(looking.Add(1)) >= runtime.GOMAXPROCS(0) {
@@ -45,7 +68,16 @@ func (w *patience) begin() bool {
 	return true
 }
 
-func (w *patience) end() { looking.Add(-1) }
+// end is told whether the look found something.
+func (w *patience) end(found bool) {
+	looking.Add(-1)
+	if found {
+		w.vain = 0
+		return
+	}
+	w.vain = min(w.vain+1, mostVain)
+	w.rests = 1<<w.vain - 1
+}
 
 // again lets a moment pass; false when it was looked for long enough.
 func (w *patience) again(since time.Time) bool {
@@ -58,6 +90,3 @@ func (w *patience) again(since time.Time) bool {
 		}
 	}
 }
-
-// learn is told how long a wait was.
-func (w *patience) learn(d time.Duration) { w.brief = d < briefWait }

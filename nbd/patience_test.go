@@ -6,28 +6,30 @@ import (
 	"time"
 )
 
-// quick is what is known of a client that sends its next request at once.
-func quick() *patience {
-	w := new(patience)
-	w.learn(briefWait - 1)
-	return w
-}
-
-func TestOnlyAClientThatWasQuickIsLookedFor(t *testing.T) {
+func TestAClientIsLookedForTheLessTheMoreLooksAreInVain(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
 	var w patience
-	if w.begin() {
-		t.Error("a client of whom nothing is known is looked for")
+	for _, rests := range []int{1, 3, 7, 15, 31, 63, 63} {
+		if !w.begin() {
+			t.Fatalf("there is no look before the one after which %d waits have none", rests)
+		}
+		w.end(false)
+		for i := range rests {
+			if w.begin() {
+				t.Fatalf("%d waits after a look in vain there is one, want %d", i, rests)
+			}
+		}
 	}
-	w.learn(briefWait - 1)
-	if !w.begin() {
-		t.Fatal("a quick client is not looked for")
+	for range 3 {
+		if !w.begin() {
+			t.Fatal("a client who was there is not looked for")
+		}
+		w.end(true)
 	}
-	w.end()
-	w.learn(briefWait)
-	if w.begin() {
-		t.Error("a client that thought is looked for")
+	if w.begin(); w.vain != 0 {
+		t.Error("what was in vain before counts after a look that found something")
 	}
+	w.end(true)
 }
 
 func TestAProcessorIsLeftToThoseWhoDoNotLook(t *testing.T) {
@@ -35,7 +37,7 @@ func TestAProcessorIsLeftToThoseWhoDoNotLook(t *testing.T) {
 		before := runtime.GOMAXPROCS(processors)
 		var looking []*patience
 		for range processors + 2 {
-			if w := quick(); w.begin() {
+			if w := new(patience); w.begin() {
 				looking = append(looking, w)
 			}
 		}
@@ -43,14 +45,14 @@ func TestAProcessorIsLeftToThoseWhoDoNotLook(t *testing.T) {
 			t.Errorf("with %d processors %d look at once, want %d", processors, len(looking), processors-1)
 		}
 		for _, w := range looking {
-			w.end()
+			w.end(false)
 		}
 		runtime.GOMAXPROCS(before)
 	}
 }
 
 func TestALookEnds(t *testing.T) {
-	w := quick()
+	w := new(patience)
 	if w.again(time.Now().Add(-briefWait)) {
 		t.Error("it goes on after briefWait")
 	}

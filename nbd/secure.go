@@ -121,10 +121,11 @@ type passage struct {
 	dry   bool             // what is not received counts as not there
 
 	// As in an intake.
-	raw     syscall.RawConn
-	attempt func(fd uintptr) bool
-	got     int
-	gotErr  error
+	raw      syscall.RawConn
+	attempt  func(fd uintptr) bool
+	patience patience
+	got      int
+	gotErr   error
 
 	mu   sync.Mutex
 	held *[passBytes]byte // nil: writes go through
@@ -192,7 +193,7 @@ func (p *passage) try(fd uintptr) bool {
 		p.narrow()
 	}
 	var waits bool
-	if p.got, waits, p.gotErr = readNow(fd, p.in); waits {
+	if p.got, waits, p.gotErr = p.patience.read(fd, p.in); waits {
 		p.full = false
 		p.narrow()
 	}

@@ -392,9 +392,34 @@ var all = []mutant{
 		packages: "./store", tests: "AtRandom|ALife",
 	},
 	{
-		name: "a diff leaves out what the older side has of its own", file: "store/diff.go",
-		old: "slices.Concat(older[shared:], newer[shared:])", new: "slices.Concat(newer[shared:])",
+		name: "a diff leaves out what the older side has of its own", file: "store/compare.go",
+		old: "frozen(older[n:])", new: "frozen(older[:0])",
 		packages: "./store", tests: "Diff",
+	},
+	{
+		name: "what still drains is compared", file: "store/compare.go",
+		old: "	if k.State() == volume.Draining {\n", new: "	if false {\n",
+		packages: "./store", tests: "Compared",
+	},
+	{
+		name: "a comparison reads the newest table first", file: "store/compare.go",
+		old: "	for i, k := range chain {\n", new: "	for i, k := range slices.Backward(chain) {\n",
+		packages: "./store", tests: "Missed",
+	},
+	{
+		name: "a comparison reads the live table last", file: "store/compare.go",
+		old: "range slices.Backward(busy) {", new: "range busy {",
+		packages: "./store", tests: "Missed",
+	},
+	{
+		name: "changes are those of the tables when they are asked", file: "store/compare.go",
+		old: "k.Table().Frozen()", new: "k.Table()",
+		packages: "./store", tests: "Missed",
+	},
+	{
+		name: "a live volume that was sealed meanwhile is not read again", file: "store/compare.go",
+		old: "k.State() == volume.Sealed })", new: "false })",
+		packages: "./store", tests: "ReadAgain",
 	},
 	{
 		name: "what was received is not held against the hash that was promised", file: "store/incoming.go",

@@ -181,6 +181,12 @@ func (r ReceiveRequest) unchangedSince(base []*volume.VLUN, live *disk) bool {
 		})
 }
 
+// unshared lists what only one of two chains has.
+func unshared(older, newer []*volume.VLUN) []*volume.VLUN {
+	n := sharedImages(older, newer)
+	return slices.Concat(older[n:], newer[n:])
+}
+
 // WriteAt writes to it, as volume.View.WriteAt.
 func (in *Incoming) WriteAt(p []byte, off int64) (int, error) { return in.view.WriteAt(p, off) }
 

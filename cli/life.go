@@ -258,12 +258,13 @@ func (a *app) snapshotDiffCommand() *cobra.Command {
 		Long: `List where a snapshot of a volume, or the volume as it is now, may differ from
 another snapshot: the blocks that were written or trimmed since what both
 share. Only tables are read, no data: it takes as long as there are changes. A
-block that was written with what it held before is listed too.`,
+block that was written with what it held before is listed too. A snapshot that
+still drains is not compared; those that are can't be deleted meanwhile.`,
 		Example:           "  tidemark snapshot diff db@monday db@tuesday\n  tidemark snapshot diff db@monday db --json | jq '[.extents[].lengthBytes] | add'",
 		Args:              cobra.ExactArgs(2),
 		ValidArgsFunction: a.complete(2, listSnapshotNames, listVolumeNames),
 		RunE:              func(c *cobra.Command, args []string) error { return a.diff(c, args[0], args[1]) },
-	}, exitNotFound, exitNoServer)
+	}, exitNotFound, exitDraining, exitNoServer)
 }
 
 // diffJSON is a comparison in --json.

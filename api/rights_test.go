@@ -356,6 +356,25 @@ func TestWhoMayNotReadLearnsNothingOfWhatThereIs(t *testing.T) {
 	}
 }
 
+// Of many snapshots none is deleted if one of them can't be, or may not.
+func TestADeleteLooksAtThoseThatFollowIt(t *testing.T) {
+	g := guard(t, "tokens: {a: [{exports: [a], rights: [admin]}], all: [{exports: ['*'], rights: [admin]}]}", false, "a", "all")
+	remove := func(who string, next ...string) error {
+		_, err := g.as(who).DeleteSnapshot(t.Context(), &tidemarkv1.DeleteSnapshotRequest{Name: "a@s", Next: next})
+		return err
+	}
+	if err := remove("a", "b@s"); !denied(err) {
+		t.Errorf("with no right to the next: %v", err)
+	}
+	if err := remove("all", "b@s", "b@none"); Detail(err).GetReason() != tidemarkv1.Reason_REASON_NOT_FOUND {
+		t.Errorf("without the next but one: %v", err)
+	}
+	must(t, remove("all", "b@s"))
+	if list, err := g.store.Snapshots(""); err != nil || len(list) != 1 || list[0].Volume != "b" {
+		t.Errorf("left are %+v, %v", list, err)
+	}
+}
+
 // probe is a call's context that runs a function whenever it is asked who calls.
 type probe struct {
 	context.Context

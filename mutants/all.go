@@ -422,6 +422,11 @@ var all = []mutant{
 		packages: "./store", tests: "ReadAgain",
 	},
 	{
+		name: "a delete of many snapshots looks at the first only", file: "api/life.go",
+		old: "s.store.Deletable(all...)", new: "s.store.Deletable(all[:1]...)",
+		packages: "./api ./cli", tests: "LooksAt|Scripts/life",
+	},
+	{
 		name: "what was received is not held against the hash that was promised", file: "store/incoming.go",
 		old: "case rec.hash != in.hash:", new: "case rec.hash != in.hash && s.closed:",
 		packages: "./store", tests: "Receiv|ChangesThat",

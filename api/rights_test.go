@@ -328,6 +328,44 @@ tokens:
 	}
 }
 
+// The table in docs/access.md has each call where the code has it.
+func TestTheDocumentOfRightsSaysWhatTheCodeDoes(t *testing.T) {
+	text, err := os.ReadFile("../docs/access.md")
+	must(t, err)
+	_, table, found := strings.Cut(string(text), "\n| right | NBD | API |\n| --- | --- | --- |\n")
+	table, _, ends := strings.Cut(table, "\n\n")
+	if !found || !ends {
+		t.Fatal("there is no table of rights")
+	}
+	rows := map[string]access.Rights{
+		"(on the list at all)": 0, "read": access.Read, "write (and read)": access.Write, "preserve": access.Preserve, "admin": access.Admin,
+	}
+	says := map[string]access.Rights{}
+	for line := range strings.Lines(table) {
+		cells := strings.Split(strings.Trim(line, "| \n"), "|")
+		right, known := rows[strings.TrimSpace(cells[0])]
+		if !known || len(cells) != 3 {
+			t.Fatalf("a row of %q", cells)
+		}
+		for _, call := range strings.Split(strings.TrimSpace(cells[2]), ", ") {
+			if _, twice := says[call]; twice {
+				t.Errorf("%s stands twice", call)
+			}
+			says[call] = right
+		}
+	}
+	for p, need := range rights {
+		call := p[strings.LastIndex(p, "/")+1:]
+		if got, there := says[call]; !there || got != need {
+			t.Errorf("%s needs %q; in the table it stands at %q: %v", call, need, got, there)
+		}
+		delete(says, call)
+	}
+	for call := range says {
+		t.Errorf("there is no call %s", call)
+	}
+}
+
 func procedure(m protoreflect.MethodDescriptor) string {
 	return "/" + string(m.Parent().FullName()) + "/" + string(m.Name())
 }

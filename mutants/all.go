@@ -432,6 +432,11 @@ var all = []mutant{
 		packages: "./store", tests: "Receiv|ChangesThat",
 	},
 	{
+		name: "a snapshot is received above the high-water mark, and refused at its end", file: "store/incoming.go",
+		old: "errors.Join(in.store.reserve.spare(), in.store.belowMark())", new: "in.store.reserve.spare()",
+		packages: "./store", tests: "HighWater",
+	},
+	{
 		name: "the volume may be written to while its changes come", file: "store/incoming.go",
 		old: "if !in.request.unchangedSince(chain[:len(chain)-2], live) {", new: "if len(chain) < 2 {",
 		packages: "./store", tests: "Receiv|ChangesThat",

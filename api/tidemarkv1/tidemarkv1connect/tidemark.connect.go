@@ -384,7 +384,7 @@ type TidemarkServiceClient interface {
 	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_EXISTS (the snapshot, or
 	// without a base the volume), REASON_IN_USE while a client is connected to the
 	// volume, REASON_DIFFERS, REASON_CORRUPT (another content than the header says),
-	// REASON_NO_SPACE.
+	// REASON_NO_SPACE, REASON_LIMIT (the high-water mark, at the begin or at the end).
 	// Needs: admin on the volume.
 	Apply(context.Context) (*connect.ClientStreamForClientSimple[tidemarkv1.ApplyRequest, tidemarkv1.ApplyResponse], error)
 }
@@ -1237,7 +1237,7 @@ type TidemarkServiceHandler interface {
 	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_EXISTS (the snapshot, or
 	// without a base the volume), REASON_IN_USE while a client is connected to the
 	// volume, REASON_DIFFERS, REASON_CORRUPT (another content than the header says),
-	// REASON_NO_SPACE.
+	// REASON_NO_SPACE, REASON_LIMIT (the high-water mark, at the begin or at the end).
 	// Needs: admin on the volume.
 	Apply(context.Context, *connect.ClientStream[tidemarkv1.ApplyRequest]) (*tidemarkv1.ApplyResponse, error)
 }

@@ -39,7 +39,11 @@ func (s *service) RollbackVolume(ctx context.Context, r *tidemarkv1.RollbackVolu
 }
 
 func (s *service) DeleteSnapshot(ctx context.Context, r *tidemarkv1.DeleteSnapshotRequest) (*tidemarkv1.DeleteSnapshotResponse, error) {
-	if err := s.may(ctx, rpc.TidemarkServiceDeleteSnapshotProcedure, volumeOf(r.GetName())); err != nil {
+	all := append([]string{r.GetName()}, r.GetNext()...)
+	if err := s.may(ctx, rpc.TidemarkServiceDeleteSnapshotProcedure, each(all, volumeOf)...); err != nil {
+		return nil, wireError(err, nil)
+	}
+	if err := s.store.Deletable(all...); err != nil {
 		return nil, wireError(err, nil)
 	}
 	return &tidemarkv1.DeleteSnapshotResponse{}, wireError(s.store.DeleteSnapshot(r.GetName()), nil)
@@ -47,6 +51,9 @@ func (s *service) DeleteSnapshot(ctx context.Context, r *tidemarkv1.DeleteSnapsh
 
 func (s *service) PreviewDelete(ctx context.Context, r *tidemarkv1.PreviewDeleteRequest) (*tidemarkv1.PreviewDeleteResponse, error) {
 	if err := s.may(ctx, rpc.TidemarkServicePreviewDeleteProcedure, r.GetNames()...); err != nil {
+		return nil, wireError(err, nil)
+	}
+	if err := s.store.Deletable(r.GetNames()...); err != nil {
 		return nil, wireError(err, nil)
 	}
 	sizes, err := s.store.SizesTogether(r.GetNames()...)

@@ -328,6 +328,44 @@ tokens:
 	}
 }
 
+// The table in docs/access.md has each call where the code has it.
+func TestTheDocumentOfRightsSaysWhatTheCodeDoes(t *testing.T) {
+	text, err := os.ReadFile("../docs/access.md")
+	must(t, err)
+	_, table, found := strings.Cut(string(text), "\n| right | NBD | API |\n| --- | --- | --- |\n")
+	table, _, ends := strings.Cut(table, "\n\n")
+	if !found || !ends {
+		t.Fatal("there is no table of rights")
+	}
+	rows := map[string]access.Rights{
+		"(on the list at all)": 0, "read": access.Read, "write (and read)": access.Write, "preserve": access.Preserve, "admin": access.Admin,
+	}
+	says := map[string]access.Rights{}
+	for line := range strings.Lines(table) {
+		cells := strings.Split(strings.Trim(line, "| \n"), "|")
+		right, known := rows[strings.TrimSpace(cells[0])]
+		if !known || len(cells) != 3 {
+			t.Fatalf("a row of %q", cells)
+		}
+		for _, call := range strings.Split(strings.TrimSpace(cells[2]), ", ") {
+			if _, twice := says[call]; twice {
+				t.Errorf("%s stands twice", call)
+			}
+			says[call] = right
+		}
+	}
+	for p, need := range rights {
+		call := p[strings.LastIndex(p, "/")+1:]
+		if got, there := says[call]; !there || got != need {
+			t.Errorf("%s needs %q; in the table it stands at %q: %v", call, need, got, there)
+		}
+		delete(says, call)
+	}
+	for call := range says {
+		t.Errorf("there is no call %s", call)
+	}
+}
+
 func procedure(m protoreflect.MethodDescriptor) string {
 	return "/" + string(m.Parent().FullName()) + "/" + string(m.Name())
 }
@@ -353,6 +391,25 @@ func TestWhoMayNotReadLearnsNothingOfWhatThereIs(t *testing.T) {
 		if err != nil || len(r.GetSnapshots()) != 0 {
 			t.Errorf("snapshots of %s: %v, %v", name, r, err)
 		}
+	}
+}
+
+// Of many snapshots none is deleted if one of them can't be, or may not.
+func TestADeleteLooksAtThoseThatFollowIt(t *testing.T) {
+	g := guard(t, "tokens: {a: [{exports: [a], rights: [admin]}], all: [{exports: ['*'], rights: [admin]}]}", false, "a", "all")
+	remove := func(who string, next ...string) error {
+		_, err := g.as(who).DeleteSnapshot(t.Context(), &tidemarkv1.DeleteSnapshotRequest{Name: "a@s", Next: next})
+		return err
+	}
+	if err := remove("a", "b@s"); !denied(err) {
+		t.Errorf("with no right to the next: %v", err)
+	}
+	if err := remove("all", "b@s", "b@none"); Detail(err).GetReason() != tidemarkv1.Reason_REASON_NOT_FOUND {
+		t.Errorf("without the next but one: %v", err)
+	}
+	must(t, remove("all", "b@s"))
+	if list, err := g.store.Snapshots(""); err != nil || len(list) != 1 || list[0].Volume != "b" {
+		t.Errorf("left are %+v, %v", list, err)
 	}
 }
 

@@ -65,6 +65,12 @@ func listSnapshotNames(ctx context.Context, server api.Client) (names []string) 
 	return names
 }
 
+// listTargets lists what a schedule can be set for.
+func listTargets(ctx context.Context, server api.Client) []string {
+	groups := each(listGroupNames(ctx, server), func(name string) string { return groupTarget + name })
+	return append(listVolumeNames(ctx, server), groups...)
+}
+
 func listScheduleTargets(ctx context.Context, server api.Client) (targets []string) {
 	r, err := server.ListSchedules(ctx, &tidemarkv1.ListSchedulesRequest{})
 	if err != nil {

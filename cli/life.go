@@ -129,8 +129,8 @@ func (a *app) snapshotDeleteCommand() *cobra.Command {
 and no other snapshot shows give their room back in the background, the others
 stay where they lie. Clones of a deleted snapshot go on.
 
-One that still drains, that a client has open or that is being verified is not
-deleted. Of many, those before the first that can't be deleted are.
+One that still drains, that a client has open, that is being verified or that is
+held is not deleted. Of many, none is deleted if one of them can't be.
 
 --dry-run deletes nothing, and tells how much room all of them together would
 give back: what neither a volume nor another snapshot shows. --wait returns when
@@ -144,7 +144,7 @@ snapshot list' says how far that is.`,
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "delete nothing; tell how much room it would give back")
 	c.Flags().BoolVar(&wait, "wait", false, "wait until the room is given back")
 	c.MarkFlagsMutuallyExclusive("dry-run", "wait")
-	return exits(c, exitNotFound, exitTaken, exitNoServer)
+	return exits(c, exitNotFound, exitTaken, exitDraining, exitNoServer)
 }
 
 func (a *app) deleteSnapshots(c *cobra.Command, names []string, dryRun, wait bool) error {
@@ -174,8 +174,10 @@ func (a *app) deleteSnapshots(c *cobra.Command, names []string, dryRun, wait boo
 	if dryRun {
 		return a.printf("%s would be given back\n", formatSize(freedBytes))
 	}
-	for _, name := range names {
-		if _, err := server.DeleteSnapshot(c.Context(), &tidemarkv1.DeleteSnapshotRequest{Name: name}); err != nil {
+	next := names[1:] // which the server looks at before the first goes
+	for i, name := range names {
+		if _, err := server.DeleteSnapshot(c.Context(), &tidemarkv1.DeleteSnapshotRequest{Name: name, Next: next}); err != nil {
+			a.tellDeleted(names[:i])
 			return hint(err, tidemarkv1.Reason_REASON_NOT_FOUND, "see tidemark snapshot list")
 		}
 		if !a.json {
@@ -183,6 +185,7 @@ func (a *app) deleteSnapshots(c *cobra.Command, names []string, dryRun, wait boo
 				return err
 			}
 		}
+		next = nil
 	}
 	given := map[string]any{"deleted": names}
 	if wait {
@@ -199,6 +202,13 @@ func (a *app) deleteSnapshots(c *cobra.Command, names []string, dryRun, wait boo
 		return a.printJSON(given)
 	}
 	return nil
+}
+
+// tellDeleted tells what was deleted before a failure, where it has not been told yet.
+func (a *app) tellDeleted(names []string) {
+	if a.json && len(names) > 0 {
+		_, _ = fmt.Fprintf(a.stderr, "deleted %s before this failed:\n", strings.Join(names, ", "))
+	}
 }
 
 // awaitReclaim shows a bar up to what is expected, and returns what was given back
@@ -258,12 +268,13 @@ func (a *app) snapshotDiffCommand() *cobra.Command {
 		Long: `List where a snapshot of a volume, or the volume as it is now, may differ from
 another snapshot: the blocks that were written or trimmed since what both
 share. Only tables are read, no data: it takes as long as there are changes. A
-block that was written with what it held before is listed too.`,
+block that was written with what it held before is listed too. A snapshot that
+still drains is not compared; those that are can't be deleted meanwhile.`,
 		Example:           "  tidemark snapshot diff db@monday db@tuesday\n  tidemark snapshot diff db@monday db --json | jq '[.extents[].lengthBytes] | add'",
 		Args:              cobra.ExactArgs(2),
 		ValidArgsFunction: a.complete(2, listSnapshotNames, listVolumeNames),
 		RunE:              func(c *cobra.Command, args []string) error { return a.diff(c, args[0], args[1]) },
-	}, exitNotFound, exitNoServer)
+	}, exitNotFound, exitDraining, exitNoServer)
 }
 
 // diffJSON is a comparison in --json.

@@ -12,11 +12,14 @@ import (
 	"github.com/tidemark/tidemark/api/tidemarkv1"
 )
 
+// groupTarget begins the target of a schedule that is a group's.
+const groupTarget = "group:"
+
 func (a *app) scheduleCommand() *cobra.Command {
 	return group(&cobra.Command{
 		Use:     "schedule",
 		Short:   "Preserve volumes again and again, and let old snapshots go",
-		Example: "  tidemark schedule set db --every 1h --keep 24h:1h,30d:1d,1y:1mo\n  tidemark schedule ls",
+		Example: "  tidemark schedule set db --every 1h --keep 24h:1h,30d:1d,1y:1mo\n  tidemark schedule set group:shop --every 15m --keep 24h:1h\n  tidemark schedule ls",
 	}, a.scheduleSetCommand(), a.scheduleListCommand(), a.scheduleShowCommand(), a.scheduleRemoveCommand())
 }
 
@@ -29,8 +32,10 @@ func (a *app) scheduleSetCommand() *cobra.Command {
 		Long: `Set or replace the schedule of a volume. The server preserves it whenever it is
 due, names the snapshot by its time, and then deletes those that are to be kept
 no more. It deletes only what this schedule has made, and nothing that is held,
-open or draining: that has its turn the next time. With group:GROUP all volumes
-of the group are preserved at one cut; what each keeps is its own.
+open or draining: that has its turn the next time.
+
+With group:GROUP it is the schedule of a group: the volumes that it has just
+then are preserved at one cut. POLICY says what is kept of each, by itself.
 
 WHEN is a period, as 15m, 1h, 1d or 1w, counted on the clock (1h is at each full
 hour, 1w on Mondays); or five fields of cron; or @hourly, @daily, @weekly,
@@ -63,7 +68,7 @@ delete now.`,
   tidemark schedule set db --every 1h --keep 24h:1h --drill check-db --drill-every 1d
   tidemark schedule set db --every '30 2 * * 1-5' --keep 4w:1d --dry-run`,
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: a.completeVolumes(1),
+		ValidArgsFunction: a.complete(1, listTargets),
 		RunE: func(c *cobra.Command, args []string) error {
 			if err := set.check(c); err != nil {
 				return err
@@ -126,7 +131,15 @@ func (a *app) setSchedule(c *cobra.Command, target string, set scheduleFlags) er
 	if x.GetDrill() != "" {
 		drills = fmt.Sprintf("; %s drills %s", x.GetDrill(), drillPeriod(x))
 	}
-	return a.printf("%s is preserved every %s, next at %s; up to %s kept%s\n", target, set.every, formatTime(x.GetNextTime()), plural(int(x.GetMost()), "snapshot"), drills)
+	return a.printf("%s is preserved every %s, next at %s; up to %s%s kept%s\n", target, set.every, formatTime(x.GetNextTime()), plural(int(x.GetMost()), "snapshot"), ofEach(target), drills)
+}
+
+// ofEach says of what a schedule keeps so many at most, where that is not clear.
+func ofEach(target string) string {
+	if strings.HasPrefix(target, groupTarget) {
+		return " of each volume"
+	}
+	return ""
 }
 
 // drillPeriod says which snapshots a schedule drills.
@@ -172,14 +185,15 @@ func (a *app) scheduleListCommand() *cobra.Command {
 		Use:     "list",
 		Aliases: []string{"ls"},
 		Short:   "List the schedules",
-		Long: `List the schedules. NEXT is when each is due, LAST the cut of the newest
-snapshot that it made, SNAPSHOTS how many it made that are there. STATE is ok,
+		Long: `List the schedules. TARGET is a volume, or group:GROUP. NEXT is when each is
+due, LAST the cut of the newest snapshot that it made, SNAPSHOTS how many it
+made that are there, on all volumes of a group together. STATE is ok,
 or failed when it did not do what was due the last time; 'tidemark schedule
 show' says why. DRILL is what came of the last drills: passed or failed, and of
 which snapshot, by its cut; of a group, of the volume that failed. It is failed
 too when no drill could be made, none if none was yet, and - without --drill.`,
 		Example: `  tidemark schedule list
-  tidemark schedule ls --json | jq -r '.schedules[] | select(.failed) | .volume'
+  tidemark schedule ls --json | jq -r '.schedules[] | select(.failed) | .target'
   tidemark schedule ls --json | jq -r '.schedules[].drill.last[]? | select(.passed | not) | .snapshot'`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return a.listSchedules(c) },
@@ -235,8 +249,8 @@ func scheduleDrill(x *tidemarkv1.Schedule) string {
 func (a *app) scheduleShowCommand() *cobra.Command {
 	return exits(&cobra.Command{
 		Use:               "show VOLUME|group:GROUP",
-		Short:             "Show the schedule of a volume",
-		Example:           "  tidemark schedule show db\n  tidemark schedule show db --json",
+		Short:             "Show the schedule of a volume or a group",
+		Example:           "  tidemark schedule show db\n  tidemark schedule show group:shop --json",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.complete(1, listScheduleTargets),
 		RunE:              func(c *cobra.Command, args []string) error { return a.showSchedule(c, args[0]) },
@@ -257,12 +271,12 @@ func (a *app) showSchedule(c *cobra.Command, target string) error {
 		return a.printJSON(asSchedule(x))
 	}
 	return a.printFields(
-		[2]string{"volume", x.GetTarget()},
+		[2]string{"target", x.GetTarget()},
 		[2]string{"every", x.GetEvery()},
 		[2]string{"keep", x.GetKeep()},
 		[2]string{"next", orDash(formatTime(x.GetNextTime()))},
 		[2]string{"last", orDash(formatTime(x.GetLastTime()))},
-		[2]string{"snapshots", fmt.Sprintf("%d, at most %d", x.GetSnapshots(), x.GetMost())},
+		[2]string{"snapshots", fmt.Sprintf("%d, at most %d%s", x.GetSnapshots(), x.GetMost(), ofEach(x.GetTarget()))},
 		[2]string{"failed", x.GetFailed()},
 		[2]string{"drill", drillSetting(x)},
 		[2]string{"drilling", x.GetDrilling()},
@@ -285,9 +299,9 @@ func (a *app) scheduleRemoveCommand() *cobra.Command {
 	return exits(&cobra.Command{
 		Use:               "remove VOLUME|group:GROUP",
 		Aliases:           []string{"rm"},
-		Short:             "Remove the schedule of a volume",
-		Long:              "Remove the schedule of a volume. The snapshots that it made stay, until somebody\ndeletes them or sets another schedule. A drill that runs is ended.",
-		Example:           "  tidemark schedule remove db",
+		Short:             "Remove the schedule of a volume or a group",
+		Long:              "Remove the schedule of a volume or a group. The snapshots that it made stay,\nuntil somebody deletes them or sets another schedule. A drill that runs ends.",
+		Example:           "  tidemark schedule remove db\n  tidemark schedule remove group:shop",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.complete(1, listScheduleTargets),
 		RunE:              func(c *cobra.Command, args []string) error { return a.removeSchedule(c, args[0]) },
@@ -315,7 +329,7 @@ func seeSchedules(err error) error {
 
 // scheduleJSON is a schedule in --json.
 type scheduleJSON struct {
-	Volume    string     `json:"volume"`
+	Target    string     `json:"target"` // a volume, or group:GROUP
 	Every     string     `json:"every"`
 	Keep      string     `json:"keep"`
 	Next      *time.Time `json:"next"`

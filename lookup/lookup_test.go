@@ -2,6 +2,7 @@ package lookup
 
 import (
 	"bytes"
+	"fmt"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -482,5 +483,63 @@ func TestZerosInHalvesOfLeavesCostNothingOnceFolded(t *testing.T) {
 	}
 	if e, n := x.Run(0, 200*LeafBlocks); e != MakeEntry(1, Zero) || n != 100*LeafBlocks {
 		t.Errorf("Run = %v, %d", e, n)
+	}
+}
+
+// says writes down what of the first so many blocks a table has.
+func says(t Runs, blocks uint64) (text string) {
+	for b := uint64(0); b < blocks; {
+		s, n := t.Run(BlockNum(b), blocks-b)
+		text, b = text+fmt.Sprint(b, s, n, " "), b+n
+	}
+	return text
+}
+
+func TestWhatIsFrozenStaysAsTheTableIsPackedAndReplaced(t *testing.T) {
+	const blocks = 3 * LeafBlocks
+	scattered, dense := NewTable(), NewTable()
+	scattered.Set(LeafBlocks, 5, Data)
+	for b := BlockNum(0); b < blocks; b += 3 {
+		dense.Set(b, 1, Zero)
+	}
+	table, want := NewTable(), []string{}
+	table.Set(7, 3, Data)
+	var frozen []Runs
+	for _, change := range []func(){
+		func() {},
+		table.Pack,
+		func() { table.Replace(dense) },
+		func() { table.Replace(scattered) },
+		func() { table.Replace(NewTable()) },
+	} {
+		change()
+		want, frozen = append(want, says(table, blocks)), append(frozen, table.Frozen())
+	}
+	for i, f := range frozen {
+		if got := says(f, blocks); got != want[i] {
+			t.Errorf("what was frozen after %d changes says %.99s, and then %.99s", i, want[i], got)
+		}
+	}
+}
+
+func TestATableThatIsPackedMeanwhileIsFrozenWhole(t *testing.T) {
+	for range 100 {
+		table := NewTable()
+		for b := range BlockNum(6) {
+			table.Set(b*LeafBlocks/2+7, 3, Data)
+		}
+		want := says(table, 3*LeafBlocks)
+		var readers sync.WaitGroup
+		for range 2 {
+			readers.Go(func() {
+				for range 10 {
+					if got := says(table.Frozen(), 3*LeafBlocks); got != want {
+						t.Errorf("frozen: %s", got)
+					}
+				}
+			})
+		}
+		table.Pack()
+		readers.Wait()
 	}
 }

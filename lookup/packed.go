@@ -53,8 +53,8 @@ func (p packed) from(b BlockNum) int {
 	return low
 }
 
-// run is Table.Run.
-func (p packed) run(b BlockNum, limit uint64) (State, uint64) {
+// Run is Table.Run.
+func (p packed) Run(b BlockNum, limit uint64) (State, uint64) {
 	i := p.from(b)
 	if i == len(p) {
 		return Absent, limit
@@ -81,7 +81,7 @@ func (p packed) extents(from BlockNum, n uint64) iter.Seq[Extent] {
 				return
 			}
 			from = max(from, p.first(i))
-			s, run := p.run(from, uint64(end-from))
+			s, run := p.Run(from, uint64(end-from))
 			if !yield(Extent{from, run, s}) {
 				return
 			}
@@ -114,6 +114,28 @@ func (t *Table) Replace(with *Table) {
 	}
 	t.count[Data].Store(data)
 	t.count[Zero].Store(zero)
+}
+
+// Runs says of each block which state it has; see Table.Run.
+type Runs interface {
+	Run(b BlockNum, limit uint64) (State, uint64)
+}
+
+// Frozen returns what a table that nobody sets blocks in any more says now: that stays
+// so whatever Pack and Replace do to the table. It shares the runs or leaves, so it
+// costs next to nothing. It needs no lock.
+func (t *Table) Frozen() Runs {
+	for {
+		forms := t.forms.Load()
+		if p := t.packed.Load(); p != nil {
+			return p
+		}
+		leaves := NewTable()
+		leaves.root.Store(t.root.Load())
+		if t.forms.Load() == forms { // else the root may be gone for runs
+			return leaves
+		}
+	}
 }
 
 func (t *Table) become(p packed) {

@@ -120,7 +120,7 @@ func (t *Table) Run(b BlockNum, limit uint64) (State, uint64) {
 	for {
 		forms := t.forms.Load()
 		if p := t.packed.Load(); p != nil {
-			return p.run(b, limit)
+			return p.Run(b, limit)
 		}
 		if s, n := t.leafRun(b, limit); t.forms.Load() == forms {
 			return s, n

@@ -417,14 +417,49 @@ var all = []mutant{
 		packages: "./store", tests: "AtRandom|ALife",
 	},
 	{
-		name: "a diff leaves out what the older side has of its own", file: "store/diff.go",
-		old: "slices.Concat(older[shared:], newer[shared:])", new: "slices.Concat(newer[shared:])",
+		name: "a diff leaves out what the older side has of its own", file: "store/compare.go",
+		old: "frozen(older[n:])", new: "frozen(older[:0])",
 		packages: "./store", tests: "Diff",
+	},
+	{
+		name: "what still drains is compared", file: "store/compare.go",
+		old: "	if k.State() == volume.Draining {\n", new: "	if false {\n",
+		packages: "./store", tests: "Compared",
+	},
+	{
+		name: "a comparison reads the newest table first", file: "store/compare.go",
+		old: "	for i, k := range chain {\n", new: "	for i, k := range slices.Backward(chain) {\n",
+		packages: "./store", tests: "Missed",
+	},
+	{
+		name: "a comparison reads the live table last", file: "store/compare.go",
+		old: "range slices.Backward(busy) {", new: "range busy {",
+		packages: "./store", tests: "Missed",
+	},
+	{
+		name: "changes are those of the tables when they are asked", file: "store/compare.go",
+		old: "k.Table().Frozen()", new: "k.Table()",
+		packages: "./store", tests: "Missed",
+	},
+	{
+		name: "a live volume that was sealed meanwhile is not read again", file: "store/compare.go",
+		old: "k.State() == volume.Sealed })", new: "false })",
+		packages: "./store", tests: "ReadAgain",
+	},
+	{
+		name: "a delete of many snapshots looks at the first only", file: "api/life.go",
+		old: "s.store.Deletable(all...)", new: "s.store.Deletable(all[:1]...)",
+		packages: "./api ./cli", tests: "LooksAt|Scripts/life",
 	},
 	{
 		name: "what was received is not held against the hash that was promised", file: "store/incoming.go",
 		old: "case rec.hash != in.hash:", new: "case rec.hash != in.hash && s.closed:",
 		packages: "./store", tests: "Receiv|ChangesThat",
+	},
+	{
+		name: "a snapshot is received above the high-water mark, and refused at its end", file: "store/incoming.go",
+		old: "errors.Join(in.store.reserve.spare(), in.store.belowMark())", new: "in.store.reserve.spare()",
+		packages: "./store", tests: "HighWater",
 	},
 	{
 		name: "the volume may be written to while its changes come", file: "store/incoming.go",

@@ -5,59 +5,37 @@ import (
 	"slices"
 
 	"github.com/tidemark/tidemark/lookup"
-	"github.com/tidemark/tidemark/volume"
 )
 
 // Changes tells where a snapshot may differ from an older one of the same volume,
-// from lookup tables, for as long as it is open: it holds the older one, and its
-// caller the snapshot, so the images of both stay. To open it costs nothing that
-// grows with the volume. Any number of goroutines may ask it.
+// from lookup tables, for as long as it is open: it holds both open, and what their
+// tables said when it was opened. To open it costs nothing that grows with the volume.
+// Any number of goroutines may ask it.
 //
 // Rejected: one table of all changes, made when it is opened (the tables have it
-// already; a client could ask for many).
+// already; a client could ask for many); to ask the tables as they are when they are
+// asked (a fold could take a block from one that is still to be asked to one that has
+// been).
 type Changes struct {
-	base      *volume.View
-	tables    []*lookup.Table // a block that is in one of them may differ
-	from, end lookup.BlockNum // and all of these, which the older one had not
+	views
+	tables []lookup.Runs // a block that is in one of them may differ
 }
 
 // Changes opens a snapshot's changes since an older one. Both are VOLUME@SNAPSHOT.
 // Errors: ErrInvalid, ErrNotFound, ErrDraining.
 func (s *Store) Changes(from, to string) (*Changes, error) {
-	older, newer, sizes, err := s.diffed(from, to)
+	if _, _, err := splitSnapshot(to); err != nil {
+		return nil, err
+	}
+	c, err := s.compare(from, to)
 	if err != nil {
 		return nil, err
 	}
-	s.mu.Lock()
-	_, k, base, err := s.snapshotLocked(from)
-	_, _, snap, err2 := s.snapshotLocked(to)
-	s.mu.Unlock()
-	switch {
-	case err != nil:
-		return nil, err
-	case err2 != nil:
-		return nil, err2
-	case base.cut >= snap.cut:
+	if c.from.snap.cut >= c.to.snap.cut {
+		c.close()
 		return nil, fmt.Errorf("%w: %s is not older than %s", ErrInvalid, from, to)
-	case newer[len(newer)-1].State() == volume.Draining || older[len(older)-1].State() == volume.Draining:
-		return nil, fmt.Errorf("%s or %s is %w: what it will hold is not yet known", from, to, ErrDraining)
 	}
-	c := &Changes{from: blocksOf(sizes[0]), end: blocksOf(sizes[1])}
-	if sizes[0]%lookup.BlockSize != 0 && sizes[1] > sizes[0] {
-		c.from-- // the rest of the last block is new
-	}
-	for _, k := range unshared(older, newer) {
-		c.tables = append(c.tables, k.Table())
-	}
-	if c.base, err = k.Open(); err != nil {
-		return nil, fmt.Errorf("snapshot %s %w: it was deleted", from, ErrNotFound)
-	}
-	return c, nil
-}
-
-// blocksOf is how many blocks a size takes.
-func blocksOf(sizeBytes int64) lookup.BlockNum {
-	return lookup.BlockNum((sizeBytes + lookup.BlockSize - 1) / lookup.BlockSize)
+	return &Changes{views: c.views, tables: slices.Concat(c.older, c.newer)}, nil
 }
 
 // Older lists the snapshots of the same volume, oldest first, since which a
@@ -70,13 +48,13 @@ func (s *Store) Older(full string) (names []string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	_, k, snap, err := s.snapshotLocked(full)
-	if err != nil || k.State() == volume.Draining {
+	if err != nil || s.finalLocked(full, k) != nil {
 		return nil, err
 	}
 	var found []*snapshot
 	for _, d := range s.branchesLocked(volumeName) {
 		for k, other := range d.snapshots {
-			if k.State() != volume.Draining && other.cut < snap.cut {
+			if other.cut < snap.cut && s.finalLocked(volumeName+"@"+other.name, k) == nil {
 				found = append(found, other)
 			}
 		}
@@ -88,59 +66,80 @@ func (s *Store) Older(full string) (names []string, err error) {
 	return names, nil
 }
 
-// Close lets the older snapshot go. Nobody may ask any more.
-func (c *Changes) Close() error { return c.base.Close() }
+// Close lets the snapshots go. Nobody may ask any more.
+func (c *Changes) Close() error {
+	c.views.close()
+	return nil
+}
 
 // Extents yields consecutive stretches of a range until yield returns false: those
-// that may have changed, and those that have not. Neighbours may be alike. Its cost
-// is that of the tables' entries in the range.
+// that may have changed, and those that have not, in turn. Its cost is that of asking
+// each table once, and then of their entries in the range.
 func (c *Changes) Extents(off, lengthBytes int64, yield func(lengthBytes int64, changed bool) bool) {
 	first, end := lookup.BlockNum(off/lookup.BlockSize), blocksOf(off+lengthBytes)
-	w := walk{c, end, make([]stretch, len(c.tables))}
-	for b := first; b < end; {
-		changed, to := w.at(b)
+	told := func(to lookup.BlockNum, changed bool) (more bool) {
 		n := min(int64(to)*lookup.BlockSize-off, lengthBytes)
-		if !yield(n, changed) {
+		if n <= 0 {
+			return true
+		}
+		off, lengthBytes = off+n, lengthBytes-n
+		return yield(n, changed)
+	}
+	for w := newWalk(c.tables, first, end); lengthBytes > 0; {
+		from, to := w.next()
+		if !told(from, false) || !told(to, true) {
 			return
 		}
-		b, off, lengthBytes = to, off+n, lengthBytes-n
 	}
 }
 
-// walk goes through the tables side by side, and looks at each of their runs once.
+// walk goes through tables side by side up to a block, and looks at each of their
+// entries once, or not at all where others cover it.
 type walk struct {
-	*Changes
-	limit   lookup.BlockNum
-	current []stretch // by table
+	end    lookup.BlockNum
+	places []cursor // a heap: the one with the next entry is the first
 }
 
-// stretch is a run of a table, as far as its end matters.
-type stretch struct {
-	end     lookup.BlockNum
-	changed bool
+func newWalk(tables []lookup.Runs, from, end lookup.BlockNum) *walk {
+	w := &walk{end: end}
+	for _, t := range tables {
+		c := cursor{table: t}
+		if c.seek(from, end); c.first < end {
+			w.places = append(w.places, c)
+		}
+	}
+	for i := len(w.places) / 2; i > 0; i-- {
+		w.sink(i - 1)
+	}
+	return w
 }
 
-// at tells whether block b may have changed, and up to where that is so.
-func (w *walk) at(b lookup.BlockNum) (changed bool, to lookup.BlockNum) {
-	to = w.limit
-	if w.from < w.end {
-		if b >= w.from {
-			return true, to
-		}
-		to = min(to, w.from)
+// next returns the next stretch that the tables have together without a gap; an empty
+// one at the end when there is none.
+func (w *walk) next() (from, to lookup.BlockNum) {
+	if len(w.places) == 0 {
+		return w.end, w.end
 	}
-	for i := range w.current {
-		c := &w.current[i]
-		if c.end <= b {
-			state, n := w.tables[i].Run(b, uint64(w.limit-b))
-			*c = stretch{b + lookup.BlockNum(n), state != lookup.Absent}
-		}
-		if c.changed {
-			return true, min(c.end, to)
-		}
+	next := &w.places[0]
+	from = next.first
+	for to = from; next.first <= to && next.first < w.end; w.sink(0) {
+		to = max(to, next.last)
+		next.seek(to, w.end)
 	}
-	for _, c := range w.current {
-		to = min(to, c.end)
+	return from, to
+}
+
+// sink puts a place in order with those that follow it in the heap.
+func (w *walk) sink(i int) {
+	for least := i; ; i = least {
+		for child := 2*i + 1; child <= 2*i+2 && child < len(w.places); child++ {
+			if w.places[child].first < w.places[least].first {
+				least = child
+			}
+		}
+		if least == i {
+			return
+		}
+		w.places[i], w.places[least] = w.places[least], w.places[i]
 	}
-	return false, to
 }

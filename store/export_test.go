@@ -67,6 +67,21 @@ func OnHoldersFound(f func()) (restore func()) {
 	return func() { holdersFound = nil }
 }
 
+// OnTableRead sets what is called when a comparison has read a table. restore ends that.
+func OnTableRead(f func()) (restore func()) {
+	tableRead = f
+	return func() { tableRead = nil }
+}
+
+// ChangesIn is Changes of these tables.
+func ChangesIn(tables ...lookup.Runs) *Changes { return &Changes{tables: tables} }
+
+// DifferencesIn is what a comparison makes of these tables.
+func DifferencesIn(shared, older, newer []lookup.Runs) *lookup.Table {
+	c := comparison{shared: shared, older: older, newer: newer}
+	return c.differences()
+}
+
 // RecordWhileNameless records the image of a snapshot when a delete has taken the
 // name away on the disk and not yet in memory, if anybody can at that time, and lets
 // nothing be punched, which records the image too. restore ends the first.

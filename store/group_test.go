@@ -296,7 +296,7 @@ func TestAProcessOfAVolumeNamesAllOfItsDefaultGroup(t *testing.T) {
 
 // What one volume has of a preserve is whole and sealed while it waits for another
 // volume's processes, but may be given up yet.
-func TestASnapshotWhosePreserveStillWaitsForAnotherVolumeIsNeitherDeletedNorCloned(t *testing.T) {
+func TestASnapshotWhosePreserveStillWaitsForAnotherVolumeIsNeitherDeletedClonedNorCompared(t *testing.T) {
 	for _, ends := range []string{"the process ends", "the preserve is given up"} {
 		t.Run(ends, func(t *testing.T) {
 			dir := t.TempDir()
@@ -319,6 +319,9 @@ func TestASnapshotWhosePreserveStillWaitsForAnotherVolumeIsNeitherDeletedNorClon
 			}
 			if _, err := s.Clone(t.Context(), "a@s", "d"); !errors.Is(err, store.ErrDraining) {
 				t.Errorf("clone: %v", err)
+			}
+			if err := s.Diff("a@before", "a@s", func(store.DiffExtent) error { return nil }); !errors.Is(err, store.ErrDraining) {
+				t.Errorf("diff: %v", err)
 			}
 			if drilled, _, err := s.BeginDrill(t.Context(), "a"); err != nil || drilled != "a@before" {
 				t.Errorf("a drill of %s, %v", drilled, err)

@@ -45,8 +45,8 @@ type Incoming struct {
 
 // Receive begins it. Errors: ErrInvalid; ErrNotFound; ErrDiffers if the volume is
 // not what the base was; ErrExists (the snapshot, or without a base the volume);
-// ErrInUse if a client has the volume open; ErrNoSpace. One call of Close meets
-// each that succeeds.
+// ErrInUse if a client has the volume open; ErrHighWater, ErrNoSpace. One call of Close
+// meets each that succeeds.
 func (s *Store) Receive(r ReceiveRequest) (*Incoming, error) {
 	if err := r.check(); err != nil {
 		return nil, err
@@ -99,7 +99,7 @@ func (in *Incoming) beginWhole() (err error) {
 	if err := in.free(); err != nil {
 		return err
 	}
-	if err := in.store.reserve.spare(); err != nil {
+	if err := errors.Join(in.store.reserve.spare(), in.store.belowMark()); err != nil { // the end would refuse it
 		return err
 	}
 	in.disk, err = in.store.createVolume(catalog.Volume{
@@ -179,6 +179,12 @@ func (r ReceiveRequest) unchangedSince(base []*volume.VLUN, live *disk) bool {
 			data, zero := k.Table().Counts()
 			return data+zero > 0
 		})
+}
+
+// unshared lists what only one of two chains has.
+func unshared(older, newer []*volume.VLUN) []*volume.VLUN {
+	n := sharedImages(older, newer)
+	return slices.Concat(older[n:], newer[n:])
 }
 
 // WriteAt writes to it, as volume.View.WriteAt.

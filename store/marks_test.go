@@ -108,6 +108,31 @@ func TestARollbackAboveTheHighWaterMarkChangesNothing(t *testing.T) {
 	})
 }
 
+// Its end is a preserve, which would be refused when all has come.
+func TestNothingIsReceivedAboveTheHighWaterMark(t *testing.T) {
+	onMarkedDisk(t, store.Options{RefusePreservesAt: store.Mark{UsedPercent: 50}}, func(d *markedDisk) {
+		noError(d.t, d.view.Close())
+		noError(d.t, second(d.CreateVolume("other", 1<<30, volume.ScopeRequest)))
+		d.view = openView(d.t, d.Store, "other")
+		base, err := d.Snapshot("v@s")
+		noError(d.t, err)
+		content := make([]byte, 1<<20)
+		for name, r := range map[string]store.ReceiveRequest{
+			"all of a snapshot": {Volume: "new", Snapshot: "r", SizeBytes: int64(len(content)), Hash: hashOf(content)},
+			"changes":           {Volume: "v", Snapshot: "r", SizeBytes: base.SizeBytes, Hash: base.Hash, BaseSizeBytes: base.SizeBytes, BaseHash: base.Hash},
+		} {
+			d.use(51)
+			_, err := d.Receive(r)
+			d.want(name, err, store.ErrHighWater)
+			d.makeRoom(10)
+			in, err := d.Receive(r)
+			d.want(name+" when there is room again", err, nil)
+			_, err = in.Commit(d.t.Context())
+			d.want(name+", all of it", errors.Join(err, in.Close()), nil)
+		}
+	})
+}
+
 func TestAMarkIsLoggedOnceEachTimeThatItIsCrossed(t *testing.T) {
 	marks := store.Options{WarnAt: store.Mark{UsedPercent: 50}, RefusePreservesAt: store.Mark{FreeBytes: diskBytes / 100 * 30}}
 	onMarkedDisk(t, marks, func(d *markedDisk) {

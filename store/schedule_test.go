@@ -106,6 +106,45 @@ func TestAScheduleMakesSnapshotsOnTheClockAndLetsThemGo(t *testing.T) {
 	})
 }
 
+// Each of its snapshots can be cloned as one of the group, for which they must be of
+// one cut. What one volume can't let go the others do.
+func TestAScheduleOfAGroupMakesOneCutAndLetsEachVolumeGoByItself(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := grouped(t, path.Join(memoryDir(t), "data"), store.Options{})
+		defer closeStore(t, s)
+		setSchedule(t, s, "group:g", "1h", "2h:1h")
+		setSchedule(t, s, "a", "1h", "1h:1h") // of which that of the group deletes nothing
+		pass(90 * time.Minute)
+		noError(t, s.RemoveSchedule("a"))
+		list, err := s.Snapshots("b")
+		noError(t, err)
+		if len(list) != 1 || list[0].Schedule != "group:g" {
+			t.Fatalf("b has %+v", list)
+		}
+		first := list[0].Name
+		noError(t, second(s.CloneGroup(t.Context(), "g@"+first, "one", nil)))
+		noError(t, second(s.HoldSnapshot(t.Context(), "a@"+first, "")))
+		noError(t, second(s.ChangeGroup("g", []string{"c"}, nil, nil)))
+		pass(4 * time.Hour)
+		wantCuts(t, s, "a", "01-01 01:00", "01-01 01:00", "01-01 03:00", "01-01 04:00", "01-01 05:00")
+		wantCuts(t, s, "b", "01-01 03:00", "01-01 04:00", "01-01 05:00")
+		wantCuts(t, s, "c", "01-01 03:00", "01-01 04:00", "01-01 05:00")
+		list, err = s.Snapshots("c")
+		noError(t, err)
+		for i, info := range list {
+			noError(t, second(s.CloneGroup(t.Context(), "g@"+info.Name, fmt.Sprint("try", i), nil)))
+		}
+		if info, err := s.Schedule("group:g"); err != nil || info.Snapshots != 10 || info.Most != 4 || info.Failed != "" {
+			t.Errorf("the schedule is %+v, %v", info, err)
+		}
+		mustPreserve(t, s, "now", "a") // of one volume alone
+		mustPreserve(t, s, "now", "b", "c")
+		if err := second(s.CloneGroup(t.Context(), "g@now", "mixed", nil)); !errors.Is(err, store.ErrInvalid) {
+			t.Errorf("of two cuts: %v", err)
+		}
+	})
+}
+
 func TestAScheduleOutlivesTheServerAndCatchesUpWithOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := path.Join(memoryDir(t), "data")

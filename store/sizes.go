@@ -328,7 +328,7 @@ const (
 func (w *sweep) within(from lookup.BlockNum, n uint64, nodes []*node) {
 	to, base, alike := from+lookup.BlockNum(n), len(w.stack), true
 	for _, x := range nodes {
-		if x.seek(from); x.first < to {
+		if x.seek(from, lookup.MaxBlocks); x.first < to {
 			w.stack = append(w.stack, x)
 			alike = alike && x.first <= from && to <= x.last
 		}
@@ -343,7 +343,7 @@ func (w *sweep) within(from lookup.BlockNum, n uint64, nodes []*node) {
 		w.settle(int64(n))
 	case n <= chunkBlocks:
 		for _, x := range nodes {
-			for x.seek(from); x.first < to; x.seek(x.last) {
+			for x.seek(from, lookup.MaxBlocks); x.first < to; x.seek(x.last, lookup.MaxBlocks) {
 				for b := max(from, x.first); b < min(to, x.last); b++ {
 					w.put(x, b-from, 1)
 				}
@@ -409,21 +409,22 @@ func (w *sweep) settle(blocks int64) {
 // cursor is a place in a table: an extent that is not absent, from first up to,
 // not with, last.
 type cursor struct {
-	table       *lookup.Table
+	table       lookup.Runs
 	first, last lookup.BlockNum
 	state       lookup.State
 }
 
-// seek goes on to the first extent that ends after block from.
-func (c *cursor) seek(from lookup.BlockNum) {
-	for ; c.last <= from && from < lookup.MaxBlocks; from = c.last {
-		s, run := c.table.Run(from, lookup.MaxBlocks-uint64(from))
+// seek goes on to the first extent that ends after block from, and looks no further
+// than up to end: then first is that.
+func (c *cursor) seek(from, end lookup.BlockNum) {
+	for ; c.last <= from && from < end; from = c.last {
+		s, run := c.table.Run(from, uint64(end-from))
 		c.first, c.last, c.state = from, from+lookup.BlockNum(run), s
 		if s != lookup.Absent {
 			return
 		}
 	}
-	if c.state == lookup.Absent { // no more
-		c.first = lookup.MaxBlocks
+	if c.last <= from || c.state == lookup.Absent { // no more
+		c.first = end
 	}
 }

@@ -10,8 +10,9 @@ import (
 	"github.com/tidemark/tidemark/volume"
 )
 
-// The time of sizes of 1,000 snapshots, each after scattered writes of 4 KiB.
-func BenchmarkSizesOfThousandSnapshots(b *testing.B) {
+// The time of what looks at the tables of 1,000 snapshots, each after scattered writes
+// of 4 KiB.
+func BenchmarkThousandSnapshots(b *testing.B) {
 	const snapshots = 1000
 	for _, c := range []struct {
 		sizeBytes int64
@@ -47,6 +48,19 @@ func BenchmarkSizesOfThousandSnapshots(b *testing.B) {
 				for b.Loop() {
 					_, err := s.Sizes("v")
 					noError(b, err)
+				}
+			})
+			b.Run("diff", func(b *testing.B) {
+				for b.Loop() {
+					noError(b, s.Diff("v@s0", "v", func(store.DiffExtent) error { return nil }))
+				}
+			})
+			b.Run("changes", func(b *testing.B) {
+				for b.Loop() {
+					changes, err := s.Changes("v@s0", fmt.Sprint("v@s", snapshots-1))
+					noError(b, err)
+					changes.Extents(0, c.sizeBytes, func(int64, bool) bool { return true })
+					noError(b, changes.Close())
 				}
 			})
 		})

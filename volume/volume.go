@@ -335,6 +335,13 @@ func (k *VLUN) Needed() bool {
 	return k.views > 0 || k.preserve != nil && k.preserve.phase == waiting
 }
 
+// Viewed tells whether a preserved view of it is open, for which Retire is refused.
+func (k *VLUN) Viewed() bool {
+	k.volume.engine.mu.Lock()
+	defer k.volume.engine.mu.Unlock()
+	return k.views > 0
+}
+
 // Retire lets nobody open a preserved view of k any more; ErrBusy if one is open.
 // The record is the caller's durable step; if it fails, k is as it was.
 func (k *VLUN) Retire(record func() error) error {

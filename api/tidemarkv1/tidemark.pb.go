@@ -2811,7 +2811,10 @@ func (x *Drill) GetOutput() string {
 type DeleteSnapshotRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "VOLUME@SNAPSHOT".
-	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Those that the caller deletes next: if one of them can't be deleted now, nor is
+	// this one.
+	Next          []string `protobuf:"bytes,2,rep,name=next,proto3" json:"next,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2851,6 +2854,13 @@ func (x *DeleteSnapshotRequest) GetName() string {
 		return x.Name
 	}
 	return ""
+}
+
+func (x *DeleteSnapshotRequest) GetNext() []string {
+	if x != nil {
+		return x.Next
+	}
+	return nil
 }
 
 type DeleteSnapshotResponse struct {
@@ -3853,7 +3863,7 @@ func (x *LabelSnapshotResponse) GetSnapshot() *Snapshot {
 // Schedule makes snapshots and lets them go.
 type Schedule struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The volume.
+	// The volume; or "group:GROUP" for the volumes that a group has at each cut.
 	Target string `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
 	// When it is due: a period as 15m, 1h, 1d, 1w, counted on the clock; five fields
 	// of cron; or @hourly, @daily, @weekly, @monthly, @yearly. All in UTC.
@@ -4065,7 +4075,7 @@ func (x *DrilledSnapshot) GetDrill() *Drill {
 
 type SetScheduleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The volume.
+	// The volume; or "group:GROUP" for the volumes that a group has at each cut.
 	Target string `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
 	// As in Schedule.
 	Every         string `protobuf:"bytes,2,opt,name=every,proto3" json:"every,omitempty"`
@@ -4187,7 +4197,7 @@ func (x *SetScheduleResponse) GetSchedule() *Schedule {
 
 type PreviewScheduleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The volume.
+	// The volume; or "group:GROUP" for the volumes that a group has at each cut.
 	Target string `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
 	// As in Schedule.
 	Every         string `protobuf:"bytes,2,opt,name=every,proto3" json:"every,omitempty"`
@@ -4400,7 +4410,7 @@ func (x *ListSchedulesResponse) GetSchedules() []*Schedule {
 
 type GetScheduleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The volume.
+	// The volume; or "group:GROUP" for the volumes that a group has at each cut.
 	Target        string `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -4489,7 +4499,7 @@ func (x *GetScheduleResponse) GetSchedule() *Schedule {
 
 type RemoveScheduleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The volume.
+	// The volume; or "group:GROUP" for the volumes that a group has at each cut.
 	Target        string `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -6738,9 +6748,10 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\x04took\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04took\x12\x18\n" +
 	"\acommand\x18\x03 \x01(\tR\acommand\x12\x1b\n" +
 	"\texit_code\x18\x04 \x01(\x05R\bexitCode\x12\x16\n" +
-	"\x06output\x18\x05 \x01(\tR\x06output\"+\n" +
+	"\x06output\x18\x05 \x01(\tR\x06output\"?\n" +
 	"\x15DeleteSnapshotRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\x18\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04next\x18\x02 \x03(\tR\x04next\"\x18\n" +
 	"\x16DeleteSnapshotResponse\",\n" +
 	"\x14PreviewDeleteRequest\x12\x14\n" +
 	"\x05names\x18\x01 \x03(\tR\x05names\"b\n" +

@@ -279,16 +279,18 @@ type TidemarkServiceClient interface {
 	// that nobody can see any more give their room back in the background.
 	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_DRAINING; REASON_IN_USE while
 	// a client has it open or it is being verified; REASON_HELD, REASON_CLOCK.
-	// Needs: admin on its volume.
+	// Needs: admin on its volume, and on those of the snapshots that are to be deleted
+	// next.
 	DeleteSnapshot(context.Context, *tidemarkv1.DeleteSnapshotRequest) (*tidemarkv1.DeleteSnapshotResponse, error)
 	// PreviewDelete tells how much room would be given back if snapshots were deleted,
 	// all of them, and changes nothing.
-	// Errors: REASON_NOT_FOUND, REASON_INVALID.
+	// Errors: as DeleteSnapshot, if one of them can't be deleted now.
 	// Needs: read on each.
 	PreviewDelete(context.Context, *tidemarkv1.PreviewDeleteRequest) (*tidemarkv1.PreviewDeleteResponse, error)
 	// DiffSnapshots sends, in ascending order, where a state of a volume may differ
 	// from a snapshot of it. It reads tables only: its cost is that of what changed.
-	// Errors: REASON_NOT_FOUND, REASON_INVALID.
+	// The snapshots can't be deleted meanwhile.
+	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_DRAINING.
 	// Needs: read on both.
 	DiffSnapshots(context.Context, *tidemarkv1.DiffSnapshotsRequest) (*connect.ServerStreamForClient[tidemarkv1.DiffSnapshotsResponse], error)
 	// AwaitReclaim waits until nothing of what was deleted is left to give back, and
@@ -312,26 +314,26 @@ type TidemarkServiceClient interface {
 	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_DRAINING.
 	// Needs: preserve on its volume.
 	LabelSnapshot(context.Context, *tidemarkv1.LabelSnapshotRequest) (*tidemarkv1.LabelSnapshotResponse, error)
-	// SetSchedule has a volume preserved again and again, and the snapshots so made
-	// deleted when they are to be kept no more. It replaces the schedule that there is,
+	// SetSchedule has a volume, or the volumes of a group at one cut, preserved again and
+	// again, and the snapshots so made deleted when they are to be kept no more. It replaces the schedule that there is,
 	// and ends a drill of it that runs. A drill is a program that the server was given
 	// (serve --drills): none comes over the API.
 	// Errors: REASON_NOT_FOUND, REASON_INVALID.
-	// Needs: admin on the volume.
+	// Needs: admin on the volume, or on every volume of the group.
 	SetSchedule(context.Context, *tidemarkv1.SetScheduleRequest) (*tidemarkv1.SetScheduleResponse, error)
 	// PreviewSchedule tells what SetSchedule would bring about, and changes nothing.
 	// Errors: as SetSchedule.
-	// Needs: read on the volume.
+	// Needs: read on the volume, or on every volume of the group.
 	PreviewSchedule(context.Context, *tidemarkv1.PreviewScheduleRequest) (*tidemarkv1.PreviewScheduleResponse, error)
 	// ListSchedules returns the schedules, sorted by target.
-	// Needs: read on the volume of each; others are left out.
+	// Needs: read on the volumes of each; others are left out.
 	ListSchedules(context.Context, *tidemarkv1.ListSchedulesRequest) (*tidemarkv1.ListSchedulesResponse, error)
 	// GetSchedule returns one schedule. Errors: REASON_NOT_FOUND.
-	// Needs: read on the volume.
+	// Needs: read on the volume, or on every volume of the group.
 	GetSchedule(context.Context, *tidemarkv1.GetScheduleRequest) (*tidemarkv1.GetScheduleResponse, error)
 	// RemoveSchedule ends a schedule; the snapshots that it made stay.
 	// Errors: REASON_NOT_FOUND.
-	// Needs: admin on the volume.
+	// Needs: admin on the volume, or on every volume of the group.
 	RemoveSchedule(context.Context, *tidemarkv1.RemoveScheduleRequest) (*tidemarkv1.RemoveScheduleResponse, error)
 	// VerifySnapshot reads every block of a sealed snapshot from the disk and
 	// compares it with its checksum. It sends its progress from time to time and
@@ -382,7 +384,7 @@ type TidemarkServiceClient interface {
 	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_EXISTS (the snapshot, or
 	// without a base the volume), REASON_IN_USE while a client is connected to the
 	// volume, REASON_DIFFERS, REASON_CORRUPT (another content than the header says),
-	// REASON_NO_SPACE.
+	// REASON_NO_SPACE, REASON_LIMIT (the high-water mark, at the begin or at the end).
 	// Needs: admin on the volume.
 	Apply(context.Context) (*connect.ClientStreamForClientSimple[tidemarkv1.ApplyRequest, tidemarkv1.ApplyResponse], error)
 }
@@ -1130,16 +1132,18 @@ type TidemarkServiceHandler interface {
 	// that nobody can see any more give their room back in the background.
 	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_DRAINING; REASON_IN_USE while
 	// a client has it open or it is being verified; REASON_HELD, REASON_CLOCK.
-	// Needs: admin on its volume.
+	// Needs: admin on its volume, and on those of the snapshots that are to be deleted
+	// next.
 	DeleteSnapshot(context.Context, *tidemarkv1.DeleteSnapshotRequest) (*tidemarkv1.DeleteSnapshotResponse, error)
 	// PreviewDelete tells how much room would be given back if snapshots were deleted,
 	// all of them, and changes nothing.
-	// Errors: REASON_NOT_FOUND, REASON_INVALID.
+	// Errors: as DeleteSnapshot, if one of them can't be deleted now.
 	// Needs: read on each.
 	PreviewDelete(context.Context, *tidemarkv1.PreviewDeleteRequest) (*tidemarkv1.PreviewDeleteResponse, error)
 	// DiffSnapshots sends, in ascending order, where a state of a volume may differ
 	// from a snapshot of it. It reads tables only: its cost is that of what changed.
-	// Errors: REASON_NOT_FOUND, REASON_INVALID.
+	// The snapshots can't be deleted meanwhile.
+	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_DRAINING.
 	// Needs: read on both.
 	DiffSnapshots(context.Context, *tidemarkv1.DiffSnapshotsRequest, *connect.ServerStream[tidemarkv1.DiffSnapshotsResponse]) error
 	// AwaitReclaim waits until nothing of what was deleted is left to give back, and
@@ -1163,26 +1167,26 @@ type TidemarkServiceHandler interface {
 	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_DRAINING.
 	// Needs: preserve on its volume.
 	LabelSnapshot(context.Context, *tidemarkv1.LabelSnapshotRequest) (*tidemarkv1.LabelSnapshotResponse, error)
-	// SetSchedule has a volume preserved again and again, and the snapshots so made
-	// deleted when they are to be kept no more. It replaces the schedule that there is,
+	// SetSchedule has a volume, or the volumes of a group at one cut, preserved again and
+	// again, and the snapshots so made deleted when they are to be kept no more. It replaces the schedule that there is,
 	// and ends a drill of it that runs. A drill is a program that the server was given
 	// (serve --drills): none comes over the API.
 	// Errors: REASON_NOT_FOUND, REASON_INVALID.
-	// Needs: admin on the volume.
+	// Needs: admin on the volume, or on every volume of the group.
 	SetSchedule(context.Context, *tidemarkv1.SetScheduleRequest) (*tidemarkv1.SetScheduleResponse, error)
 	// PreviewSchedule tells what SetSchedule would bring about, and changes nothing.
 	// Errors: as SetSchedule.
-	// Needs: read on the volume.
+	// Needs: read on the volume, or on every volume of the group.
 	PreviewSchedule(context.Context, *tidemarkv1.PreviewScheduleRequest) (*tidemarkv1.PreviewScheduleResponse, error)
 	// ListSchedules returns the schedules, sorted by target.
-	// Needs: read on the volume of each; others are left out.
+	// Needs: read on the volumes of each; others are left out.
 	ListSchedules(context.Context, *tidemarkv1.ListSchedulesRequest) (*tidemarkv1.ListSchedulesResponse, error)
 	// GetSchedule returns one schedule. Errors: REASON_NOT_FOUND.
-	// Needs: read on the volume.
+	// Needs: read on the volume, or on every volume of the group.
 	GetSchedule(context.Context, *tidemarkv1.GetScheduleRequest) (*tidemarkv1.GetScheduleResponse, error)
 	// RemoveSchedule ends a schedule; the snapshots that it made stay.
 	// Errors: REASON_NOT_FOUND.
-	// Needs: admin on the volume.
+	// Needs: admin on the volume, or on every volume of the group.
 	RemoveSchedule(context.Context, *tidemarkv1.RemoveScheduleRequest) (*tidemarkv1.RemoveScheduleResponse, error)
 	// VerifySnapshot reads every block of a sealed snapshot from the disk and
 	// compares it with its checksum. It sends its progress from time to time and
@@ -1233,7 +1237,7 @@ type TidemarkServiceHandler interface {
 	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_EXISTS (the snapshot, or
 	// without a base the volume), REASON_IN_USE while a client is connected to the
 	// volume, REASON_DIFFERS, REASON_CORRUPT (another content than the header says),
-	// REASON_NO_SPACE.
+	// REASON_NO_SPACE, REASON_LIMIT (the high-water mark, at the begin or at the end).
 	// Needs: admin on the volume.
 	Apply(context.Context, *connect.ClientStream[tidemarkv1.ApplyRequest]) (*tidemarkv1.ApplyResponse, error)
 }

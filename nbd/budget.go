@@ -106,7 +106,6 @@ func newBudget(totalBytes, clientBytes int64, stallTimeout time.Duration) *budge
 type account struct {
 	budget *budget
 	nc     net.Conn // the one to close; under TLS what that runs over
-	out    *outlet  // over nc
 
 	moved    atomic.Int64 // bytes that went through the socket
 	awaiting atomic.Int32 // reads and writes that wait for the client while something is held
@@ -129,7 +128,7 @@ type account struct {
 
 // open adds a connection.
 func (b *budget) open(nc net.Conn) *account {
-	a := &account{budget: b, nc: nc, out: newOutlet(nc), ready: make(chan struct{}, 1)}
+	a := &account{budget: b, nc: nc, ready: make(chan struct{}, 1)}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.accounts[a] = struct{}{}
@@ -284,7 +283,7 @@ func (b *budget) press() {
 func (a *account) Write(p []byte) (n int, err error) {
 	for {
 		var k int
-		k, err = a.out.Write(p[n:])
+		k, err = a.nc.Write(p[n:])
 		n += k
 		a.moved.Add(int64(k))
 		if n == len(p) || !errors.Is(err, os.ErrDeadlineExceeded) || !a.wasNudged() {

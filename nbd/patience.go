@@ -32,7 +32,7 @@ const (
 type patience struct {
 	vain  int  // looks in a row that found nothing, as far as it matters
 	rests int  // waits that are still to have no look
-	waits bool // the last read found nothing, and there was a look or none is allowed
+	waits bool // the last read found nothing: what follows is the wait, and has had its look
 }
 
 // mostVain looks in a row are as many as matter.

@@ -77,6 +77,7 @@ func newIntake(nc net.Conn, shutdown *atomic.Bool, moved *atomic.Int64) *intake 
 
 // release gives the memory back, after the last use.
 func (in *intake) release() {
+	in.patience.sleep()
 	in.small.release()
 	in.large.release()
 	in.small, in.large, in.buf = nil, nil, nil

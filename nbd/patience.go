@@ -22,8 +22,9 @@ const (
 //  1. For briefWait, and for a client of whom such looks find something. After one in
 //     vain the next wait has none, after two in a row the next three, then seven: a
 //     client that thinks, or has nothing to do, costs a look in 64 waits.
-//  2. Who looks keeps a processor busy. At most GOMAXPROCS-1 sessions of the
-//     process do it at once, so that one is always left to everything else.
+//  2. Who looks keeps a processor busy, which is no gain where others need it: nobody
+//     looks while as many sessions as there are processors have something to do. So at
+//     most GOMAXPROCS-1 look at once.
 //
 // Rejected: poll(2) on the session's own thread, which spares it the runtime's
 // poller and no more (the processor goes to sleep as before); to look for a client
@@ -33,17 +34,19 @@ type patience struct {
 	vain  int  // looks in a row that found nothing, as far as it matters
 	rests int  // waits that are still to have no look
 	waits bool // the last read found nothing: what follows is the wait, and has had its look
+	awake bool // it counts as such
 }
 
 // mostVain looks in a row are as many as matter.
 const mostVain = 6
 
-// looking is how many sessions of the process look.
-var looking atomic.Int32
+// awake is how many sessions of the process do not wait for their clients.
+var awake atomic.Int32
 
 // read is readNow, with looks for what comes next; if it then still waits, what follows
 // is the wait.
 func (w *patience) read(fd uintptr, p []byte) (n int, waits bool, err error) {
+	w.wake()
 	n, waits, err = readNow(fd, p)
 	if waits && !w.waits && w.begin() {
 		for since := time.Now(); waits && w.again(since); {
@@ -51,8 +54,25 @@ func (w *patience) read(fd uintptr, p []byte) (n int, waits bool, err error) {
 		}
 		w.end(!waits)
 	}
-	w.waits = waits
+	if w.waits = waits; waits {
+		w.sleep()
+	}
 	return n, waits, err
+}
+
+func (w *patience) wake() {
+	if !w.awake {
+		w.awake = true
+		awake.Add(1)
+	}
+}
+
+// sleep begins a wait, or ends the session.
+func (w *patience) sleep() {
+	if w.awake {
+		w.awake = false
+		awake.Add(-1)
+	}
 }
 
 // begin tells whether it is worth to look, and allowed; then end follows.
@@ -61,16 +81,11 @@ func (w *patience) begin() bool {
 		w.rests--
 		return false
 	}
-	if int(looking.Add(1)) >= runtime.GOMAXPROCS(0) {
-		looking.Add(-1)
-		return false
-	}
-	return true
+	return int(awake.Load()) < runtime.GOMAXPROCS(0)
 }
 
 // end is told whether the look found something.
 func (w *patience) end(found bool) {
-	looking.Add(-1)
 	if found {
 		w.vain = 0
 		return

@@ -1,7 +1,10 @@
 package nbd
 
 import (
+	"net"
+	"path/filepath"
 	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -32,20 +35,24 @@ func TestAClientIsLookedForTheLessTheMoreLooksAreInVain(t *testing.T) {
 	w.end(true)
 }
 
-func TestAProcessorIsLeftToThoseWhoDoNotLook(t *testing.T) {
+func TestNobodyLooksWhereOthersKeepTheProcessorsBusy(t *testing.T) {
 	for _, processors := range []int{1, 2, 4} {
 		before := runtime.GOMAXPROCS(processors)
-		var looking []*patience
-		for range processors + 2 {
-			if w := new(patience); w.begin() {
-				looking = append(looking, w)
+		var all []*patience
+		for n := range processors + 2 {
+			w := new(patience)
+			w.wake()
+			all = append(all, w)
+			if looks := w.begin(); looks != (n+1 < processors) {
+				t.Errorf("with %d processors and %d who are awake, one looks: %v", processors, n+1, looks)
 			}
 		}
-		if len(looking) != processors-1 {
-			t.Errorf("with %d processors %d look at once, want %d", processors, len(looking), processors-1)
+		for _, w := range all {
+			w.sleep()
+			w.sleep() // counts once
 		}
-		for _, w := range looking {
-			w.end(false)
+		if n := awake.Load(); n != 0 {
+			t.Errorf("%d are awake when all sleep", n)
 		}
 		runtime.GOMAXPROCS(before)
 	}
@@ -61,5 +68,40 @@ func TestALookEnds(t *testing.T) {
 	}
 	if time.Since(since) < briefWait {
 		t.Error("it ended before")
+	}
+}
+
+func TestWhoHasGoneIsNotAwake(t *testing.T) {
+	for _, first := range []string{"no hello of TLS", ""} {
+		l, err := net.Listen("unix", filepath.Join(t.TempDir(), "socket"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		client, err := net.Dial("unix", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		server, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := client.Write([]byte(first)); err != nil {
+			t.Fatal(err)
+		}
+		_ = client.Close()
+		before := awake.Load()
+		a := newBudget(MinTotalBufferBytes, MinTotalBufferBytes, time.Minute).open(server)
+		if _, err := newSecureConn(a, secured(nil)); err == nil {
+			t.Error("there is TLS without a hello")
+		}
+		in := newIntake(server, new(atomic.Bool), new(atomic.Int64))
+		if _, err := in.need(1); err == nil {
+			t.Error("something comes from nobody")
+		}
+		in.release()
+		if n := awake.Load(); n != before {
+			t.Errorf("%q: %d are awake, want %d", first, n, before)
+		}
+		_, _ = server.Close(), l.Close()
 	}
 }

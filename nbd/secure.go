@@ -33,14 +33,14 @@ func newSecureConn(a *account, config *tls.Config) (*secureConn, error) {
 	c := &secureConn{Conn: tls.Server(p, config), socket: p}
 	err := c.Handshake()
 	if err != nil {
-		p.narrow()
+		p.end()
 	}
 	return c, err
 }
 
 // Close implements net.Conn, for the goroutine that reads.
 func (c *secureConn) Close() error {
-	defer c.socket.narrow()
+	defer c.socket.end()
 	return c.Conn.Close()
 }
 
@@ -198,6 +198,12 @@ func (p *passage) try(fd uintptr) bool {
 		p.narrow()
 	}
 	return !waits
+}
+
+// end is called when nothing is read any more.
+func (p *passage) end() {
+	p.narrow()
+	p.patience.sleep()
 }
 
 // widen makes in wide, if there is a pass.

@@ -52,7 +52,7 @@ func newLifeOn(t *testing.T, seed uint64, fs vfs.FS, dir string) *lives {
 
 func (l *lives) open(fs vfs.FS) *store.Store {
 	l.t.Helper()
-	return openWith(l.t, l.dir, store.Options{FS: fs, FoldAbove: l.fold, ReclaimBytesPerSecond: 1 << 40})
+	return openWith(l.t, l.dir, store.Options{FS: fs, FoldAbove: l.fold, ReclaimBytesPerSecond: 1 << 40, ReclaimPercent: 100})
 }
 
 func (l *lives) log(format string, args ...any) { l.did = append(l.did, fmt.Sprintf(format, args...)) }

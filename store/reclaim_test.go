@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"fmt"
 	"path"
 	"testing"
 	"testing/synctest"
@@ -101,4 +102,27 @@ func TestWhatIsLeftToFoldIsToldOfAllImages(t *testing.T) {
 	if r := s.Reclaiming(); r.ImagesLeft != 0 || r.LeftBytes != 0 {
 		t.Errorf("after all: %+v", r)
 	}
+}
+
+// layered makes a volume v with a snapshot of as many blocks of its own as each number
+// says, and deletes all but the last.
+func layered(t *testing.T, s *store.Store, blocks ...int64) {
+	t.Helper()
+	noError(t, second(s.CreateVolume("v", 64*lookup.BlockSize, volume.ScopeRequest)))
+	w := openView(t, s, "v")
+	var names []string
+	for i, n := range blocks {
+		for b := range n {
+			write(t, w, (int64(i)*16+b)*lookup.BlockSize, 'a')
+		}
+		names = append(names, fmt.Sprint("s", i))
+		preserveAs(t, s, "v", names[i])
+	}
+	noError(t, w.Close())
+	s.AwaitPunches()
+	release := s.HoldPunches()
+	for _, name := range names[:len(names)-1] {
+		noError(t, s.DeleteSnapshot("v@"+name))
+	}
+	release()
 }

@@ -7,6 +7,7 @@ DURATION ?= 1h
 MODELCHECKS ?= 2000
 HISTORIES ?= 2000
 LIVES    ?= 100
+SNAPSHOTS ?= 1000
 CRASHSEEDS ?= 2000
 CRASHROUNDS ?= 2
 KILLROUNDS ?= 100
@@ -51,9 +52,9 @@ fuzz: ## each fuzz target for FUZZTIME
 		done; \
 	done
 
-model: ## against the model, and histories of concurrent clients, checked: MODELCHECKS, LIVES, HISTORIES
+model: ## against the model, and histories of concurrent clients, checked: MODELCHECKS, LIVES, SNAPSHOTS, HISTORIES
 	go test -race -timeout 60m -run 'Model|Concurrent' ./volume ./store -rapid.checks $(MODELCHECKS)
-	go test -race -timeout 60m -run AtRandom ./store -life.seeds $(LIVES)
+	go test -race -timeout 60m -run 'AtRandom|InAnyOrder' ./store -life.seeds $(LIVES) -life.snapshots $(SNAPSHOTS)
 	go test -race -tags yield -timeout 60m -run 'Concurrent|History' ./volume ./store -history.rounds $(HISTORIES)
 
 crash: ## power cuts at every step of CRASHSEEDS random workloads, and KILLROUNDS deaths of a real server

@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"strings"
 
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/tidemark/tidemark/api/tidemarkv1"
 	rpc "github.com/tidemark/tidemark/api/tidemarkv1/tidemarkv1connect"
 	"github.com/tidemark/tidemark/store"
+	"github.com/tidemark/tidemark/volume"
 )
 
 func (s *service) HoldSnapshot(ctx context.Context, r *tidemarkv1.HoldSnapshotRequest) (*tidemarkv1.HoldSnapshotResponse, error) {
@@ -57,7 +59,11 @@ func (s *service) SetSchedule(ctx context.Context, r *tidemarkv1.SetScheduleRequ
 	if err := s.mayTarget(ctx, rpc.TidemarkServiceSetScheduleProcedure, r.GetTarget()); err != nil {
 		return nil, wireError(err, nil)
 	}
-	x, err := s.store.SetSchedule(r.GetTarget(), scheduleSettings(r))
+	set, err := scheduleSettings(r)
+	if err != nil {
+		return nil, wireError(err, nil)
+	}
+	x, err := s.store.SetSchedule(r.GetTarget(), set)
 	return &tidemarkv1.SetScheduleResponse{Schedule: toSchedule(x)}, wireError(err, nil)
 }
 
@@ -65,7 +71,11 @@ func (s *service) PreviewSchedule(ctx context.Context, r *tidemarkv1.PreviewSche
 	if err := s.mayTarget(ctx, rpc.TidemarkServicePreviewScheduleProcedure, r.GetTarget()); err != nil {
 		return nil, wireError(err, nil)
 	}
-	p, err := s.store.PreviewSchedule(r.GetTarget(), scheduleSettings(r))
+	set, err := scheduleSettings(r)
+	if err != nil {
+		return nil, wireError(err, nil)
+	}
+	p, err := s.store.PreviewSchedule(r.GetTarget(), set)
 	return &tidemarkv1.PreviewScheduleResponse{NextTimes: each(p.Next, timestamppb.New), Expired: p.Expired}, wireError(err, nil)
 }
 
@@ -102,13 +112,21 @@ func scheduleSettings(r interface {
 	GetKeep() string
 	GetDrill() string
 	GetDrillEvery() string
+	GetWait() *durationpb.Duration
+	GetOnTimeout() tidemarkv1.OnTimeout
 },
-) store.ScheduleSettings {
-	return store.ScheduleSettings{Every: r.GetEvery(), Keep: r.GetKeep(), Drill: r.GetDrill(), DrillEvery: r.GetDrillEvery()}
+) (store.ScheduleSettings, error) {
+	set := store.ScheduleSettings{Every: r.GetEvery(), Keep: r.GetKeep(), Drill: r.GetDrill(), DrillEvery: r.GetDrillEvery()}
+	if r.GetWait() != nil {
+		set.Wait = new(r.GetWait().AsDuration())
+	}
+	var err error
+	set.OnTimeout, err = fromEnum("timeout policy", r.GetOnTimeout(), volume.TimeoutAbort, volume.TimeoutKeep)
+	return set, err
 }
 
 func toSchedule(x store.ScheduleInfo) *tidemarkv1.Schedule {
-	return &tidemarkv1.Schedule{
+	wire := &tidemarkv1.Schedule{
 		Target:     x.Target,
 		Every:      x.Every,
 		Keep:       x.Keep,
@@ -124,5 +142,10 @@ func toSchedule(x store.ScheduleInfo) *tidemarkv1.Schedule {
 		}),
 		Drilling:    x.Drilling,
 		DrillFailed: x.DrillFailed,
+		OnTimeout:   tidemarkv1.OnTimeout(x.OnTimeout + 1),
 	}
+	if x.Wait != nil { // else it is that of an error
+		wire.Wait = durationpb.New(*x.Wait)
+	}
+	return wire
 }

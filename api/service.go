@@ -13,7 +13,6 @@ import (
 	"runtime"
 	"runtime/metrics"
 	"slices"
-	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -26,7 +25,7 @@ import (
 
 // DefaultWait is how long a preserve waits for older processes when the
 // request does not say.
-const DefaultWait = 60 * time.Second
+const DefaultWait = store.DefaultWait
 
 // service implements the handlers. It has no state of its own but who holds a
 // process or a drill.

@@ -111,6 +111,7 @@ func TestACatalogComesBackAsItWasCommitted(t *testing.T) {
 		hourly, gone, group := daily, daily, daily
 		hourly.Every, gone.Target, group.Target = "1h", "b", "group:g"
 		group.Drill, group.DrillEvery = "check", "1w"
+		group.Wait, group.OnTimeout = new(time.Duration), ScheduleDegrades
 		return errors.Join(tx.PutSchedule(hourly), tx.PutSchedule(daily), tx.PutSchedule(gone), tx.PutSchedule(group), tx.DeleteSchedule("b"), tx.DeleteSchedule("never"))
 	})
 	mustUpdate(t, c, func(tx *Tx) error {
@@ -132,6 +133,9 @@ func TestACatalogComesBackAsItWasCommitted(t *testing.T) {
 	if chain := want.Volumes[0].Chain; len(want.Volumes) != 2 || len(chain) != 2 ||
 		chain[0].SizeBytes != 1<<30 || chain[1].SizeBytes != 2<<30 || chain[0].Snapshot.Cut != want.Volumes[1].Chain[0].Snapshot.Cut {
 		t.Fatalf("got %+v", want)
+	}
+	if x := want.Schedules[1]; x.Wait == nil || *x.Wait != 0 || x.OnTimeout != ScheduleDegrades {
+		t.Errorf("got %+v", x)
 	}
 	if s := want.Volumes[0].Chain[0].Snapshot; len(want.Schedules) != 2 || want.Schedules[0] != daily || want.Schedules[1].Target != "group:g" || want.Schedules[1].Drill != "check" || want.Schedules[1].DrillEvery != "1w" ||
 		!want.Seen.Equal(daily.Since) || s.Labels["k"] != "v" || !s.Held || !s.HeldUntil.Equal(daily.Since) || s.Schedule != "a" {
@@ -242,6 +246,12 @@ func TestAnUpdateThatWouldNotLoadIsRefusedAndChangesNothing(t *testing.T) {
 		},
 		"a drill by what is hidden": func(tx *Tx) error {
 			return tx.PutSchedule(Schedule{Target: "a", Every: "1h", Keep: "1d:1h", Drill: ".check"})
+		},
+		"a schedule that waits for less than nothing": func(tx *Tx) error {
+			return tx.PutSchedule(Schedule{Target: "a", Every: "1h", Keep: "1d:1h", Wait: new(-time.Second)})
+		},
+		"a schedule that leaves snapshots draining": func(tx *Tx) error {
+			return tx.PutSchedule(Schedule{Target: "a", Every: "1h", Keep: "1d:1h", OnTimeout: "keep"})
 		},
 		"a drill that printed too much": func(tx *Tx) error {
 			cut, err := tx.NewCutID()

@@ -22,9 +22,17 @@ type Schedule struct {
 	// DrillEvery is how often, as Every; empty: of each snapshot.
 	Drill      string `json:"drill,omitempty"`
 	DrillEvery string `json:"drillEvery,omitempty"`
+	// Wait is how long a preserve waits for older processes; nil: as long as the store
+	// waits where nobody said. OnTimeout is what it does then: "degrade", or empty: it is
+	// given up.
+	Wait      *time.Duration `json:"waitNanoseconds,omitempty"`
+	OnTimeout string         `json:"onTimeout,omitempty"`
 	// Since is when it was set: what was due before is not missed.
 	Since time.Time `json:"since"`
 }
+
+// ScheduleDegrades is the OnTimeout of a Schedule whose preserves cut again.
+const ScheduleDegrades = "degrade"
 
 // schedulePrefix begins the key of a schedule: its target follows.
 const schedulePrefix = 's'
@@ -53,6 +61,10 @@ func (x Schedule) check() error {
 		return fmt.Errorf("schedule of %s: drill %w", x.Target, badDrill)
 	case x.DrillEvery != "" && x.Drill == "":
 		return fmt.Errorf("schedule of %s: it says when to drill, and not what runs", x.Target)
+	case x.Wait != nil && *x.Wait < 0:
+		return fmt.Errorf("schedule of %s: it waits for %v", x.Target, *x.Wait)
+	case x.OnTimeout != "" && x.OnTimeout != ScheduleDegrades:
+		return fmt.Errorf("schedule of %s: on timeout %q is not %q or empty", x.Target, x.OnTimeout, ScheduleDegrades)
 	case len(x.Drill) > mostProgramBytes || strings.ContainsAny(x.Drill, "/\x00") || strings.HasPrefix(x.Drill, "."):
 		return fmt.Errorf("schedule of %s: drill %q is no name of a file", x.Target, x.Drill)
 	}

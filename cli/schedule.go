@@ -8,7 +8,9 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/tidemark/tidemark/api"
 	"github.com/tidemark/tidemark/api/tidemarkv1"
 )
 
@@ -24,7 +26,7 @@ func (a *app) scheduleCommand() *cobra.Command {
 }
 
 func (a *app) scheduleSetCommand() *cobra.Command {
-	var set scheduleFlags
+	set := scheduleFlags{onTimeout: choice{"abort", []string{"abort", "degrade"}}}
 	var dryRun bool
 	c := &cobra.Command{
 		Use:   "set VOLUME|group:GROUP --every WHEN --keep POLICY [--drill NAME [--drill-every WHEN]]",
@@ -47,8 +49,13 @@ POLICY says for how long one is kept in each stretch of time. As an example,
 a month for a year. The oldest of each stretch is the one; the newest of all is
 always kept.
 
-A preserve waits a minute for processes begun before it, and is given up then. A
-schedule that can't make a snapshot tells it in the log and in 'schedule list',
+A preserve waits for processes begun before it, for the time of --wait, and then
+does what --on-timeout says, as in 'tidemark preserve': abort gives it up,
+degrade cuts again and waits for requests only. A volume of --scope session with
+a client that never leaves has no scheduled snapshot without degrade. What comes
+due while a preserve waits is left out.
+
+A schedule that can't make a snapshot tells it in the log and in 'schedule list',
 deletes nothing, and tries again the next time.
 
 With --drill the server tries whether snapshots of the schedule can be restored,
@@ -64,6 +71,7 @@ the log and in 'schedule list'; 'snapshot show' has what NAME printed.
 delete now.`,
 		Example: `  tidemark schedule set db --every 1h --keep 24h:1h,30d:1d,1y:1mo
   tidemark schedule set group:shop --every 15m --keep 24h:1h,30d:1d
+  tidemark schedule set vm --every 1h --keep 24h:1h --wait 5s --on-timeout degrade
   tidemark schedule set db --every 1h --keep 24h:1h,30d:1d --drill check-db
   tidemark schedule set db --every 1h --keep 24h:1h --drill check-db --drill-every 1d
   tidemark schedule set db --every '30 2 * * 1-5' --keep 4w:1d --dry-run`,
@@ -83,6 +91,8 @@ delete now.`,
 	c.Flags().StringVar(&set.keep, "keep", "", "`POLICY` of what is kept, as 24h:1h,30d:1d,1y:1mo")
 	c.Flags().StringVar(&set.drill, "drill", "", "`NAME` of the server's program that looks at clones of the snapshots")
 	c.Flags().StringVar(&set.drillEvery, "drill-every", "", "`WHEN` it does (default each snapshot)")
+	c.Flags().DurationVar(&set.wait, "wait", api.DefaultWait, "`DURATION` to wait for older processes, as 500ms, 60s or 2m")
+	c.Flags().Var(&set.onTimeout, "on-timeout", "what to do when they have not ended by then")
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "change nothing; tell when it would be due and what it would delete")
 	mustHave(c, "every")
 	mustHave(c, "keep")
@@ -90,12 +100,15 @@ delete now.`,
 	completeWords(c, "keep", []string{"24h:1h,30d:1d,1y:1mo"})
 	a.completeFlag(c, "drill", listDrills)
 	completeWords(c, "drill-every", []string{"1d", "1w", "@daily", "@weekly", "@monthly"})
+	completeWords(c, "on-timeout", set.onTimeout.allowed)
 	return exits(c, exitNotFound, exitNoServer)
 }
 
 // scheduleFlags are what is said of a schedule.
 type scheduleFlags struct {
 	every, keep, drill, drillEvery string
+	wait                           time.Duration
+	onTimeout                      choice
 }
 
 // check refuses what the server would take for nothing said.
@@ -119,6 +132,7 @@ func (a *app) setSchedule(c *cobra.Command, target string, set scheduleFlags) er
 	}
 	r, err := server.SetSchedule(c.Context(), &tidemarkv1.SetScheduleRequest{
 		Target: target, Every: set.every, Keep: set.keep, Drill: set.drill, DrillEvery: set.drillEvery,
+		Wait: durationpb.New(set.wait), OnTimeout: tidemarkv1.OnTimeout(set.onTimeout.number()),
 	})
 	if err != nil {
 		return seeVolumes(err)
@@ -157,6 +171,7 @@ func (a *app) previewSchedule(c *cobra.Command, target string, set scheduleFlags
 	}
 	r, err := server.PreviewSchedule(c.Context(), &tidemarkv1.PreviewScheduleRequest{
 		Target: target, Every: set.every, Keep: set.keep, Drill: set.drill, DrillEvery: set.drillEvery,
+		Wait: durationpb.New(set.wait), OnTimeout: tidemarkv1.OnTimeout(set.onTimeout.number()),
 	})
 	if err != nil {
 		return seeVolumes(err)
@@ -274,6 +289,7 @@ func (a *app) showSchedule(c *cobra.Command, target string) error {
 		[2]string{"target", x.GetTarget()},
 		[2]string{"every", x.GetEvery()},
 		[2]string{"keep", x.GetKeep()},
+		[2]string{"wait", x.GetWait().AsDuration().String() + ", then " + word(x.GetOnTimeout())},
 		[2]string{"next", orDash(formatTime(x.GetNextTime()))},
 		[2]string{"last", orDash(formatTime(x.GetLastTime()))},
 		[2]string{"snapshots", fmt.Sprintf("%d, at most %d%s", x.GetSnapshots(), x.GetMost(), ofEach(x.GetTarget()))},
@@ -336,7 +352,10 @@ type scheduleJSON struct {
 	Last      *time.Time `json:"last"`
 	Snapshots int32      `json:"snapshots"`
 	Most      int32      `json:"most"`
-	Failed    string     `json:"failed,omitempty"`
+	// WaitSeconds for older processes, and then OnTimeout: abort or degrade.
+	WaitSeconds float64 `json:"waitSeconds"`
+	OnTimeout   string  `json:"onTimeout"`
+	Failed      string  `json:"failed,omitempty"`
 	// Drill is left out where there is none.
 	Drill *scheduleDrillJSON `json:"drill,omitempty"`
 }
@@ -361,8 +380,8 @@ type drilledJSON struct {
 
 func asSchedule(x *tidemarkv1.Schedule) scheduleJSON {
 	return scheduleJSON{
-		x.GetTarget(), x.GetEvery(), x.GetKeep(), jsonTime(x.GetNextTime()), jsonTime(x.GetLastTime()), x.GetSnapshots(), x.GetMost(), x.GetFailed(),
-		asScheduleDrill(x),
+		x.GetTarget(), x.GetEvery(), x.GetKeep(), jsonTime(x.GetNextTime()), jsonTime(x.GetLastTime()), x.GetSnapshots(), x.GetMost(),
+		x.GetWait().AsDuration().Seconds(), word(x.GetOnTimeout()), x.GetFailed(), asScheduleDrill(x),
 	}
 }
 

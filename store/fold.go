@@ -218,6 +218,8 @@ func (f *fold) run(ctx context.Context, idle func()) error {
 		return fmt.Errorf("fold image %d into %d: %w", f.lower.ImageID(), f.upper.ImageID(), err)
 	}
 	s.sealer.joined = joined{} // the upper image covers more than it did
+	s.reclaiming.moved(bytesOf(f.taken))
+	defer s.reclaiming.moved(0)
 	return s.punch(ctx, f.lower.ImageID(), idle)
 }
 

@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,8 +9,10 @@ import (
 	"path"
 	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/tidemark/tidemark/internal/vfs"
 	"github.com/tidemark/tidemark/lookup"
@@ -57,6 +60,91 @@ func TestNoRequestWaitsForADeleteWhereverItIsStopped(t *testing.T) {
 	}, "committed data/catalog.db", "remove images/#.img", "remove volumes/#")
 }
 
+func TestNoRequestWaitsForASnapshotsDeleteAPunchOrAFoldWhereverTheyAreStopped(t *testing.T) {
+	for name, clones := range map[string]bool{"with storage that can't be shared": false, "with storage that is shared": true} {
+		t.Run(name, func(t *testing.T) {
+			sim := vfs.NewSim(t.TempDir())
+			sim.Clones = clones
+			s := newStoppableOn(t, sim, store.Options{FoldAbove: 1, ReclaimPercent: 100})
+			copied := "write images/#.img"
+			if clones {
+				copied = "clone images/#.img"
+			}
+			s.unneeded(0)
+			s.clone("v@d0", "c")
+			s.stopEverywhere(func(n int) {
+				full := fmt.Sprintf("v@d%d", n+1)
+				s.unstopped(func() { s.unneeded(n + 1) })
+				if err := s.DeleteSnapshot(full); err != nil {
+					t.Errorf("delete %s: %v", full, err)
+				}
+				s.AwaitPunches()
+			}, "committed data/catalog.db", "write images/#.tab.tmp", "sync images/#.tab.tmp", "rename images/#.tab.tmp",
+				"punch images/#.img", "read images/#.img", copied, "writeback images/#.img", "sync images/#.img",
+				"write images/#.sum.tmp", "sync images/#.sum.tmp", "rename images/#.sum.tmp", "open images/#.sum",
+				"remove images/#.img", "remove images/#.sum", "remove images/#.tab")
+		})
+	}
+}
+
+// What hides a block is flushed before the block is punched. A flush may wait for that,
+// as for the one of another client, and no other request does.
+func TestReadsAndWritesGoOnBesideTheFlushOfAPunch(t *testing.T) {
+	s, sync := stoppedStore(t, func(op vfs.Op) bool {
+		return op.Kind == vfs.OpSync && strings.HasPrefix(path.Base(op.Name), "journal-")
+	})
+	snapshot := scattered(t, s)
+	sync.armed.Store(true)
+	if err := s.DeleteSnapshot(snapshot); err != nil {
+		t.Fatal(err)
+	}
+	<-sync.reached
+	w := openView(t, s, "v")
+	write(t, w, 0, 'c')
+	_, read := w.ReadAt(make([]byte, w.SizeBytes()), 0)
+	trim := w.Trim(lookup.BlockSize, lookup.BlockSize)
+	close(sync.open)
+	if err := errors.Join(read, trim, w.Flush(), w.Close()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestNoRequestWaitsForACloneWhereverItIsStopped(t *testing.T) {
+	s := newStoppable(t)
+	s.unneeded(0)
+	s.clone("v@d0", "c")
+	s.stopEverywhere(func(n int) {
+		clone := fmt.Sprintf("c%d", n)
+		if _, err := s.Clone(context.Background(), "v@d0", clone); err != nil {
+			t.Errorf("clone: %v", err)
+		}
+		if err := s.DeleteVolume(clone, false); err != nil {
+			t.Errorf("delete the clone: %v", err)
+		}
+	}, "committed data/catalog.db", "mkdir volumes/#", "open #/journal-#", "sync #/journal-base.tmp", "syncdir volumes/#", "open images/#.img")
+}
+
+func TestNoRequestWaitsForARollbackOfAnotherVolumeWhereverItIsStopped(t *testing.T) {
+	s := newStoppable(t)
+	if _, err := s.Preserve(t.Context(), store.PreserveRequest{Volumes: []string{"x0"}, Name: "back", Wait: time.Minute, UntilSealed: true}); err != nil {
+		t.Fatal(err)
+	}
+	s.stopEverywhere(func(n int) {
+		r, err := s.Rollback(context.Background(), store.RollbackRequest{Snapshot: "x0@back", Keep: fmt.Sprintf("k%d", n), Disconnect: n%2 == 0})
+		if err != nil {
+			t.Errorf("rollback: %v", err)
+			return
+		}
+		if err := s.WaitSealed(context.Background(), r.Kept); err != nil {
+			t.Errorf("wait for %s: %v", r.Kept, err)
+		}
+		if err := s.DeleteSnapshot(r.Kept); err != nil {
+			t.Errorf("delete %s: %v", r.Kept, err)
+		}
+	}, "write data/catalog.db.log", "sync data/catalog.db.log", "committed data/catalog.db", "mkdir volumes/#", "sync #/journal-base.tmp",
+		"sync images/#.img (seal)", "remove volumes/#")
+}
+
 func TestNoRequestWaitsForACheckpointWhereverItIsStopped(t *testing.T) {
 	s := newStoppable(t)
 	s.stopEverywhere(func(int) {
@@ -75,7 +163,7 @@ func TestNoRequestWaitsForACheckpointWhereverItIsStopped(t *testing.T) {
 				t.Errorf("checkpoint: %v", err)
 			}
 		}
-	}, "open #/journal-#", "sync #/table-0000000000000001.tmp", "rename #/journal-base.tmp")
+	}, "open #/journal-#", "sync #/table-#.tmp", "rename #/journal-base.tmp")
 }
 
 func TestNoRequestWaitsForTheRecoveryOfAnotherDirectory(t *testing.T) {
@@ -113,25 +201,32 @@ func TestNoRequestWaitsForTheRecoveryOfAnotherDirectory(t *testing.T) {
 // one operation at a time.
 type stoppable struct {
 	*store.Store
-	t *testing.T
+	t       *testing.T
+	volumes []string // that have requests
 
 	mu      sync.Mutex
 	armed   bool
 	seen    map[string]int  // operations of this run, by what they are
 	stopped map[string]bool // in all runs
+	sealed  map[string]bool // images that no request writes to any more
 	reached chan string
 	open    chan struct{} // closed: it goes on
 }
 
 func newStoppable(t *testing.T) *stoppable {
-	s := &stoppable{t: t, seen: map[string]int{}, stopped: map[string]bool{}}
+	return newStoppableOn(t, vfs.NewSim(t.TempDir()), store.Options{})
+}
+
+func newStoppableOn(t *testing.T, disk *vfs.Sim, o store.Options) *stoppable {
+	s := &stoppable{t: t, volumes: []string{"v", "w"}, seen: map[string]int{}, stopped: map[string]bool{}, sealed: map[string]bool{}}
+	o.FS = vfs.Fault{FS: disk, Hook: s.hook}
 	var err error
-	s.Store, err = store.Open(dataDir, store.Options{FS: vfs.Fault{FS: vfs.NewSim(t.TempDir()), Hook: s.hook}})
+	s.Store, err = store.Open(dataDir, o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = s.Close(context.Background()) })
-	for _, name := range []string{"v", "w"} {
+	for _, name := range s.volumes {
 		if _, err := s.CreateVolume(name, 16*lookup.BlockSize, volume.ScopeRequest); err != nil {
 			t.Fatal(err)
 		}
@@ -168,13 +263,63 @@ func (s *stoppable) victim(n int) {
 	}
 }
 
+// unneeded makes the snapshot dN of v, of which the live volume hides one block, and
+// nobody hides the other; and has it sealed.
+func (s *stoppable) unneeded(n int) {
+	if _, err := s.EndProcess("P", false); err != nil { // else the snapshot waits for it
+		s.t.Error(err)
+	}
+	put := func(blocks ...int64) {
+		view, err := s.OpenView("v")
+		if err != nil {
+			s.t.Error(err)
+			return
+		}
+		for _, b := range blocks {
+			if _, err := view.WriteAt(bytes.Repeat([]byte{byte(n + 1)}, lookup.BlockSize), b*lookup.BlockSize); err != nil {
+				s.t.Error(err)
+			}
+		}
+		if err := view.Close(); err != nil {
+			s.t.Error(err)
+		}
+	}
+	put(0, 10+int64(n%6)) // requests write to neither
+	if _, err := s.Preserve(context.Background(), store.PreserveRequest{
+		Volumes: []string{"v"}, Name: fmt.Sprintf("d%d", n), Wait: time.Minute, UntilSealed: true,
+	}); err != nil {
+		s.t.Error(err)
+	}
+	put(0)
+	s.begin()
+}
+
+// clone makes a volume that has requests too.
+func (s *stoppable) clone(full, name string) {
+	s.t.Helper()
+	if _, err := s.Clone(context.Background(), full, name); err != nil {
+		s.t.Fatal(err)
+	}
+	s.volumes = append(s.volumes, name)
+}
+
 // hook stops operations that are no request's own. Requests read, write and sync
 // images and journals themselves, through handles without a label, and don't
-// open, replace or remove anything.
+// open, replace or remove anything. They write to no image that is sealed, and sync
+// none; nor do any run until something was stopped, so a read of one isn't theirs.
 func (s *stoppable) hook(op vfs.Op) error {
 	switch op.Kind {
-	case vfs.OpRead, vfs.OpTryRead, vfs.OpWrite, vfs.OpPunch, vfs.OpZero, vfs.OpSync, vfs.OpStat:
-		if op.Handle == "" && path.Ext(op.Name) != vfs.TempSuffix && path.Base(op.Name) != "catalog.db.log" {
+	case vfs.OpRename:
+		if path.Ext(op.NewName) == ".tab" {
+			s.mu.Lock()
+			s.sealed[strings.TrimSuffix(op.NewName, ".tab")+".img"] = true
+			s.mu.Unlock()
+		}
+	case vfs.OpRead, vfs.OpTryRead, vfs.OpWrite, vfs.OpAllocate, vfs.OpPunch, vfs.OpZero, vfs.OpSync, vfs.OpStat:
+		s.mu.Lock()
+		sealed := s.sealed[op.Name]
+		s.mu.Unlock()
+		if op.Handle == "" && path.Ext(op.Name) != vfs.TempSuffix && path.Base(op.Name) != "catalog.db.log" && !sealed {
 			return nil
 		}
 	}
@@ -185,12 +330,16 @@ func (s *stoppable) hook(op vfs.Op) error {
 // such a file, as often as it had come in its run.
 func (s *stoppable) stop(op vfs.Op) error {
 	s.mu.Lock()
+	if !s.armed {
+		s.mu.Unlock()
+		return nil
+	}
 	is := describe(op)
 	s.seen[is]++
 	if s.seen[is] > 1 {
 		is = fmt.Sprintf("%s, %d.", is, s.seen[is])
 	}
-	if !s.armed || s.stopped[is] {
+	if s.stopped[is] {
 		s.mu.Unlock()
 		return nil
 	}
@@ -250,20 +399,21 @@ func (s *stoppable) stoppedAt(want []string) bool {
 	return !slices.ContainsFunc(want, func(w string) bool { return !s.stopped[w] })
 }
 
-var segmentNumber = regexp.MustCompile(`^journal-[0-9a-f]{8}$`)
+var number = regexp.MustCompile(`[0-9a-f]{8,}`)
 
-// describe names an operation without the numbers of images, volumes and
+// describe names an operation without the numbers of images, volumes, tables and
 // segments of journals.
 func describe(op vfs.Op) string {
 	dir, base := path.Split(op.Name)
 	name := path.Base(dir) + "/" + base
 	switch {
 	case path.Base(dir) == "images":
-		name = "images/#" + path.Ext(base)
+		_, kind, _ := strings.Cut(base, ".")
+		name = "images/#." + kind
 	case path.Base(dir) == "volumes":
 		name = "volumes/#"
 	case path.Base(path.Dir(path.Clean(dir))) == "volumes":
-		name = "#/" + segmentNumber.ReplaceAllString(base, "journal-#")
+		name = "#/" + number.ReplaceAllString(base, "#")
 	}
 	if op.Handle != "" {
 		name += " (" + op.Handle + ")"
@@ -271,10 +421,10 @@ func describe(op vfs.Op) string {
 	return fmt.Sprintf("%v %s", op.Kind, name)
 }
 
-// requests does every kind of request through every VLUN of v and w.
+// requests does every kind of request through every VLUN of the volumes.
 func (s *stoppable) requests() {
 	s.t.Helper()
-	for _, name := range []string{"v", "w"} {
+	for _, name := range s.volumes {
 		live, err := s.OpenView(name)
 		if err != nil {
 			s.t.Fatal(err)
@@ -284,8 +434,15 @@ func (s *stoppable) requests() {
 			s.readAndWrite(old)
 			s.read(old)
 		}
-		for _, k := range live.Volume().VLUNs() {
-			preserved, err := k.Open()
+		snapshots, err := s.Snapshots(name)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		for _, snap := range snapshots {
+			preserved, err := s.OpenView(name + "@" + snap.Name)
+			if errors.Is(err, store.ErrNotFound) {
+				continue // it is being deleted
+			}
 			if err != nil {
 				s.t.Fatal(err)
 			}

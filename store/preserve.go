@@ -236,7 +236,11 @@ func abortedError(name string, r PreserveRequest, result *volume.Result) error {
 	if result.Reason == volume.Conflicted {
 		return fmt.Errorf("preserve %s %w by a conflict: a process begun before the cut touched a block written after it (%s); nothing was kept, nobody waited", name, ErrAborted, who)
 	}
-	return fmt.Errorf("preserve %s %w: after %s these had not ended: %s; give more --wait, or --on-timeout degrade or keep", name, ErrAborted, r.Wait, who)
+	instead := "degrade or keep"
+	if r.schedule != "" {
+		instead = "degrade, to tidemark schedule set"
+	}
+	return fmt.Errorf("preserve %s %w: after %s these had not ended: %s; give more --wait, or --on-timeout %s", name, ErrAborted, r.Wait, who, instead)
 }
 
 func (s *Store) untilSealed(ctx context.Context, report PreserveReport) (PreserveReport, error) {

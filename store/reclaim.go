@@ -37,10 +37,11 @@ type ReclaimInfo struct {
 
 // reclaiming is how far the sealer is with an image.
 type reclaiming struct {
-	mu        sync.Mutex
-	info      ReclaimInfo // but for ImagesLeft, LeftBytes, BytesPerSecond and Left
-	begun     time.Time   // since then there was something to do; zero: there is nothing
-	doneBytes int64       // since then
+	mu         sync.Mutex
+	info       ReclaimInfo // but for ImagesLeft, LeftBytes, BytesPerSecond and Left
+	begun      time.Time   // since then there was something to do; zero: there is nothing
+	doneBytes  int64       // since then
+	movedBytes int64       // counted when they were moved, and not when they go from where they were
 }
 
 func (r *reclaiming) begin(id image.ID, folding bool, totalBytes int64) {
@@ -56,6 +57,8 @@ func (r *reclaiming) done(sizeBytes int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.info.DoneBytes += sizeBytes
+	again := min(sizeBytes, r.movedBytes)
+	r.movedBytes, sizeBytes = r.movedBytes-again, sizeBytes-again
 	r.doneBytes += sizeBytes
 	if !r.info.Folding {
 		r.info.GivenBackBytes += sizeBytes
@@ -67,6 +70,14 @@ func (r *reclaiming) gave(sizeBytes int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.info.GivenBackBytes += sizeBytes
+}
+
+// moved says that so much data lies elsewhere too: that it goes where it was gives
+// nothing back. 0: all of it has gone, or will be told as given back.
+func (r *reclaiming) moved(sizeBytes int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.movedBytes = sizeBytes
 }
 
 // end ends the work on an image.

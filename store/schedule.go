@@ -13,6 +13,7 @@ import (
 
 	"github.com/tidemark/tidemark/catalog"
 	"github.com/tidemark/tidemark/keep"
+	"github.com/tidemark/tidemark/volume"
 )
 
 // ScheduleInfo describes a schedule.
@@ -47,6 +48,19 @@ type ScheduleSettings struct {
 	// Drill names the program (Driller) that looks at a clone of its snapshots; empty:
 	// none does. DrillEvery is how often, as Every; empty: of each snapshot.
 	Drill, DrillEvery string
+	// Wait is how long a preserve waits for processes begun before its cut; nil:
+	// DefaultWait. OnTimeout is what it does then: TimeoutKeep is not allowed, as the
+	// next ones would only join the one that drains, until there are too many.
+	Wait      *time.Duration
+	OnTimeout volume.OnTimeout
+}
+
+// wait is how long a preserve waits.
+func (x ScheduleSettings) wait() time.Duration {
+	if x.Wait == nil {
+		return DefaultWait
+	}
+	return *x.Wait
 }
 
 // SchedulePreview says what a schedule would do.
@@ -70,12 +84,14 @@ type schedules struct {
 
 // schedule is guarded by Store.mu, but for what never changes.
 type schedule struct {
-	record  catalog.Schedule
-	every   keep.Every
-	policy  keep.Policy
-	next    time.Time // when it is due; zero: never
-	running bool
-	failed  string
+	record    catalog.Schedule
+	every     keep.Every
+	policy    keep.Policy
+	wait      time.Duration // of a preserve, and what it does then
+	onTimeout volume.OnTimeout
+	next      time.Time // when it is due; zero: never
+	running   bool
+	failed    string
 	drills
 }
 
@@ -183,7 +199,10 @@ func (s *Store) Schedule(target string) (ScheduleInfo, error) {
 func (s *Store) scheduleInfoLocked(x *schedule) ScheduleInfo {
 	r := x.record
 	info := ScheduleInfo{
-		Target: r.Target, ScheduleSettings: ScheduleSettings{Every: r.Every, Keep: r.Keep, Drill: r.Drill, DrillEvery: r.DrillEvery},
+		Target: r.Target,
+		ScheduleSettings: ScheduleSettings{
+			Every: r.Every, Keep: r.Keep, Drill: r.Drill, DrillEvery: r.DrillEvery, Wait: new(x.wait), OnTimeout: x.onTimeout,
+		},
 		Next: x.next, Most: x.policy.Most(), Failed: x.failed, DrillFailed: x.drillFailed,
 	}
 	info.Snapshots, info.Last = s.madeLocked(r.Target)
@@ -216,13 +235,37 @@ func (s *Store) madeLocked(target string) (n int, last time.Time) {
 
 // givenSchedule is newSchedule of what somebody has said just now.
 func (s *Store) givenSchedule(target string, set ScheduleSettings, now time.Time) (*schedule, error) {
-	x, err := newSchedule(catalog.Schedule{
+	record := catalog.Schedule{
 		Target: target, Every: set.Every, Keep: set.Keep, Drill: set.Drill, DrillEvery: set.DrillEvery, Since: now,
-	})
+	}
+	if err := set.recordWait(&record); err != nil {
+		return nil, err
+	}
+	x, err := newSchedule(record)
 	if err == nil && set.Drill != "" {
 		err = s.driller.Check(set.Drill)
 	}
 	return x, err
+}
+
+// recordWait puts how a schedule waits into its record. What is the default is not said
+// there, so that a directory without it can be opened by older servers.
+func (x ScheduleSettings) recordWait(record *catalog.Schedule) error {
+	wait := x.wait()
+	if wait < 0 {
+		return fmt.Errorf("%w: wait of %v: it can't be negative", ErrInvalid, wait)
+	}
+	if wait != DefaultWait {
+		record.Wait = &wait
+	}
+	switch x.OnTimeout {
+	case volume.TimeoutAbort:
+	case volume.TimeoutDegrade:
+		record.OnTimeout = catalog.ScheduleDegrades
+	default:
+		return fmt.Errorf("%w: timeout policy %v of a schedule: allowed are abort and degrade", ErrInvalid, x.OnTimeout)
+	}
+	return nil
 }
 
 func newSchedule(record catalog.Schedule) (*schedule, error) {
@@ -234,7 +277,13 @@ func newSchedule(record catalog.Schedule) (*schedule, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	x := &schedule{record: record, every: every, policy: policy}
+	x := &schedule{record: record, every: every, policy: policy, wait: DefaultWait}
+	if record.Wait != nil {
+		x.wait = *record.Wait
+	}
+	if record.OnTimeout == catalog.ScheduleDegrades {
+		x.onTimeout = volume.TimeoutDegrade
+	}
 	return x, x.readDrill()
 }
 
@@ -356,15 +405,16 @@ func (s *Store) startDue(ctx context.Context, now time.Time) (next time.Time) {
 	return next
 }
 
-// scheduleWait is how long a schedule waits for processes begun before its cut.
-const scheduleWait = time.Minute
+// DefaultWait is how long a preserve waits for processes begun before its cut where
+// nobody said.
+const DefaultWait = time.Minute
 
 // runSchedule preserves, and lets go what is to be kept no more: that too when there
 // is no room for a snapshot. Where a snapshot could not be made for another reason,
 // nothing is deleted: there may be none to come that takes its place. What failed is
 // told once, until it works again.
 func (s *Store) runSchedule(ctx context.Context, x *schedule) {
-	err := s.preserveScheduled(ctx, x.record.Target)
+	err := s.preserveScheduled(ctx, x)
 	if err == nil || errors.Is(err, ErrNoSpace) || errors.Is(err, ErrHighWater) {
 		err = errors.Join(err, s.letGo(ctx, x))
 	}
@@ -386,8 +436,9 @@ func (s *Store) runSchedule(ctx context.Context, x *schedule) {
 	}
 }
 
-func (s *Store) preserveScheduled(ctx context.Context, target string) error {
-	r := PreserveRequest{Volumes: []string{target}, Wait: scheduleWait, schedule: target}
+func (s *Store) preserveScheduled(ctx context.Context, x *schedule) error {
+	target := x.record.Target
+	r := PreserveRequest{Volumes: []string{target}, Wait: x.wait, OnTimeout: x.onTimeout, schedule: target}
 	if name, is := strings.CutPrefix(target, GroupTarget); is { // of whatever it has at the cut
 		r.Volumes, r.Groups = nil, []string{name}
 	}

@@ -23,7 +23,9 @@ import (
 type sealer struct {
 	store  *Store
 	cancel context.CancelFunc
-	done   chan struct{}
+	// endReclaim ends what the next open begins again: a punch, a fold.
+	endReclaim context.CancelFunc
+	done       chan struct{}
 
 	mu       sync.Mutex
 	queue    []*volume.VLUN
@@ -51,7 +53,9 @@ func (q *sealer) start(s *Store) {
 	q.store, q.cancel, q.done, q.wake = s, cancel, make(chan struct{}), make(chan struct{}, 1)
 	q.rested.L = &q.mu
 	q.paused = map[*volume.VLUN]time.Duration{}
-	go q.run(ctx)
+	reclaim, end := context.WithCancel(ctx)
+	q.endReclaim = end
+	go q.run(ctx, reclaim)
 }
 
 // enqueue asks for a VLUN that has drained to be sealed. It does not wait.
@@ -105,11 +109,12 @@ func (q *sealer) poke() {
 	}
 }
 
-// stop finishes the queue while ctx lasts.
+// stop finishes the queue while ctx lasts. It ends a punch and a fold.
 func (q *sealer) stop(ctx context.Context) {
 	q.mu.Lock()
 	q.stopping = true
 	q.mu.Unlock()
+	q.endReclaim()
 	q.poke()
 	select {
 	case <-q.done:
@@ -127,7 +132,8 @@ func (q *sealer) abandon() {
 	}
 }
 
-func (q *sealer) run(ctx context.Context) {
+// run seals, as long as ctx lasts, and gives room back, as long as reclaim does.
+func (q *sealer) run(ctx, reclaim context.Context) {
 	defer close(q.done)
 	for {
 		q.mu.Lock()
@@ -142,7 +148,7 @@ func (q *sealer) run(ctx context.Context) {
 		case !ended && q.sealNext(ctx):
 		case stopping:
 			return
-		case !ended && q.reclaimNext(ctx): // else what is left is recorded as due
+		case !ended && q.reclaimNext(ctx, reclaim): // else what is left is recorded as due
 		default:
 			<-q.wake
 		}
@@ -176,7 +182,8 @@ func (q *sealer) sealNext(ctx context.Context) bool {
 
 // reclaimNext punches one image or folds one, if there is one. Before it measures all
 // that are to be punched, one at a time: so somebody can tell how long that takes.
-func (q *sealer) reclaimNext(ctx context.Context) bool {
+// Between two pieces of that it seals, as in run.
+func (q *sealer) reclaimNext(ctx, reclaim context.Context) bool {
 	q.mu.Lock()
 	if !q.opened || len(q.punches) == 0 && !q.foldsNow() {
 		q.mu.Unlock()
@@ -186,13 +193,13 @@ func (q *sealer) reclaimNext(ctx context.Context) bool {
 	if len(q.punches) == 0 {
 		q.folds = false
 		q.mu.Unlock()
-		q.fold(ctx)
+		q.fold(ctx, reclaim)
 		return true
 	}
 	if i := slices.IndexFunc(q.punches, func(p punching) bool { return p.deadBytes < 0 }); i >= 0 {
 		id := q.punches[i].id
 		q.mu.Unlock()
-		dead, err := q.store.findDead(ctx, id)
+		dead, err := q.store.findDead(reclaim, id)
 		if err != nil {
 			return true // it is the end
 		}
@@ -204,19 +211,19 @@ func (q *sealer) reclaimNext(ctx context.Context) bool {
 	id := q.punches[0].id
 	q.punches, q.folds = q.punches[1:], true
 	q.mu.Unlock()
-	if err := q.store.punch(ctx, id, func() { q.sealNext(ctx) }); err != nil && !errors.Is(err, context.Canceled) {
+	if err := q.store.punch(reclaim, id, func() { q.sealNext(ctx) }); err != nil && !errors.Is(err, context.Canceled) {
 		q.store.logger.Error("give back the room of deleted snapshots; it is tried again later", "image", id, "err", err)
 	}
 	return true
 }
 
 // fold folds one image, if a volume has too many.
-func (q *sealer) fold(ctx context.Context) {
+func (q *sealer) fold(ctx, reclaim context.Context) {
 	f := q.store.nextFold()
 	if f == nil {
 		return
 	}
-	switch err := f.run(ctx, func() { q.sealNext(ctx) }); {
+	switch err := f.run(reclaim, func() { q.sealNext(ctx) }); {
 	case err == nil:
 		q.foldAgain() // there may be more
 	case errors.Is(err, context.Canceled):

@@ -3892,7 +3892,11 @@ type Schedule struct {
 	// The snapshot that is being drilled, "VOLUME@SNAPSHOT"; empty if none is.
 	Drilling string `protobuf:"bytes,12,opt,name=drilling,proto3" json:"drilling,omitempty"`
 	// Why no drill could be made the last time; empty if one could.
-	DrillFailed   string `protobuf:"bytes,13,opt,name=drill_failed,json=drillFailed,proto3" json:"drill_failed,omitempty"`
+	DrillFailed string `protobuf:"bytes,13,opt,name=drill_failed,json=drillFailed,proto3" json:"drill_failed,omitempty"`
+	// How long each preserve waits for older processes, and what it does then, as in
+	// PreserveRequest, but for ON_TIMEOUT_KEEP.
+	Wait          *durationpb.Duration `protobuf:"bytes,14,opt,name=wait,proto3" json:"wait,omitempty"`
+	OnTimeout     OnTimeout            `protobuf:"varint,15,opt,name=on_timeout,json=onTimeout,proto3,enum=tidemark.v1.OnTimeout" json:"on_timeout,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4018,6 +4022,20 @@ func (x *Schedule) GetDrillFailed() string {
 	return ""
 }
 
+func (x *Schedule) GetWait() *durationpb.Duration {
+	if x != nil {
+		return x.Wait
+	}
+	return nil
+}
+
+func (x *Schedule) GetOnTimeout() OnTimeout {
+	if x != nil {
+		return x.OnTimeout
+	}
+	return OnTimeout_ON_TIMEOUT_UNSPECIFIED
+}
+
 // DrilledSnapshot is a snapshot, and what came of its last restore drill.
 type DrilledSnapshot struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -4078,10 +4096,13 @@ type SetScheduleRequest struct {
 	// The volume; or "group:GROUP" for the volumes that a group has at each cut.
 	Target string `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
 	// As in Schedule.
-	Every         string `protobuf:"bytes,2,opt,name=every,proto3" json:"every,omitempty"`
-	Keep          string `protobuf:"bytes,3,opt,name=keep,proto3" json:"keep,omitempty"`
-	Drill         string `protobuf:"bytes,4,opt,name=drill,proto3" json:"drill,omitempty"`
-	DrillEvery    string `protobuf:"bytes,5,opt,name=drill_every,json=drillEvery,proto3" json:"drill_every,omitempty"`
+	Every      string `protobuf:"bytes,2,opt,name=every,proto3" json:"every,omitempty"`
+	Keep       string `protobuf:"bytes,3,opt,name=keep,proto3" json:"keep,omitempty"`
+	Drill      string `protobuf:"bytes,4,opt,name=drill,proto3" json:"drill,omitempty"`
+	DrillEvery string `protobuf:"bytes,5,opt,name=drill_every,json=drillEvery,proto3" json:"drill_every,omitempty"`
+	// Not set: 60 s.
+	Wait          *durationpb.Duration `protobuf:"bytes,6,opt,name=wait,proto3" json:"wait,omitempty"`
+	OnTimeout     OnTimeout            `protobuf:"varint,7,opt,name=on_timeout,json=onTimeout,proto3,enum=tidemark.v1.OnTimeout" json:"on_timeout,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4151,6 +4172,20 @@ func (x *SetScheduleRequest) GetDrillEvery() string {
 	return ""
 }
 
+func (x *SetScheduleRequest) GetWait() *durationpb.Duration {
+	if x != nil {
+		return x.Wait
+	}
+	return nil
+}
+
+func (x *SetScheduleRequest) GetOnTimeout() OnTimeout {
+	if x != nil {
+		return x.OnTimeout
+	}
+	return OnTimeout_ON_TIMEOUT_UNSPECIFIED
+}
+
 type SetScheduleResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Schedule      *Schedule              `protobuf:"bytes,1,opt,name=schedule,proto3" json:"schedule,omitempty"`
@@ -4200,10 +4235,13 @@ type PreviewScheduleRequest struct {
 	// The volume; or "group:GROUP" for the volumes that a group has at each cut.
 	Target string `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
 	// As in Schedule.
-	Every         string `protobuf:"bytes,2,opt,name=every,proto3" json:"every,omitempty"`
-	Keep          string `protobuf:"bytes,3,opt,name=keep,proto3" json:"keep,omitempty"`
-	Drill         string `protobuf:"bytes,4,opt,name=drill,proto3" json:"drill,omitempty"`
-	DrillEvery    string `protobuf:"bytes,5,opt,name=drill_every,json=drillEvery,proto3" json:"drill_every,omitempty"`
+	Every      string `protobuf:"bytes,2,opt,name=every,proto3" json:"every,omitempty"`
+	Keep       string `protobuf:"bytes,3,opt,name=keep,proto3" json:"keep,omitempty"`
+	Drill      string `protobuf:"bytes,4,opt,name=drill,proto3" json:"drill,omitempty"`
+	DrillEvery string `protobuf:"bytes,5,opt,name=drill_every,json=drillEvery,proto3" json:"drill_every,omitempty"`
+	// Not set: 60 s.
+	Wait          *durationpb.Duration `protobuf:"bytes,6,opt,name=wait,proto3" json:"wait,omitempty"`
+	OnTimeout     OnTimeout            `protobuf:"varint,7,opt,name=on_timeout,json=onTimeout,proto3,enum=tidemark.v1.OnTimeout" json:"on_timeout,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4271,6 +4309,20 @@ func (x *PreviewScheduleRequest) GetDrillEvery() string {
 		return x.DrillEvery
 	}
 	return ""
+}
+
+func (x *PreviewScheduleRequest) GetWait() *durationpb.Duration {
+	if x != nil {
+		return x.Wait
+	}
+	return nil
+}
+
+func (x *PreviewScheduleRequest) GetOnTimeout() OnTimeout {
+	if x != nil {
+		return x.OnTimeout
+	}
+	return OnTimeout_ON_TIMEOUT_UNSPECIFIED
 }
 
 type PreviewScheduleResponse struct {
@@ -6831,7 +6883,7 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"J\n" +
 	"\x15LabelSnapshotResponse\x121\n" +
-	"\bsnapshot\x18\x01 \x01(\v2\x15.tidemark.v1.SnapshotR\bsnapshot\"\xb6\x03\n" +
+	"\bsnapshot\x18\x01 \x01(\v2\x15.tidemark.v1.SnapshotR\bsnapshot\"\x9c\x04\n" +
 	"\bSchedule\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\tR\x06target\x12\x14\n" +
 	"\x05every\x18\x02 \x01(\tR\x05every\x12\x12\n" +
@@ -6847,26 +6899,35 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"drillEvery\x126\n" +
 	"\adrilled\x18\v \x03(\v2\x1c.tidemark.v1.DrilledSnapshotR\adrilled\x12\x1a\n" +
 	"\bdrilling\x18\f \x01(\tR\bdrilling\x12!\n" +
-	"\fdrill_failed\x18\r \x01(\tR\vdrillFailed\"O\n" +
+	"\fdrill_failed\x18\r \x01(\tR\vdrillFailed\x12-\n" +
+	"\x04wait\x18\x0e \x01(\v2\x19.google.protobuf.DurationR\x04wait\x125\n" +
+	"\n" +
+	"on_timeout\x18\x0f \x01(\x0e2\x16.tidemark.v1.OnTimeoutR\tonTimeout\"O\n" +
 	"\x0fDrilledSnapshot\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12(\n" +
-	"\x05drill\x18\x02 \x01(\v2\x12.tidemark.v1.DrillR\x05drill\"\x8d\x01\n" +
+	"\x05drill\x18\x02 \x01(\v2\x12.tidemark.v1.DrillR\x05drill\"\xf3\x01\n" +
 	"\x12SetScheduleRequest\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\tR\x06target\x12\x14\n" +
 	"\x05every\x18\x02 \x01(\tR\x05every\x12\x12\n" +
 	"\x04keep\x18\x03 \x01(\tR\x04keep\x12\x14\n" +
 	"\x05drill\x18\x04 \x01(\tR\x05drill\x12\x1f\n" +
 	"\vdrill_every\x18\x05 \x01(\tR\n" +
-	"drillEvery\"H\n" +
+	"drillEvery\x12-\n" +
+	"\x04wait\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x04wait\x125\n" +
+	"\n" +
+	"on_timeout\x18\a \x01(\x0e2\x16.tidemark.v1.OnTimeoutR\tonTimeout\"H\n" +
 	"\x13SetScheduleResponse\x121\n" +
-	"\bschedule\x18\x01 \x01(\v2\x15.tidemark.v1.ScheduleR\bschedule\"\x91\x01\n" +
+	"\bschedule\x18\x01 \x01(\v2\x15.tidemark.v1.ScheduleR\bschedule\"\xf7\x01\n" +
 	"\x16PreviewScheduleRequest\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\tR\x06target\x12\x14\n" +
 	"\x05every\x18\x02 \x01(\tR\x05every\x12\x12\n" +
 	"\x04keep\x18\x03 \x01(\tR\x04keep\x12\x14\n" +
 	"\x05drill\x18\x04 \x01(\tR\x05drill\x12\x1f\n" +
 	"\vdrill_every\x18\x05 \x01(\tR\n" +
-	"drillEvery\"n\n" +
+	"drillEvery\x12-\n" +
+	"\x04wait\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x04wait\x125\n" +
+	"\n" +
+	"on_timeout\x18\a \x01(\x0e2\x16.tidemark.v1.OnTimeoutR\tonTimeout\"n\n" +
 	"\x17PreviewScheduleResponse\x129\n" +
 	"\n" +
 	"next_times\x18\x01 \x03(\v2\x1a.google.protobuf.TimestampR\tnextTimes\x12\x18\n" +
@@ -7308,126 +7369,132 @@ var file_tidemark_v1_tidemark_proto_depIdxs = []int32{
 	110, // 46: tidemark.v1.Schedule.next_time:type_name -> google.protobuf.Timestamp
 	110, // 47: tidemark.v1.Schedule.last_time:type_name -> google.protobuf.Timestamp
 	66,  // 48: tidemark.v1.Schedule.drilled:type_name -> tidemark.v1.DrilledSnapshot
-	47,  // 49: tidemark.v1.DrilledSnapshot.drill:type_name -> tidemark.v1.Drill
-	65,  // 50: tidemark.v1.SetScheduleResponse.schedule:type_name -> tidemark.v1.Schedule
-	110, // 51: tidemark.v1.PreviewScheduleResponse.next_times:type_name -> google.protobuf.Timestamp
-	65,  // 52: tidemark.v1.ListSchedulesResponse.schedules:type_name -> tidemark.v1.Schedule
-	65,  // 53: tidemark.v1.GetScheduleResponse.schedule:type_name -> tidemark.v1.Schedule
-	6,   // 54: tidemark.v1.Verification.state:type_name -> tidemark.v1.VerifyState
-	110, // 55: tidemark.v1.Verification.last_time:type_name -> google.protobuf.Timestamp
-	111, // 56: tidemark.v1.PreserveRequest.wait:type_name -> google.protobuf.Duration
-	3,   // 57: tidemark.v1.PreserveRequest.on_timeout:type_name -> tidemark.v1.OnTimeout
-	4,   // 58: tidemark.v1.PreserveRequest.on_conflict:type_name -> tidemark.v1.OnConflict
-	108, // 59: tidemark.v1.PreserveRequest.labels:type_name -> tidemark.v1.PreserveRequest.LabelsEntry
-	80,  // 60: tidemark.v1.PreserveResponse.report:type_name -> tidemark.v1.PreserveReport
-	110, // 61: tidemark.v1.PreserveReport.cut_time:type_name -> google.protobuf.Timestamp
-	111, // 62: tidemark.v1.PreserveReport.drain_duration:type_name -> google.protobuf.Duration
-	111, // 63: tidemark.v1.PreserveReport.largest_stall:type_name -> google.protobuf.Duration
-	111, // 64: tidemark.v1.PreserveReport.largest_stall_before:type_name -> google.protobuf.Duration
-	111, // 65: tidemark.v1.PreserveReport.took:type_name -> google.protobuf.Duration
-	58,  // 66: tidemark.v1.PreserveReport.snapshots:type_name -> tidemark.v1.Snapshot
-	109, // 67: tidemark.v1.ListSnapshotsRequest.labels:type_name -> tidemark.v1.ListSnapshotsRequest.LabelsEntry
-	58,  // 68: tidemark.v1.ListSnapshotsResponse.snapshots:type_name -> tidemark.v1.Snapshot
-	54,  // 69: tidemark.v1.ListSnapshotsResponse.reclaim:type_name -> tidemark.v1.Reclaim
-	58,  // 70: tidemark.v1.GetSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
-	87,  // 71: tidemark.v1.VerifySnapshotResponse.progress:type_name -> tidemark.v1.VerifyProgress
-	88,  // 72: tidemark.v1.VerifySnapshotResponse.report:type_name -> tidemark.v1.VerifyReport
-	89,  // 73: tidemark.v1.VerifyReport.bad:type_name -> tidemark.v1.BadBlock
-	111, // 74: tidemark.v1.VerifyReport.took:type_name -> google.protobuf.Duration
-	0,   // 75: tidemark.v1.Process.scope:type_name -> tidemark.v1.Scope
-	110, // 76: tidemark.v1.Process.begin_time:type_name -> google.protobuf.Timestamp
-	110, // 77: tidemark.v1.Process.waited_since:type_name -> google.protobuf.Timestamp
-	90,  // 78: tidemark.v1.BeginProcessResponse.process:type_name -> tidemark.v1.Process
-	90,  // 79: tidemark.v1.EndProcessResponse.process:type_name -> tidemark.v1.Process
-	90,  // 80: tidemark.v1.ListProcessesResponse.processes:type_name -> tidemark.v1.Process
-	90,  // 81: tidemark.v1.HoldProcessResponse.process:type_name -> tidemark.v1.Process
-	104, // 82: tidemark.v1.ApplyRequest.header:type_name -> tidemark.v1.ApplyHeader
-	58,  // 83: tidemark.v1.ApplyResponse.snapshot:type_name -> tidemark.v1.Snapshot
-	8,   // 84: tidemark.v1.TidemarkService.GetServerInfo:input_type -> tidemark.v1.GetServerInfoRequest
-	14,  // 85: tidemark.v1.TidemarkService.CreateVolume:input_type -> tidemark.v1.CreateVolumeRequest
-	16,  // 86: tidemark.v1.TidemarkService.ListVolumes:input_type -> tidemark.v1.ListVolumesRequest
-	18,  // 87: tidemark.v1.TidemarkService.GetVolume:input_type -> tidemark.v1.GetVolumeRequest
-	20,  // 88: tidemark.v1.TidemarkService.ResizeVolume:input_type -> tidemark.v1.ResizeVolumeRequest
-	22,  // 89: tidemark.v1.TidemarkService.DeleteVolume:input_type -> tidemark.v1.DeleteVolumeRequest
-	78,  // 90: tidemark.v1.TidemarkService.Preserve:input_type -> tidemark.v1.PreserveRequest
-	81,  // 91: tidemark.v1.TidemarkService.ListSnapshots:input_type -> tidemark.v1.ListSnapshotsRequest
-	83,  // 92: tidemark.v1.TidemarkService.GetSnapshot:input_type -> tidemark.v1.GetSnapshotRequest
-	24,  // 93: tidemark.v1.TidemarkService.CloneVolume:input_type -> tidemark.v1.CloneVolumeRequest
-	26,  // 94: tidemark.v1.TidemarkService.RollbackVolume:input_type -> tidemark.v1.RollbackVolumeRequest
-	29,  // 95: tidemark.v1.TidemarkService.CreateGroup:input_type -> tidemark.v1.CreateGroupRequest
-	31,  // 96: tidemark.v1.TidemarkService.ChangeGroup:input_type -> tidemark.v1.ChangeGroupRequest
-	33,  // 97: tidemark.v1.TidemarkService.DeleteGroup:input_type -> tidemark.v1.DeleteGroupRequest
-	35,  // 98: tidemark.v1.TidemarkService.GetGroup:input_type -> tidemark.v1.GetGroupRequest
-	37,  // 99: tidemark.v1.TidemarkService.ListGroups:input_type -> tidemark.v1.ListGroupsRequest
-	39,  // 100: tidemark.v1.TidemarkService.CloneGroup:input_type -> tidemark.v1.CloneGroupRequest
-	41,  // 101: tidemark.v1.TidemarkService.RollbackGroup:input_type -> tidemark.v1.RollbackGroupRequest
-	43,  // 102: tidemark.v1.TidemarkService.HoldDrill:input_type -> tidemark.v1.HoldDrillRequest
-	45,  // 103: tidemark.v1.TidemarkService.EndDrill:input_type -> tidemark.v1.EndDrillRequest
-	48,  // 104: tidemark.v1.TidemarkService.DeleteSnapshot:input_type -> tidemark.v1.DeleteSnapshotRequest
-	50,  // 105: tidemark.v1.TidemarkService.PreviewDelete:input_type -> tidemark.v1.PreviewDeleteRequest
-	55,  // 106: tidemark.v1.TidemarkService.DiffSnapshots:input_type -> tidemark.v1.DiffSnapshotsRequest
-	52,  // 107: tidemark.v1.TidemarkService.AwaitReclaim:input_type -> tidemark.v1.AwaitReclaimRequest
-	59,  // 108: tidemark.v1.TidemarkService.HoldSnapshot:input_type -> tidemark.v1.HoldSnapshotRequest
-	61,  // 109: tidemark.v1.TidemarkService.ReleaseSnapshot:input_type -> tidemark.v1.ReleaseSnapshotRequest
-	63,  // 110: tidemark.v1.TidemarkService.LabelSnapshot:input_type -> tidemark.v1.LabelSnapshotRequest
-	67,  // 111: tidemark.v1.TidemarkService.SetSchedule:input_type -> tidemark.v1.SetScheduleRequest
-	69,  // 112: tidemark.v1.TidemarkService.PreviewSchedule:input_type -> tidemark.v1.PreviewScheduleRequest
-	71,  // 113: tidemark.v1.TidemarkService.ListSchedules:input_type -> tidemark.v1.ListSchedulesRequest
-	73,  // 114: tidemark.v1.TidemarkService.GetSchedule:input_type -> tidemark.v1.GetScheduleRequest
-	75,  // 115: tidemark.v1.TidemarkService.RemoveSchedule:input_type -> tidemark.v1.RemoveScheduleRequest
-	85,  // 116: tidemark.v1.TidemarkService.VerifySnapshot:input_type -> tidemark.v1.VerifySnapshotRequest
-	91,  // 117: tidemark.v1.TidemarkService.BeginProcess:input_type -> tidemark.v1.BeginProcessRequest
-	93,  // 118: tidemark.v1.TidemarkService.EndProcess:input_type -> tidemark.v1.EndProcessRequest
-	95,  // 119: tidemark.v1.TidemarkService.ListProcesses:input_type -> tidemark.v1.ListProcessesRequest
-	97,  // 120: tidemark.v1.TidemarkService.HoldProcess:input_type -> tidemark.v1.HoldProcessRequest
-	99,  // 121: tidemark.v1.TidemarkService.Import:input_type -> tidemark.v1.ImportRequest
-	101, // 122: tidemark.v1.TidemarkService.Export:input_type -> tidemark.v1.ExportRequest
-	103, // 123: tidemark.v1.TidemarkService.Apply:input_type -> tidemark.v1.ApplyRequest
-	9,   // 124: tidemark.v1.TidemarkService.GetServerInfo:output_type -> tidemark.v1.GetServerInfoResponse
-	15,  // 125: tidemark.v1.TidemarkService.CreateVolume:output_type -> tidemark.v1.CreateVolumeResponse
-	17,  // 126: tidemark.v1.TidemarkService.ListVolumes:output_type -> tidemark.v1.ListVolumesResponse
-	19,  // 127: tidemark.v1.TidemarkService.GetVolume:output_type -> tidemark.v1.GetVolumeResponse
-	21,  // 128: tidemark.v1.TidemarkService.ResizeVolume:output_type -> tidemark.v1.ResizeVolumeResponse
-	23,  // 129: tidemark.v1.TidemarkService.DeleteVolume:output_type -> tidemark.v1.DeleteVolumeResponse
-	79,  // 130: tidemark.v1.TidemarkService.Preserve:output_type -> tidemark.v1.PreserveResponse
-	82,  // 131: tidemark.v1.TidemarkService.ListSnapshots:output_type -> tidemark.v1.ListSnapshotsResponse
-	84,  // 132: tidemark.v1.TidemarkService.GetSnapshot:output_type -> tidemark.v1.GetSnapshotResponse
-	25,  // 133: tidemark.v1.TidemarkService.CloneVolume:output_type -> tidemark.v1.CloneVolumeResponse
-	27,  // 134: tidemark.v1.TidemarkService.RollbackVolume:output_type -> tidemark.v1.RollbackVolumeResponse
-	30,  // 135: tidemark.v1.TidemarkService.CreateGroup:output_type -> tidemark.v1.CreateGroupResponse
-	32,  // 136: tidemark.v1.TidemarkService.ChangeGroup:output_type -> tidemark.v1.ChangeGroupResponse
-	34,  // 137: tidemark.v1.TidemarkService.DeleteGroup:output_type -> tidemark.v1.DeleteGroupResponse
-	36,  // 138: tidemark.v1.TidemarkService.GetGroup:output_type -> tidemark.v1.GetGroupResponse
-	38,  // 139: tidemark.v1.TidemarkService.ListGroups:output_type -> tidemark.v1.ListGroupsResponse
-	40,  // 140: tidemark.v1.TidemarkService.CloneGroup:output_type -> tidemark.v1.CloneGroupResponse
-	42,  // 141: tidemark.v1.TidemarkService.RollbackGroup:output_type -> tidemark.v1.RollbackGroupResponse
-	44,  // 142: tidemark.v1.TidemarkService.HoldDrill:output_type -> tidemark.v1.HoldDrillResponse
-	46,  // 143: tidemark.v1.TidemarkService.EndDrill:output_type -> tidemark.v1.EndDrillResponse
-	49,  // 144: tidemark.v1.TidemarkService.DeleteSnapshot:output_type -> tidemark.v1.DeleteSnapshotResponse
-	51,  // 145: tidemark.v1.TidemarkService.PreviewDelete:output_type -> tidemark.v1.PreviewDeleteResponse
-	56,  // 146: tidemark.v1.TidemarkService.DiffSnapshots:output_type -> tidemark.v1.DiffSnapshotsResponse
-	53,  // 147: tidemark.v1.TidemarkService.AwaitReclaim:output_type -> tidemark.v1.AwaitReclaimResponse
-	60,  // 148: tidemark.v1.TidemarkService.HoldSnapshot:output_type -> tidemark.v1.HoldSnapshotResponse
-	62,  // 149: tidemark.v1.TidemarkService.ReleaseSnapshot:output_type -> tidemark.v1.ReleaseSnapshotResponse
-	64,  // 150: tidemark.v1.TidemarkService.LabelSnapshot:output_type -> tidemark.v1.LabelSnapshotResponse
-	68,  // 151: tidemark.v1.TidemarkService.SetSchedule:output_type -> tidemark.v1.SetScheduleResponse
-	70,  // 152: tidemark.v1.TidemarkService.PreviewSchedule:output_type -> tidemark.v1.PreviewScheduleResponse
-	72,  // 153: tidemark.v1.TidemarkService.ListSchedules:output_type -> tidemark.v1.ListSchedulesResponse
-	74,  // 154: tidemark.v1.TidemarkService.GetSchedule:output_type -> tidemark.v1.GetScheduleResponse
-	76,  // 155: tidemark.v1.TidemarkService.RemoveSchedule:output_type -> tidemark.v1.RemoveScheduleResponse
-	86,  // 156: tidemark.v1.TidemarkService.VerifySnapshot:output_type -> tidemark.v1.VerifySnapshotResponse
-	92,  // 157: tidemark.v1.TidemarkService.BeginProcess:output_type -> tidemark.v1.BeginProcessResponse
-	94,  // 158: tidemark.v1.TidemarkService.EndProcess:output_type -> tidemark.v1.EndProcessResponse
-	96,  // 159: tidemark.v1.TidemarkService.ListProcesses:output_type -> tidemark.v1.ListProcessesResponse
-	98,  // 160: tidemark.v1.TidemarkService.HoldProcess:output_type -> tidemark.v1.HoldProcessResponse
-	100, // 161: tidemark.v1.TidemarkService.Import:output_type -> tidemark.v1.ImportResponse
-	102, // 162: tidemark.v1.TidemarkService.Export:output_type -> tidemark.v1.ExportResponse
-	105, // 163: tidemark.v1.TidemarkService.Apply:output_type -> tidemark.v1.ApplyResponse
-	124, // [124:164] is the sub-list for method output_type
-	84,  // [84:124] is the sub-list for method input_type
-	84,  // [84:84] is the sub-list for extension type_name
-	84,  // [84:84] is the sub-list for extension extendee
-	0,   // [0:84] is the sub-list for field type_name
+	111, // 49: tidemark.v1.Schedule.wait:type_name -> google.protobuf.Duration
+	3,   // 50: tidemark.v1.Schedule.on_timeout:type_name -> tidemark.v1.OnTimeout
+	47,  // 51: tidemark.v1.DrilledSnapshot.drill:type_name -> tidemark.v1.Drill
+	111, // 52: tidemark.v1.SetScheduleRequest.wait:type_name -> google.protobuf.Duration
+	3,   // 53: tidemark.v1.SetScheduleRequest.on_timeout:type_name -> tidemark.v1.OnTimeout
+	65,  // 54: tidemark.v1.SetScheduleResponse.schedule:type_name -> tidemark.v1.Schedule
+	111, // 55: tidemark.v1.PreviewScheduleRequest.wait:type_name -> google.protobuf.Duration
+	3,   // 56: tidemark.v1.PreviewScheduleRequest.on_timeout:type_name -> tidemark.v1.OnTimeout
+	110, // 57: tidemark.v1.PreviewScheduleResponse.next_times:type_name -> google.protobuf.Timestamp
+	65,  // 58: tidemark.v1.ListSchedulesResponse.schedules:type_name -> tidemark.v1.Schedule
+	65,  // 59: tidemark.v1.GetScheduleResponse.schedule:type_name -> tidemark.v1.Schedule
+	6,   // 60: tidemark.v1.Verification.state:type_name -> tidemark.v1.VerifyState
+	110, // 61: tidemark.v1.Verification.last_time:type_name -> google.protobuf.Timestamp
+	111, // 62: tidemark.v1.PreserveRequest.wait:type_name -> google.protobuf.Duration
+	3,   // 63: tidemark.v1.PreserveRequest.on_timeout:type_name -> tidemark.v1.OnTimeout
+	4,   // 64: tidemark.v1.PreserveRequest.on_conflict:type_name -> tidemark.v1.OnConflict
+	108, // 65: tidemark.v1.PreserveRequest.labels:type_name -> tidemark.v1.PreserveRequest.LabelsEntry
+	80,  // 66: tidemark.v1.PreserveResponse.report:type_name -> tidemark.v1.PreserveReport
+	110, // 67: tidemark.v1.PreserveReport.cut_time:type_name -> google.protobuf.Timestamp
+	111, // 68: tidemark.v1.PreserveReport.drain_duration:type_name -> google.protobuf.Duration
+	111, // 69: tidemark.v1.PreserveReport.largest_stall:type_name -> google.protobuf.Duration
+	111, // 70: tidemark.v1.PreserveReport.largest_stall_before:type_name -> google.protobuf.Duration
+	111, // 71: tidemark.v1.PreserveReport.took:type_name -> google.protobuf.Duration
+	58,  // 72: tidemark.v1.PreserveReport.snapshots:type_name -> tidemark.v1.Snapshot
+	109, // 73: tidemark.v1.ListSnapshotsRequest.labels:type_name -> tidemark.v1.ListSnapshotsRequest.LabelsEntry
+	58,  // 74: tidemark.v1.ListSnapshotsResponse.snapshots:type_name -> tidemark.v1.Snapshot
+	54,  // 75: tidemark.v1.ListSnapshotsResponse.reclaim:type_name -> tidemark.v1.Reclaim
+	58,  // 76: tidemark.v1.GetSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
+	87,  // 77: tidemark.v1.VerifySnapshotResponse.progress:type_name -> tidemark.v1.VerifyProgress
+	88,  // 78: tidemark.v1.VerifySnapshotResponse.report:type_name -> tidemark.v1.VerifyReport
+	89,  // 79: tidemark.v1.VerifyReport.bad:type_name -> tidemark.v1.BadBlock
+	111, // 80: tidemark.v1.VerifyReport.took:type_name -> google.protobuf.Duration
+	0,   // 81: tidemark.v1.Process.scope:type_name -> tidemark.v1.Scope
+	110, // 82: tidemark.v1.Process.begin_time:type_name -> google.protobuf.Timestamp
+	110, // 83: tidemark.v1.Process.waited_since:type_name -> google.protobuf.Timestamp
+	90,  // 84: tidemark.v1.BeginProcessResponse.process:type_name -> tidemark.v1.Process
+	90,  // 85: tidemark.v1.EndProcessResponse.process:type_name -> tidemark.v1.Process
+	90,  // 86: tidemark.v1.ListProcessesResponse.processes:type_name -> tidemark.v1.Process
+	90,  // 87: tidemark.v1.HoldProcessResponse.process:type_name -> tidemark.v1.Process
+	104, // 88: tidemark.v1.ApplyRequest.header:type_name -> tidemark.v1.ApplyHeader
+	58,  // 89: tidemark.v1.ApplyResponse.snapshot:type_name -> tidemark.v1.Snapshot
+	8,   // 90: tidemark.v1.TidemarkService.GetServerInfo:input_type -> tidemark.v1.GetServerInfoRequest
+	14,  // 91: tidemark.v1.TidemarkService.CreateVolume:input_type -> tidemark.v1.CreateVolumeRequest
+	16,  // 92: tidemark.v1.TidemarkService.ListVolumes:input_type -> tidemark.v1.ListVolumesRequest
+	18,  // 93: tidemark.v1.TidemarkService.GetVolume:input_type -> tidemark.v1.GetVolumeRequest
+	20,  // 94: tidemark.v1.TidemarkService.ResizeVolume:input_type -> tidemark.v1.ResizeVolumeRequest
+	22,  // 95: tidemark.v1.TidemarkService.DeleteVolume:input_type -> tidemark.v1.DeleteVolumeRequest
+	78,  // 96: tidemark.v1.TidemarkService.Preserve:input_type -> tidemark.v1.PreserveRequest
+	81,  // 97: tidemark.v1.TidemarkService.ListSnapshots:input_type -> tidemark.v1.ListSnapshotsRequest
+	83,  // 98: tidemark.v1.TidemarkService.GetSnapshot:input_type -> tidemark.v1.GetSnapshotRequest
+	24,  // 99: tidemark.v1.TidemarkService.CloneVolume:input_type -> tidemark.v1.CloneVolumeRequest
+	26,  // 100: tidemark.v1.TidemarkService.RollbackVolume:input_type -> tidemark.v1.RollbackVolumeRequest
+	29,  // 101: tidemark.v1.TidemarkService.CreateGroup:input_type -> tidemark.v1.CreateGroupRequest
+	31,  // 102: tidemark.v1.TidemarkService.ChangeGroup:input_type -> tidemark.v1.ChangeGroupRequest
+	33,  // 103: tidemark.v1.TidemarkService.DeleteGroup:input_type -> tidemark.v1.DeleteGroupRequest
+	35,  // 104: tidemark.v1.TidemarkService.GetGroup:input_type -> tidemark.v1.GetGroupRequest
+	37,  // 105: tidemark.v1.TidemarkService.ListGroups:input_type -> tidemark.v1.ListGroupsRequest
+	39,  // 106: tidemark.v1.TidemarkService.CloneGroup:input_type -> tidemark.v1.CloneGroupRequest
+	41,  // 107: tidemark.v1.TidemarkService.RollbackGroup:input_type -> tidemark.v1.RollbackGroupRequest
+	43,  // 108: tidemark.v1.TidemarkService.HoldDrill:input_type -> tidemark.v1.HoldDrillRequest
+	45,  // 109: tidemark.v1.TidemarkService.EndDrill:input_type -> tidemark.v1.EndDrillRequest
+	48,  // 110: tidemark.v1.TidemarkService.DeleteSnapshot:input_type -> tidemark.v1.DeleteSnapshotRequest
+	50,  // 111: tidemark.v1.TidemarkService.PreviewDelete:input_type -> tidemark.v1.PreviewDeleteRequest
+	55,  // 112: tidemark.v1.TidemarkService.DiffSnapshots:input_type -> tidemark.v1.DiffSnapshotsRequest
+	52,  // 113: tidemark.v1.TidemarkService.AwaitReclaim:input_type -> tidemark.v1.AwaitReclaimRequest
+	59,  // 114: tidemark.v1.TidemarkService.HoldSnapshot:input_type -> tidemark.v1.HoldSnapshotRequest
+	61,  // 115: tidemark.v1.TidemarkService.ReleaseSnapshot:input_type -> tidemark.v1.ReleaseSnapshotRequest
+	63,  // 116: tidemark.v1.TidemarkService.LabelSnapshot:input_type -> tidemark.v1.LabelSnapshotRequest
+	67,  // 117: tidemark.v1.TidemarkService.SetSchedule:input_type -> tidemark.v1.SetScheduleRequest
+	69,  // 118: tidemark.v1.TidemarkService.PreviewSchedule:input_type -> tidemark.v1.PreviewScheduleRequest
+	71,  // 119: tidemark.v1.TidemarkService.ListSchedules:input_type -> tidemark.v1.ListSchedulesRequest
+	73,  // 120: tidemark.v1.TidemarkService.GetSchedule:input_type -> tidemark.v1.GetScheduleRequest
+	75,  // 121: tidemark.v1.TidemarkService.RemoveSchedule:input_type -> tidemark.v1.RemoveScheduleRequest
+	85,  // 122: tidemark.v1.TidemarkService.VerifySnapshot:input_type -> tidemark.v1.VerifySnapshotRequest
+	91,  // 123: tidemark.v1.TidemarkService.BeginProcess:input_type -> tidemark.v1.BeginProcessRequest
+	93,  // 124: tidemark.v1.TidemarkService.EndProcess:input_type -> tidemark.v1.EndProcessRequest
+	95,  // 125: tidemark.v1.TidemarkService.ListProcesses:input_type -> tidemark.v1.ListProcessesRequest
+	97,  // 126: tidemark.v1.TidemarkService.HoldProcess:input_type -> tidemark.v1.HoldProcessRequest
+	99,  // 127: tidemark.v1.TidemarkService.Import:input_type -> tidemark.v1.ImportRequest
+	101, // 128: tidemark.v1.TidemarkService.Export:input_type -> tidemark.v1.ExportRequest
+	103, // 129: tidemark.v1.TidemarkService.Apply:input_type -> tidemark.v1.ApplyRequest
+	9,   // 130: tidemark.v1.TidemarkService.GetServerInfo:output_type -> tidemark.v1.GetServerInfoResponse
+	15,  // 131: tidemark.v1.TidemarkService.CreateVolume:output_type -> tidemark.v1.CreateVolumeResponse
+	17,  // 132: tidemark.v1.TidemarkService.ListVolumes:output_type -> tidemark.v1.ListVolumesResponse
+	19,  // 133: tidemark.v1.TidemarkService.GetVolume:output_type -> tidemark.v1.GetVolumeResponse
+	21,  // 134: tidemark.v1.TidemarkService.ResizeVolume:output_type -> tidemark.v1.ResizeVolumeResponse
+	23,  // 135: tidemark.v1.TidemarkService.DeleteVolume:output_type -> tidemark.v1.DeleteVolumeResponse
+	79,  // 136: tidemark.v1.TidemarkService.Preserve:output_type -> tidemark.v1.PreserveResponse
+	82,  // 137: tidemark.v1.TidemarkService.ListSnapshots:output_type -> tidemark.v1.ListSnapshotsResponse
+	84,  // 138: tidemark.v1.TidemarkService.GetSnapshot:output_type -> tidemark.v1.GetSnapshotResponse
+	25,  // 139: tidemark.v1.TidemarkService.CloneVolume:output_type -> tidemark.v1.CloneVolumeResponse
+	27,  // 140: tidemark.v1.TidemarkService.RollbackVolume:output_type -> tidemark.v1.RollbackVolumeResponse
+	30,  // 141: tidemark.v1.TidemarkService.CreateGroup:output_type -> tidemark.v1.CreateGroupResponse
+	32,  // 142: tidemark.v1.TidemarkService.ChangeGroup:output_type -> tidemark.v1.ChangeGroupResponse
+	34,  // 143: tidemark.v1.TidemarkService.DeleteGroup:output_type -> tidemark.v1.DeleteGroupResponse
+	36,  // 144: tidemark.v1.TidemarkService.GetGroup:output_type -> tidemark.v1.GetGroupResponse
+	38,  // 145: tidemark.v1.TidemarkService.ListGroups:output_type -> tidemark.v1.ListGroupsResponse
+	40,  // 146: tidemark.v1.TidemarkService.CloneGroup:output_type -> tidemark.v1.CloneGroupResponse
+	42,  // 147: tidemark.v1.TidemarkService.RollbackGroup:output_type -> tidemark.v1.RollbackGroupResponse
+	44,  // 148: tidemark.v1.TidemarkService.HoldDrill:output_type -> tidemark.v1.HoldDrillResponse
+	46,  // 149: tidemark.v1.TidemarkService.EndDrill:output_type -> tidemark.v1.EndDrillResponse
+	49,  // 150: tidemark.v1.TidemarkService.DeleteSnapshot:output_type -> tidemark.v1.DeleteSnapshotResponse
+	51,  // 151: tidemark.v1.TidemarkService.PreviewDelete:output_type -> tidemark.v1.PreviewDeleteResponse
+	56,  // 152: tidemark.v1.TidemarkService.DiffSnapshots:output_type -> tidemark.v1.DiffSnapshotsResponse
+	53,  // 153: tidemark.v1.TidemarkService.AwaitReclaim:output_type -> tidemark.v1.AwaitReclaimResponse
+	60,  // 154: tidemark.v1.TidemarkService.HoldSnapshot:output_type -> tidemark.v1.HoldSnapshotResponse
+	62,  // 155: tidemark.v1.TidemarkService.ReleaseSnapshot:output_type -> tidemark.v1.ReleaseSnapshotResponse
+	64,  // 156: tidemark.v1.TidemarkService.LabelSnapshot:output_type -> tidemark.v1.LabelSnapshotResponse
+	68,  // 157: tidemark.v1.TidemarkService.SetSchedule:output_type -> tidemark.v1.SetScheduleResponse
+	70,  // 158: tidemark.v1.TidemarkService.PreviewSchedule:output_type -> tidemark.v1.PreviewScheduleResponse
+	72,  // 159: tidemark.v1.TidemarkService.ListSchedules:output_type -> tidemark.v1.ListSchedulesResponse
+	74,  // 160: tidemark.v1.TidemarkService.GetSchedule:output_type -> tidemark.v1.GetScheduleResponse
+	76,  // 161: tidemark.v1.TidemarkService.RemoveSchedule:output_type -> tidemark.v1.RemoveScheduleResponse
+	86,  // 162: tidemark.v1.TidemarkService.VerifySnapshot:output_type -> tidemark.v1.VerifySnapshotResponse
+	92,  // 163: tidemark.v1.TidemarkService.BeginProcess:output_type -> tidemark.v1.BeginProcessResponse
+	94,  // 164: tidemark.v1.TidemarkService.EndProcess:output_type -> tidemark.v1.EndProcessResponse
+	96,  // 165: tidemark.v1.TidemarkService.ListProcesses:output_type -> tidemark.v1.ListProcessesResponse
+	98,  // 166: tidemark.v1.TidemarkService.HoldProcess:output_type -> tidemark.v1.HoldProcessResponse
+	100, // 167: tidemark.v1.TidemarkService.Import:output_type -> tidemark.v1.ImportResponse
+	102, // 168: tidemark.v1.TidemarkService.Export:output_type -> tidemark.v1.ExportResponse
+	105, // 169: tidemark.v1.TidemarkService.Apply:output_type -> tidemark.v1.ApplyResponse
+	130, // [130:170] is the sub-list for method output_type
+	90,  // [90:130] is the sub-list for method input_type
+	90,  // [90:90] is the sub-list for extension type_name
+	90,  // [90:90] is the sub-list for extension extendee
+	0,   // [0:90] is the sub-list for field type_name
 }
 
 func init() { file_tidemark_v1_tidemark_proto_init() }

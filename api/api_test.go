@@ -23,8 +23,13 @@ import (
 // serve runs a server over a new store, with a volume v of 64 MiB.
 func serve(t *testing.T) (Client, *Server, *store.Store) {
 	t.Helper()
+	return serveStore(t, store.Options{})
+}
+
+func serveStore(t *testing.T, o store.Options) (Client, *Server, *store.Store) {
+	t.Helper()
 	dir := t.TempDir()
-	s, err := store.Open(filepath.Join(dir, "d"), store.Options{})
+	s, err := store.Open(filepath.Join(dir, "d"), o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -37,7 +37,12 @@ type ReclaimInfo struct {
 
 // reclaiming is how far the sealer is with an image.
 type reclaiming struct {
-	mu         sync.Mutex
+	mu sync.Mutex // taken after sealer.mu
+	reclaimed
+}
+
+// reclaimed is what is known of that.
+type reclaimed struct {
 	info       ReclaimInfo // but for ImagesLeft, LeftBytes, BytesPerSecond and Left
 	begun      time.Time   // since then there was something to do; zero: there is nothing
 	doneBytes  int64       // since then
@@ -87,14 +92,11 @@ func (r *reclaiming) end() {
 	r.info = ReclaimInfo{GivenBackBytes: r.info.GivenBackBytes}
 }
 
-// folding is the image that is being folded; 0: none.
-func (r *reclaiming) folding() image.ID {
+// now is what is known.
+func (r *reclaiming) now() reclaimed {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !r.info.Folding {
-		return 0
-	}
-	return r.info.Image
+	return r.reclaimed
 }
 
 // rest says that nothing is left to do.
@@ -104,12 +106,13 @@ func (r *reclaiming) rest() {
 	r.begun, r.doneBytes = time.Time{}, 0
 }
 
-// now is what is known when so much is left to do after the present image; -1: nobody
-// knows.
-func (r *reclaiming) now(laterBytes int64) ReclaimInfo {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+// with is what is known when so many images, and so much, are left to do after the
+// present one; -1: nobody knows how much.
+func (r reclaimed) with(laterImages int, laterBytes int64) ReclaimInfo {
 	info := r.info
+	if info.ImagesLeft = laterImages; info.Image != 0 {
+		info.ImagesLeft++
+	}
 	if took := time.Since(r.begun); r.doneBytes > 0 && took > 0 {
 		info.BytesPerSecond = int64(float64(r.doneBytes) / took.Seconds())
 	}
@@ -133,15 +136,12 @@ func (s *Store) Reclaiming() ReclaimInfo {
 			break
 		}
 	}
+	now := s.reclaiming.now() // under the same hold: an image is waited for or worked on
 	q.mu.Unlock()
-	if id := s.reclaiming.folding(); id != 0 && later >= 0 {
-		later += s.foldsAfter(id)
+	if now.info.Folding && later >= 0 {
+		later += s.foldsAfter(now.info.Image)
 	}
-	info := s.reclaiming.now(later)
-	if info.ImagesLeft = left; info.Image != 0 {
-		info.ImagesLeft++
-	}
-	return info
+	return now.with(left, later)
 }
 
 // AwaitReclaimed waits until nothing is left to give back, and tells progress now

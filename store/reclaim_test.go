@@ -238,3 +238,21 @@ func TestWhoWaitsForRoomIsToldHowFarItIs(t *testing.T) {
 		}
 	})
 }
+
+func TestAnImageIsLeftUntilItsRoomIsGivenBack(t *testing.T) {
+	s := openWith(t, dataDir, store.Options{FS: vfs.NewSim(t.TempDir())})
+	noError(t, second(s.CreateVolume("v", 64*lookup.BlockSize, volume.ScopeRequest)))
+	snapshot := scattered(t, s)
+	var told []store.ReclaimInfo
+	defer store.OnHoldersFound(func() { told = append(told, s.Reclaiming()) })()
+	noError(t, s.DeleteSnapshot(snapshot))
+	s.AwaitPunches()
+	for i, r := range told {
+		if r.ImagesLeft != 1 || i == 0 && r.LeftBytes != 20*lookup.BlockSize {
+			t.Errorf("look %d of %d: %+v, want 1 image, of which 20 blocks are left at first", i+1, len(told), r)
+		}
+	}
+	if len(told) == 0 || s.Reclaiming().ImagesLeft != 0 {
+		t.Errorf("%d looks, and after all: %+v", len(told), s.Reclaiming())
+	}
+}

@@ -209,6 +209,8 @@ func (q *sealer) reclaimNext(ctx, reclaim context.Context) bool {
 		return true
 	}
 	id := q.punches[0].id
+	q.store.reclaiming.begin(id, false, q.punches[0].deadBytes) // as nobody finds it in the queue any more
+	defer q.store.reclaiming.end()
 	q.punches, q.folds = q.punches[1:], true
 	q.mu.Unlock()
 	if err := q.store.punch(reclaim, id, func() { q.sealNext(ctx) }); err != nil && !errors.Is(err, context.Canceled) {

@@ -68,8 +68,8 @@ func (a *app) rollbackCommand() *cobra.Command {
 		Short: "Make a volume again what a snapshot of it holds",
 		Long: `Make a volume again what a snapshot of it holds, at once and at any size:
 nothing is copied. The present state is kept as a snapshot first, unless
---discard is given, and every snapshot stays, the newer ones too. One that is not
-sealed yet is waited for, as by 'tidemark clone'.
+--discard is given, and every snapshot stays, the newer ones too. A snapshot
+that is not sealed yet is waited for, as by 'tidemark clone'.
 
 It refuses while a client is connected to the volume or a process named it.
 With --disconnect it ends that: the clients of the volume (not of its snapshots)

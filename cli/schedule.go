@@ -55,8 +55,8 @@ degrade cuts again and waits for requests only. A volume of --scope session with
 a client that never leaves has no scheduled snapshot without degrade. What comes
 due while a preserve waits is left out.
 
-A schedule that can't make a snapshot tells it in the log and in 'schedule list',
-deletes nothing, and tries again the next time.
+A schedule that can't make a snapshot tells it in the log and in 'schedule
+list', deletes nothing, and tries again the next time.
 
 With --drill the server tries whether snapshots of the schedule can be restored,
 as 'tidemark drill' does: it runs NAME, a program of its --drills directory, on

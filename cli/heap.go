@@ -17,12 +17,16 @@ const (
 	roomPart       = 8
 	leastRoomBytes = 32 << 20
 	mostPercent    = 200
+	firstPercent   = 25 // while a large directory is opened
 )
 
-// gcPercent is GOGC for a heap of which so much lives.
+// gcPercent is GOGC for a heap of which so much lives; 0: nobody knows yet.
 func gcPercent(liveBytes uint64) int {
+	if liveBytes == 0 {
+		return firstPercent
+	}
 	room := max(leastRoomBytes, liveBytes/roomPart)
-	return int(min(mostPercent, room*100/max(liveBytes, 1)))
+	return int(min(mostPercent, room*100/liveBytes))
 }
 
 // tendHeap keeps GOGC at gcPercent until ctx ends. To set it stops the world for a
@@ -46,4 +50,4 @@ func tendHeap(ctx context.Context) {
 	}
 }
 
-const tendHeapEvery = 5 * time.Second
+const tendHeapEvery = time.Second

@@ -318,6 +318,16 @@ var all = []mutant{
 		packages: "./store", tests: "AtRandomHold", flags: "-life.seeds 40",
 	},
 	{
+		name: "punch: what could not be recorded counts as recorded", file: "store/marking.go",
+		old: "		m.undo()\n", new: "",
+		packages: "./store", tests: "IsNotRecorded",
+	},
+	{
+		name: "a preserve that is given up gives nothing back", file: "store/preserve.go",
+		old: "	s.sealer.punch(due...)\n", new: "",
+		packages: "./store", tests: "IsGivenUpHas",
+	},
+	{
 		name: "a past without snapshots stays", file: "store/store.go",
 		old: "	s.dropEmptyPasts()\n", new: "",
 		packages: "./store", tests: "PastWithout",
@@ -334,7 +344,7 @@ var all = []mutant{
 	},
 	{
 		name: "punch: hashes that are lost are not recorded as such", file: "store/punch.go",
-		old: "				rec.punched, rec.due = true, due\n", new: "				rec.due = due\n",
+		old: "				m.set(rec, true, rec.due || k == h.vlun)\n", new: "				m.set(rec, rec.punched, rec.due || k == h.vlun)\n",
 		packages: "./store", tests: "AtRandom|ALife", flags: "-life.seeds 60",
 	},
 	{

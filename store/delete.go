@@ -19,17 +19,14 @@ import (
 func (s *Store) DeleteSnapshot(full string) error {
 	s.admin.Lock()
 	defer s.admin.Unlock()
-	d, k, info, err := s.deletable(full)
+	d, k, err := s.deletable(full)
 	if err != nil {
-		return err
-	}
-	if err := s.mayGo(info); err != nil {
 		return err
 	}
 	due, err := s.nameless(d, k)
 	switch {
 	case errors.Is(err, volume.ErrBusy):
-		return fmt.Errorf("snapshot %s is %w: a client has it open; disconnect it first", full, ErrInUse)
+		return viewedError(full)
 	case err != nil:
 		return fmt.Errorf("delete snapshot %s: %w", full, err)
 	}
@@ -37,10 +34,35 @@ func (s *Store) DeleteSnapshot(full string) error {
 	empty := d.emptyPastLocked()
 	s.mu.Unlock()
 	if empty {
-		return s.deleteBranch(d, nil)
+		err = s.deleteBranch(d, nil)
 	}
 	s.sealer.punch(due...)
+	return err
+}
+
+// Deletable is nil if DeleteSnapshot would delete each of some snapshots now, and
+// deletes none. Errors: ErrInvalid if one is named twice; else those of
+// DeleteSnapshot, for the first that could not be deleted.
+func (s *Store) Deletable(fulls ...string) error {
+	s.admin.Lock()
+	defer s.admin.Unlock()
+	for i, full := range fulls {
+		if slices.Contains(fulls[:i], full) {
+			return fmt.Errorf("%w: snapshot %s is named twice", ErrInvalid, full)
+		}
+		_, k, err := s.deletable(full)
+		if err != nil {
+			return err
+		}
+		if k.Viewed() {
+			return viewedError(full)
+		}
+	}
 	return nil
+}
+
+func viewedError(full string) error {
+	return fmt.Errorf("snapshot %s is %w: a client has it open; disconnect it first", full, ErrInUse)
 }
 
 // emptyPastLocked tells whether a volume is a past that nobody can see any more;
@@ -67,9 +89,20 @@ func (s *Store) dropEmptyPasts() {
 	}
 }
 
-func (s *Store) deletable(full string) (d *disk, k *volume.VLUN, info SnapshotInfo, err error) {
+// deletable finds a snapshot that may be deleted, unless a client has it open.
+func (s *Store) deletable(full string) (*disk, *volume.VLUN, error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	d, k, info, err := s.releasedLocked(full)
+	s.mu.Unlock()
+	if err == nil {
+		err = s.mayGo(info)
+	}
+	return d, k, err
+}
+
+// releasedLocked finds a snapshot that nothing of the store works with; Store.mu is
+// held.
+func (s *Store) releasedLocked(full string) (d *disk, k *volume.VLUN, info SnapshotInfo, err error) {
 	d, k, snap, err := s.snapshotLocked(full)
 	switch {
 	case err != nil:
@@ -88,10 +121,9 @@ func (s *Store) nameless(d *disk, k *volume.VLUN) (due []image.ID, err error) {
 	s.chains.Lock()
 	defer s.chains.Unlock()
 	err = k.Retire(func() error {
-		return s.catalog.Update(func(tx *catalog.Tx) error {
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			return s.dropName(tx, d, k, &due)
+		return s.recordMarking(func(tx *catalog.Tx, m *marking) (err error) {
+			due, err = s.dropName(tx, m, d, k)
+			return err
 		})
 	})
 	if err != nil {
@@ -111,26 +143,31 @@ func (s *Store) nameless(d *disk, k *volume.VLUN) (due []image.ID, err error) {
 var nameDropped func()
 
 // dropName records that a VLUN has no name any more, and of which images that may
-// make blocks invisible: its own, and those below it that no other name protects.
-// Store.mu is held.
-func (s *Store) dropName(tx *catalog.Tx, d *disk, k *volume.VLUN, due *[]image.ID) error {
+// make blocks invisible. Store.mu is held.
+func (s *Store) dropName(tx *catalog.Tx, m *marking, d *disk, k *volume.VLUN) (due []image.ID, err error) {
 	snap := d.snapshots[k]
 	delete(d.snapshots, k)
 	defer func() { d.snapshots[k] = snap }() // until it is durable
-	chain := d.volume.VLUNs()
-	for i := slices.Index(chain, k); i >= 0 && d.snapshots[chain[i]] == nil; i-- {
-		rec := d.sealed[chain[i]]
-		if rec == nil {
-			if err := tx.PutLink(d.link(chain[i], chain[i].State())); err != nil {
-				return err
-			}
-			continue // when it is sealed, it is its turn
+	for _, j := range d.unprotectedLocked(k) {
+		state := j.State()
+		if rec := d.sealed[j]; rec != nil { // else, when it is sealed it is its turn
+			m.set(rec, rec.punched, true)
+			due, state = append(due, j.ImageID()), volume.Sealed
 		}
-		rec.due = true
-		*due = append(*due, chain[i].ImageID())
-		if err := s.putLinkLocked(tx, d, chain[i], volume.Sealed); err != nil {
-			return err
+		if err := s.putLinkLocked(tx, d, j, state); err != nil {
+			return nil, err
 		}
 	}
-	return nil
+	return due, nil
+}
+
+// unprotectedLocked lists a VLUN and those below it, newest first, down to one that has
+// a name: when there was one last, it was the ceiling (punch) of all of them. Store.mu is
+// held.
+func (d *disk) unprotectedLocked(k *volume.VLUN) (list []*volume.VLUN) {
+	chain := d.volume.VLUNs()
+	for i := slices.Index(chain, k); i >= 0 && d.snapshots[chain[i]] == nil; i-- {
+		list = append(list, chain[i])
+	}
+	return list
 }

@@ -191,7 +191,7 @@ func (s *Store) DeadBlocks() (n uint64) {
 	}
 	s.mu.Unlock()
 	for id := range sealed {
-		dead, err := s.findDead(context.Background(), id)
+		dead, err := s.findDead(context.Background(), id, nil)
 		if err != nil {
 			panic(err)
 		}
@@ -203,7 +203,7 @@ func (s *Store) DeadBlocks() (n uint64) {
 // DeleteNameOf takes a snapshot's name away and does no more, as a delete that ends
 // there.
 func (s *Store) DeleteNameOf(full string) error {
-	d, k, _, err := s.deletable(full)
+	d, k, err := s.deletable(full)
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/tidemark/tidemark/catalog"
 	"github.com/tidemark/tidemark/image"
 	"github.com/tidemark/tidemark/image/file"
 	"github.com/tidemark/tidemark/image/sealed"
@@ -71,6 +72,9 @@ func (s *Store) nextFold() (next *fold) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	most := s.foldAbove
+	if s.catalog.Failed() != nil {
+		return nil
+	}
 	for _, d := range s.byVolume {
 		if d.namelessLocked() <= most { // most volumes, and that is quickly said
 			continue
@@ -243,19 +247,23 @@ func missing(lower, upper *lookup.Table) *lookup.Table {
 // not (2), and returns whether it may have had some before.
 func (f *fold) begin() (due bool, err error) {
 	s := f.store
-	s.mu.Lock()
-	d := s.byVolume[f.upper.Volume()]
-	if err := f.possibleLocked(); err != nil {
-		s.mu.Unlock()
-		return false, err
+	s.chains.RLock()
+	defer s.chains.RUnlock()
+	err = s.recordMarking(func(tx *catalog.Tx, m *marking) error {
+		if err := f.possibleLocked(); err != nil {
+			return err
+		}
+		due, f.unsure = f.rec.due, f.rec.unsure
+		if due {
+			return nil
+		}
+		m.set(f.rec, f.rec.punched, true)
+		return s.putLinkLocked(tx, s.byVolume[f.upper.Volume()], f.upper, volume.Sealed)
+	})
+	if err == nil {
+		s.beUnsure(f.rec, true)
 	}
-	due, f.rec.due = f.rec.due, true
-	f.unsure, f.rec.unsure = f.rec.unsure, true
-	s.mu.Unlock()
-	if due {
-		return due, nil
-	}
-	return due, s.putLinks(d, volume.Sealed, f.upper)
+	return due, err
 }
 
 // foldStepBlocks is how much is copied at once, wherever it lies.
@@ -265,7 +273,7 @@ const foldStepBlocks = 256
 // rots in lower is found by the read.
 func (f *fold) copy(ctx context.Context, idle func()) error {
 	c := &copying{from: f.lower.Image().(*sealed.Image), to: f.upper.Image().(*sealed.Image).Image.(*file.Image), shares: true}
-	share := f.store.reclaimShare()
+	share := f.store.reclaimShare(idle)
 	step := func() error {
 		sizeBytes := c.sizeBytes
 		if err := c.writeBack(); err != nil {
@@ -273,11 +281,7 @@ func (f *fold) copy(ctx context.Context, idle func()) error {
 		}
 		f.store.reclaiming.done(sizeBytes)
 		atRate := time.Duration(float64(sizeBytes) / float64(f.store.reclaimRate) * float64(time.Second))
-		if err := share.rest(ctx, atRate); err != nil {
-			return err
-		}
-		idle()
-		return nil
+		return share.rest(ctx, atRate)
 	}
 	for x := range f.taken.Extents(0, lookup.MaxBlocks) {
 		for x.State == lookup.Data && x.Count > 0 {
@@ -387,8 +391,9 @@ func (f *fold) end(ctx context.Context, due bool) error {
 			return err
 		}
 	}
+	again := s.sealer.isToPunch(f.upper.ImageID())
 	s.mu.Lock()
-	f.rec.due, f.rec.unsure = due, f.unsure
+	f.rec.due, f.rec.unsure = due || again, f.unsure
 	s.mu.Unlock()
 	return s.putLinks(d, volume.Sealed, f.upper)
 }

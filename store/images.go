@@ -24,7 +24,7 @@ type seal struct {
 	table    uint64 // mark of its table file, 0: the journal has the table
 	punched  bool   // its view may have lost blocks since, and then has another hash
 	due      bool   // blocks that its table has not may still be in the file
-	unsure   bool   // and not only those that a punch is about to find
+	unsure   bool   // and nobody knows which; so it begins in each life of the server
 }
 
 // mayLack tells whether blocks may be gone that the checksum file still has.

@@ -128,7 +128,7 @@ func (in *Incoming) beginChanges() error {
 		return err
 	}
 	if live.volume.Busy() { // the end would refuse it
-		return inUse(live.volume)
+		return liveInUse(live.volume)
 	}
 	d, k, err := s.base(live, r)
 	if err != nil {
@@ -297,7 +297,7 @@ func (in *Incoming) leaveBehind(live *disk) error {
 	s := in.store
 	if err := live.volume.Freeze(); err != nil {
 		if errors.Is(err, volume.ErrBusy) {
-			err = inUse(live.volume)
+			err = liveInUse(live.volume)
 		}
 		return err
 	}
@@ -355,6 +355,7 @@ func (in *Incoming) inherit(d *disk) (undo func(), err error) {
 	for k, snap := range d.snapshots {
 		own := in.disk.vlunLocked(k.ImageID())
 		same := *snap
+		same.urgent = 0
 		same.conflicts, same.verifying = snap.conflicts+k.Conflicts(), nil
 		in.disk.snapshots[own] = &same
 		in.inherited = append(in.inherited, own)

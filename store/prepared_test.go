@@ -55,6 +55,7 @@ func TestASnapshotIsShownFromItsCutOnNotFromItsPrepare(t *testing.T) {
 	if _, err := s.CreateVolume("v", 16*lookup.BlockSize, volume.ScopeRequest); err != nil {
 		t.Fatal(err)
 	}
+	s.AwaitSpares() // whose operations would be looked at in place of the preserve's
 	preparing.Store(true)
 	if _, err := s.Preserve(context.Background(), store.PreserveRequest{Volumes: []string{"v"}, Name: "s", Wait: time.Hour}); err != nil {
 		t.Fatal(err)

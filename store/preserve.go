@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/tidemark/tidemark/catalog"
+	"github.com/tidemark/tidemark/image"
 	"github.com/tidemark/tidemark/image/file"
 	"github.com/tidemark/tidemark/internal/yield"
 	"github.com/tidemark/tidemark/volume"
@@ -394,23 +395,42 @@ func (n naming) undo() {
 	}
 }
 
-// Discard implements volume.Keeper.
+// Discard implements volume.Keeper: as a delete of the snapshots.
 func (s keeper) Discard(p *volume.Preserve) error {
-	return s.catalog.Update(func(tx *catalog.Tx) error {
+	var due []image.ID
+	err := func() error {
+		s.chains.Lock() // as in nameless
+		defer s.chains.Unlock()
+		var named []holder
+		err := s.recordMarking(func(tx *catalog.Tx, m *marking) error {
+			for _, k := range p.VLUNs() {
+				d := s.byVolume[k.Volume()]
+				if d == nil || d.snapshots[k] == nil {
+					continue // deleted meanwhile
+				}
+				more, err := s.dropName(tx, m, d, k)
+				if err != nil {
+					return err
+				}
+				due, named = append(due, more...), append(named, holder{d, k})
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		for _, k := range p.VLUNs() {
-			d := s.byVolume[k.Volume()]
-			if d == nil || d.snapshots[k] == nil {
-				continue // deleted meanwhile
-			}
-			d.forget(k)
-			if err := tx.PutLink(d.link(k, volume.Draining)); err != nil {
-				return err
-			}
+		for _, h := range named {
+			h.disk.forget(h.vlun)
 		}
 		return nil
-	})
+	}()
+	if err != nil {
+		return err
+	}
+	s.sealer.punch(due...)
+	return nil
 }
 
 // Drained implements volume.Keeper: the snapshot is exact, and what its record

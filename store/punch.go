@@ -46,7 +46,10 @@ import (
 // asked to delete; the more lives the dearer), reference counts a block (each
 // write would pay for it).
 func (s *Store) punch(ctx context.Context, id image.ID, idle func()) error {
-	p, err := s.takeDead(ctx, id)
+	if s.catalog.Failed() != nil {
+		return nil // what was deleted may be there when the directory is opened again
+	}
+	p, err := s.takeDead(ctx, id, idle)
 	if err != nil || p == nil {
 		return err
 	}
@@ -67,14 +70,15 @@ type punch struct {
 	img   *sealed.Image
 	vlun  *volume.VLUN // one that has it
 	dead  *lookup.Table
-	// all: the file may have more beyond its table, as a fold or punch was cut short.
+	// all: the file may have more beyond its table: a fold or punch was cut short, or a
+	// write through an older VLUN, or one that failed, has left it there before the seal.
 	all bool
 }
 
 // takeDead takes its dead blocks out of the table of an image, or drops the image if
 // it has no others and nobody needs its view; nil: nothing else is to be done.
-func (s *Store) takeDead(ctx context.Context, id image.ID) (*punch, error) {
-	dead, err := s.findDead(ctx, id)
+func (s *Store) takeDead(ctx context.Context, id image.ID, idle func()) (*punch, error) {
+	dead, err := s.findDead(ctx, id, idle)
 	if err != nil {
 		return nil, err
 	}
@@ -111,8 +115,9 @@ func (s *Store) takeDead(ctx context.Context, id image.ID) (*punch, error) {
 	case err != nil:
 	case empty:
 		bytes := bytesOf(dead)
-		err = s.dropImage(k)
-		s.reclaiming.done(bytes)
+		if err = s.dropImage(k); err == nil {
+			s.reclaiming.done(bytes)
+		}
 		p = nil
 	case found > 0:
 		s.beUnsure(rec, true)
@@ -150,8 +155,9 @@ func (s *Store) endPunch(ctx context.Context, p *punch) error {
 			return fmt.Errorf("punch image %d: %w", p.id, err)
 		}
 	}
+	again := s.sealer.isToPunch(p.id)
 	s.mu.Lock()
-	rec.due, rec.unsure = false, false
+	rec.due, rec.unsure = again, false
 	s.mu.Unlock()
 	return s.putLinks(d, volume.Sealed, k)
 }
@@ -185,17 +191,16 @@ var holdersFound func()
 // since may have covered more of its blocks. It does not wait.
 func (s *Store) Reclaim() {
 	s.mu.Lock()
-	var ids []image.ID
+	var ids []image.ID // of a chain one after the other, newest first: see joined
 	for _, d := range s.byVolume {
-		for _, k := range d.volume.VLUNs() {
+		for _, k := range slices.Backward(d.volume.VLUNs()) {
 			if d.sealed[k] != nil && d.snapshots[k] == nil {
 				ids = append(ids, k.ImageID())
 			}
 		}
 	}
 	s.mu.Unlock()
-	slices.Sort(ids)
-	s.sealer.punch(slices.Compact(ids)...)
+	s.sealer.punch(ids...)
 }
 
 func (s *Store) reclaimAlways(every time.Duration) {
@@ -206,7 +211,9 @@ func (s *Store) reclaimAlways(every time.Duration) {
 		case <-ctx.Done():
 			return
 		case <-time.After(every):
-			s.Reclaim()
+			if s.Reclaiming().ImagesLeft == 0 { // else whoever waits until nothing is left would wait for ever
+				s.Reclaim()
+			}
 		}
 	}
 }
@@ -259,8 +266,8 @@ func (c ceiling) flush() error {
 
 // findDead finds the blocks of an image that are covered in every chain. It takes no
 // lock: what is covered a moment later is found the next time. The table is to be
-// read only.
-func (s *Store) findDead(ctx context.Context, id image.ID) (*lookup.Table, error) {
+// read only. idle is called between two pieces of work.
+func (s *Store) findDead(ctx context.Context, id image.ID, idle func()) (*lookup.Table, error) {
 	s.mu.Lock()
 	holders := s.holdersLocked(id)
 	ceilings := ceilingsLocked(holders)
@@ -269,7 +276,7 @@ func (s *Store) findDead(ctx context.Context, id image.ID) (*lookup.Table, error
 		return lookup.NewTable(), nil
 	}
 	shortest := slices.SortedStableFunc(slices.Values(ceilings), func(a, b ceiling) int { return cmp.Compare(len(a.cover), len(b.cover)) })
-	dead, share := holders[0].vlun.Table(), s.reclaimShare()
+	dead, share := holders[0].vlun.Table(), s.reclaimShare(idle)
 	for _, c := range shortest {
 		if !c.none { // the next one, for which there is more to do, is asked for what is left
 			covered, err := s.sealer.joined.covered(ctx, c, dead, share)
@@ -408,28 +415,26 @@ func bytesOf(t *lookup.Table) int64 {
 // loseHashes records that the views below the ceiling of an image, its own first,
 // have other hashes from now on than at their seals, and that its punch is due.
 func (s *Store) loseHashes(holders []holder, ceilings []ceiling) error {
-	for i, h := range holders {
-		var changed []*volume.VLUN
-		s.mu.Lock()
-		for _, k := range append([]*volume.VLUN{h.vlun}, ceilings[i].cover...) {
-			rec := h.disk.sealed[k]
-			if s.countsAnywhereLocked(h.disk, k) {
-				break // a ceiling, here or in another chain: what it covers, this view and newer ones do not see
-			}
-			if rec == nil {
-				continue
-			}
-			if due := rec.due || k == h.vlun; !rec.punched || due != rec.due {
-				rec.punched, rec.due = true, due
-				changed = append(changed, k)
+	s.chains.RLock()
+	defer s.chains.RUnlock()
+	return s.recordMarking(func(tx *catalog.Tx, m *marking) error {
+		for i, h := range holders {
+			for _, k := range append([]*volume.VLUN{h.vlun}, ceilings[i].cover...) {
+				rec := h.disk.sealed[k]
+				if s.countsAnywhereLocked(h.disk, k) {
+					break // a ceiling, here or in another chain: what it covers, this view and newer ones do not see
+				}
+				if rec == nil || rec.punched && (rec.due || k != h.vlun) {
+					continue
+				}
+				m.set(rec, true, rec.due || k == h.vlun)
+				if err := s.putLinkLocked(tx, h.disk, k, volume.Sealed); err != nil {
+					return err
+				}
 			}
 		}
-		s.mu.Unlock()
-		if err := s.putLinks(h.disk, volume.Sealed, changed...); err != nil {
-			return err // that more is called punched than is does no harm
-		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // shrink takes dead blocks out of a table: on the disk first.
@@ -452,9 +457,9 @@ func (s *Store) shrink(k *volume.VLUN, rec *seal, dead *lookup.Table) error {
 }
 
 // punchAbsent gives the storage back of all between the Data of a table: where it
-// found something dead, or everywhere. idle is called between two pieces of work.
+// found something dead, or everywhere.
 func (p *punch) punchAbsent(ctx context.Context, idle func()) error {
-	share, next := p.store.reclaimShare(), lookup.BlockNum(0)
+	share, next := p.store.reclaimShare(idle), lookup.BlockNum(0)
 	before := func(to lookup.BlockNum) error {
 		if to <= next {
 			return nil
@@ -467,11 +472,7 @@ func (p *punch) punchAbsent(ctx context.Context, idle func()) error {
 			return err
 		}
 		p.store.reclaiming.done(deadBytes)
-		if err := share.rest(ctx, 0); err != nil {
-			return err
-		}
-		idle()
-		return nil
+		return share.rest(ctx, 0)
 	}
 	for x := range p.vlun.Table().Extents(0, lookup.MaxBlocks) {
 		if x.State != lookup.Data {

@@ -2,9 +2,12 @@ package store_test
 
 import (
 	"context"
+	"errors"
 	"path"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -79,8 +82,8 @@ func TestASealGoesBetweenTwoPiecesOfAPunch(t *testing.T) {
 		synctest.Wait() // it has drained
 		close(punch.open)
 		s.AwaitPunches()
-		if n := punched.Load(); n != 20 || sealedAfter.Load() != 1 {
-			t.Errorf("the seal went after %d of %d punches, want 1 of 20", sealedAfter.Load(), n)
+		if n := punched.Load(); n != 21 || sealedAfter.Load() != 1 { // the last behind all data: it is the first punch of the image
+			t.Errorf("the seal went after %d of %d punches, want 1 of 21", sealedAfter.Load(), n)
 		}
 	})
 }
@@ -155,4 +158,88 @@ func TestAPastWithoutSnapshotsIsGoneAfterTheNextStart(t *testing.T) {
 	if _, err := s.Volume("v"); err != nil {
 		t.Error(err)
 	}
+}
+
+// What a delete is about to do is recorded first, or not done.
+func TestNothingIsPunchedThatIsNotRecorded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var full atomic.Bool
+		var punched, tables atomic.Int32
+		s := openWith(t, dataDir, store.Options{FS: vfs.Fault{FS: vfs.NewSim(t.TempDir()), Hook: func(op vfs.Op) error {
+			if punches(op) {
+				punched.Add(1)
+			}
+			if full.Load() && op.Kind == vfs.OpCommitted {
+				return syscall.ENOSPC
+			}
+			if full.Load() && strings.Contains(path.Base(op.Name), ".tab") {
+				tables.Add(1)
+			}
+			return nil
+		}}})
+		defer closeStore(t, s)
+		if _, err := s.CreateVolume("v", 64*lookup.BlockSize, volume.ScopeRequest); err != nil {
+			t.Fatal(err)
+		}
+		snapshot := scattered(t, s)
+		release := s.HoldPunches()
+		if err := s.DeleteSnapshot(snapshot); err != nil {
+			t.Fatal(err)
+		}
+		full.Store(true)
+		release()
+		for range 3 {
+			s.AwaitPunches()
+			s.Reclaim()
+		}
+		s.AwaitPunches()
+		if punched.Load() > 0 || tables.Load() > 0 {
+			t.Errorf("%d punches and %d changes of a table while the catalog takes no records", punched.Load(), tables.Load())
+		}
+		full.Store(false)
+		s.Reclaim()
+		s.AwaitPunches()
+		if n := punched.Load(); n != 21 {
+			t.Errorf("%d punches when it does again, want 21", n)
+		}
+	})
+}
+
+func TestWhatAPreserveThatIsGivenUpHasSealedGivesItsRoomBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := openWith(t, dataDir, store.Options{FS: vfs.NewSim(t.TempDir())})
+		defer closeStore(t, s)
+		for _, name := range []string{"v", "w"} {
+			if _, err := s.CreateVolume(name, 64*lookup.BlockSize, volume.ScopeRequest); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := s.BeginProcess([]string{"w"}, "p"); err != nil {
+			t.Fatal(err)
+		}
+		v := openView(t, s, "v")
+		for b := range int64(4) {
+			write(t, v, b*lookup.BlockSize, 'a')
+		}
+		ended := make(chan error, 1)
+		go func() {
+			_, err := s.Preserve(context.Background(), store.PreserveRequest{Volumes: []string{"v", "w"}, Name: "s", Wait: time.Minute})
+			ended <- err
+		}()
+		synctest.Wait()
+		s.AwaitPunches() // that of v is sealed
+		for b := range int64(3) {
+			write(t, v, b*lookup.BlockSize, 'b')
+		}
+		if err := v.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-ended; !errors.Is(err, store.ErrAborted) {
+			t.Fatal(err)
+		}
+		s.AwaitPunches()
+		if r := s.Reclaiming(); r.GivenBackBytes != 3*lookup.BlockSize {
+			t.Errorf("%d bytes were given back, want 3 blocks", r.GivenBackBytes)
+		}
+	})
 }

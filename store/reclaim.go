@@ -176,8 +176,8 @@ func (s *Store) reclaims() bool {
 	q := &s.sealer
 	q.mu.Lock()
 	left := len(q.punches) > 0 || q.foldsNow() || q.working && len(q.queue) == 0
-	unsealed := slices.Clone(q.queue)
 	q.mu.Unlock()
+	unsealed := q.unsealed()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return left || slices.ContainsFunc(unsealed, func(k *volume.VLUN) bool {

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"maps"
 	"path"
+	"slices"
 	"strconv"
 	"syscall"
 
@@ -271,7 +272,7 @@ func recoveredSeal(l catalog.Link) (*seal, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: image %d: %w", catalog.ErrCorrupt, l.Image, err)
 	}
-	return &seal{hash: hash, scrubbed: l.Scrubbed, read: l.Scrubbed, bad: l.Bad, table: l.Table, punched: l.Punched, due: l.Due, unsure: l.Due}, nil
+	return &seal{hash: hash, scrubbed: l.Scrubbed, read: l.Scrubbed, bad: l.Bad, table: l.Table, punched: l.Punched, due: l.Due, unsure: true}, nil
 }
 
 // recoverSnapshots takes the snapshots over from the catalog. One that still
@@ -307,7 +308,10 @@ func (s *Store) recoverSnapshots(d *disk, chain []catalog.Link, drained map[imag
 	for _, k := range vluns[:len(vluns)-1] {
 		if _, ok := k.Image().(*sealed.Image); !ok || lost(k) {
 			s.sealer.enqueue(k)
-		} else if d.sealed[k].due {
+		}
+	}
+	for _, k := range slices.Backward(vluns) { // newest first: see joined
+		if rec := d.sealed[k]; rec != nil && rec.due && !lost(k) {
 			s.sealer.punch(k.ImageID())
 		}
 	}

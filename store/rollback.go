@@ -176,7 +176,7 @@ func freeze(grafts []graft, disconnect bool) (thaw func(), err error) {
 		} else if err := v.Freeze(); err != nil {
 			thaw()
 			if errors.Is(err, volume.ErrBusy) {
-				err = inUse(v)
+				err = liveInUse(v)
 			}
 			return nil, err
 		}

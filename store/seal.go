@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -30,10 +31,12 @@ type sealer struct {
 	mu       sync.Mutex
 	queue    []*volume.VLUN
 	punches  []punching
-	folds    bool // a volume may have too many images without a name
-	resting  bool // what was to be folded could not be: it is tried again later
-	working  bool // on what is in neither any more
-	opened   bool // every volume is there: before, nobody knows what is seen
+	folds    bool                  // a volume may have too many images without a name
+	resting  bool                  // what was to be folded could not be: it is tried again later
+	working  bool                  // on what is in neither any more
+	sealing  *volume.VLUN          // nil: none is
+	later    map[*volume.VLUN]bool // those whose seal failed, and is tried again
+	opened   bool                  // every volume is there: before, nobody knows what is seen
 	stopping bool
 	rested   sync.Cond // of mu: there is nothing to do
 	wake     chan struct{}
@@ -52,7 +55,7 @@ func (q *sealer) start(s *Store) {
 	ctx, cancel := context.WithCancel(context.Background())
 	q.store, q.cancel, q.done, q.wake = s, cancel, make(chan struct{}), make(chan struct{}, 1)
 	q.rested.L = &q.mu
-	q.paused = map[*volume.VLUN]time.Duration{}
+	q.paused, q.later = map[*volume.VLUN]time.Duration{}, map[*volume.VLUN]bool{}
 	reclaim, end := context.WithCancel(ctx)
 	q.endReclaim = end
 	go q.run(ctx, reclaim)
@@ -62,6 +65,7 @@ func (q *sealer) start(s *Store) {
 func (q *sealer) enqueue(k *volume.VLUN) {
 	q.mu.Lock()
 	q.queue = append(q.queue, k)
+	delete(q.later, k)
 	q.mu.Unlock()
 	q.poke()
 }
@@ -92,6 +96,24 @@ func (q *sealer) punch(ids ...image.ID) {
 	}
 	q.mu.Unlock()
 	q.poke()
+}
+
+// isToPunch tells whether that was asked for and has not begun.
+func (q *sealer) isToPunch(id image.ID) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return slices.ContainsFunc(q.punches, func(p punching) bool { return p.id == id })
+}
+
+// unsealed lists what has drained and is not sealed, but for what can't be.
+func (q *sealer) unsealed() []*volume.VLUN {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	list := slices.AppendSeq(slices.Clone(q.queue), maps.Keys(q.later))
+	if q.sealing != nil {
+		list = append(list, q.sealing)
+	}
+	return list
 }
 
 // open lets it punch, from now on.
@@ -163,16 +185,22 @@ func (q *sealer) sealNext(ctx context.Context) bool {
 		return false
 	}
 	k := q.queue[0]
-	q.queue, q.working, q.folds = q.queue[1:], true, true
+	q.queue, q.working, q.folds, q.sealing = q.queue[1:], true, true, k
 	q.mu.Unlock()
 	err := q.store.seal(ctx, k)
+	again := err != nil && ctx.Err() == nil && mayPass(k, err)
+	q.mu.Lock()
+	if q.sealing = nil; again {
+		q.later[k] = true
+	}
+	q.mu.Unlock()
 	if ctx.Err() != nil {
 		return true
 	}
 	if err != nil && !errors.Is(err, context.Canceled) { // by a delete, which may fail
 		q.store.sealFailed(k, err)
 	}
-	if err != nil && mayPass(k, err) {
+	if again {
 		time.AfterFunc(q.pause(k, err), func() { q.enqueue(k) })
 	} else {
 		delete(q.paused, k)
@@ -190,16 +218,17 @@ func (q *sealer) reclaimNext(ctx, reclaim context.Context) bool {
 		return false
 	}
 	q.working = true
+	seals := func() { q.sealNext(ctx) }
 	if len(q.punches) == 0 {
 		q.folds = false
 		q.mu.Unlock()
-		q.fold(ctx, reclaim)
+		q.fold(reclaim, seals)
 		return true
 	}
 	if i := slices.IndexFunc(q.punches, func(p punching) bool { return p.deadBytes < 0 }); i >= 0 {
 		id := q.punches[i].id
 		q.mu.Unlock()
-		dead, err := q.store.findDead(reclaim, id)
+		dead, err := q.store.findDead(reclaim, id, seals)
 		if err != nil {
 			return true // it is the end
 		}
@@ -213,19 +242,19 @@ func (q *sealer) reclaimNext(ctx, reclaim context.Context) bool {
 	defer q.store.reclaiming.end()
 	q.punches, q.folds = q.punches[1:], true
 	q.mu.Unlock()
-	if err := q.store.punch(reclaim, id, func() { q.sealNext(ctx) }); err != nil && !errors.Is(err, context.Canceled) {
+	if err := q.store.punch(reclaim, id, seals); err != nil && !errors.Is(err, context.Canceled) {
 		q.store.logger.Error("give back the room of deleted snapshots; it is tried again later", "image", id, "err", err)
 	}
 	return true
 }
 
 // fold folds one image, if a volume has too many.
-func (q *sealer) fold(ctx, reclaim context.Context) {
+func (q *sealer) fold(ctx context.Context, idle func()) {
 	f := q.store.nextFold()
 	if f == nil {
 		return
 	}
-	switch err := f.run(reclaim, func() { q.sealNext(ctx) }); {
+	switch err := f.run(ctx, idle); {
 	case err == nil:
 		q.foldAgain() // there may be more
 	case errors.Is(err, context.Canceled):
@@ -336,7 +365,8 @@ func (s *Store) seal(ctx context.Context, k *volume.VLUN) error {
 		return errors.Join(err, img.CloseSums())
 	}
 	s.mu.Lock()
-	d.sealed[k] = &seal{hash: hash, table: 1}
+	unnamed := d.snapshots[k] == nil // it was deleted, or given up, before
+	d.sealed[k] = &seal{hash: hash, table: 1, due: unnamed, unsure: true}
 	s.mu.Unlock()
 	if err := s.putLinks(d, volume.Sealed, k); err != nil {
 		s.mu.Lock()
@@ -347,10 +377,7 @@ func (s *Store) seal(ctx context.Context, k *volume.VLUN) error {
 	s.sealedAs(d, k, img)
 	k.Table().Pack()
 	s.leaveJournal(d, k)
-	s.mu.Lock()
-	unnamed := d.snapshots[k] == nil
-	s.mu.Unlock()
-	if unnamed { // it was deleted, or given up, before
+	if unnamed {
 		s.sealer.punch(k.ImageID())
 	}
 	return nil

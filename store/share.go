@@ -12,6 +12,7 @@ import (
 type share struct {
 	percent int         // of the time that it may work
 	busy    func() bool // tells whether there are requests
+	idle    func()      // is called between two pieces of work; nil: there is nothing to do then
 	begun   time.Time   // to work, after the last pause
 }
 
@@ -36,11 +37,13 @@ func (x *share) rest(ctx context.Context, atLeast time.Duration) error {
 	if worked >= shareStep && x.busy() {
 		rest = max(rest, min(worked*time.Duration(100-x.percent)/time.Duration(x.percent), shareMost))
 	}
-	if worked < shareStep && rest <= 0 {
-		return ctx.Err()
-	}
 	err := pause(ctx, rest)
-	x.begun = time.Now()
+	if x.idle != nil && err == nil {
+		x.idle()
+	}
+	if worked >= shareStep || rest > 0 {
+		x.begun = time.Now()
+	}
 	return err
 }
 
@@ -57,7 +60,11 @@ func pause(ctx context.Context, d time.Duration) error {
 }
 
 // reclaimShare is that of giving back room, and of folds.
-func (s *Store) reclaimShare() *share { return newShare(s.reclaimPercent, s.serving) }
+func (s *Store) reclaimShare(idle func()) *share {
+	x := newShare(s.reclaimPercent, s.serving)
+	x.idle = idle
+	return x
+}
 
 // serving tells whether any volume has requests.
 func (s *Store) serving() bool {

@@ -797,14 +797,12 @@ func (s *Store) deleteBranch(d *disk, heir *Incoming) error {
 			return err
 		}
 		before := s.catalog.Failed()
-		err = s.catalog.Update(func(tx *catalog.Tx) error {
-			s.mu.Lock()
-			defer s.mu.Unlock()
+		err = s.recordMarking(func(tx *catalog.Tx, m *marking) (err error) {
 			if heir != nil { // it sees all that the volume did
 				return errors.Join(tx.DeleteVolume(d.record.ID), heir.putLocked(tx))
 			}
-			due = due[:0]
-			return s.dropBranch(tx, d, &due)
+			due, err = s.dropBranch(tx, m, d)
+			return err
 		})
 		if before == nil && errors.Is(err, catalog.ErrFailed) { // the next open may find it deleted: it takes no more writes
 			unknown, err = err, nil
@@ -855,28 +853,29 @@ func (s *Store) deleteBranch(d *disk, heir *Incoming) error {
 
 // dropBranch records that a volume is deleted, and of which images that may make
 // blocks invisible. Store.mu is held.
-func (s *Store) dropBranch(tx *catalog.Tx, d *disk, due *[]image.ID) error {
+func (s *Store) dropBranch(tx *catalog.Tx, m *marking, d *disk) (due []image.ID, err error) {
 	if err := tx.DeleteVolume(d.record.ID); err != nil {
-		return err
+		return nil, err
 	}
 	if !d.record.Past && !d.record.Staged { // schedule and groups are of the name
 		if err := errors.Join(tx.DeleteSchedule(d.record.Name), s.leaveGroups(tx, d.record.Name)); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	for _, k := range s.protectedLocked(d) {
-		d.sealed[k].due = true // which is the same record for all that have the image
-		*due = append(*due, k.ImageID())
+	for _, k := range slices.Backward(s.protectedLocked(d)) { // newest first: see joined
+		rec := d.sealed[k] // the same for all that have the image
+		m.set(rec, rec.punched, true)
+		due = append(due, k.ImageID())
 		for _, h := range s.holdersLocked(k.ImageID()) {
 			if h.disk == d {
 				continue
 			}
 			if err := tx.PutLink(h.disk.link(h.vlun, volume.Sealed)); err != nil {
-				return err
+				return nil, err
 			}
 		}
 	}
-	return nil
+	return due, nil
 }
 
 // protectedLocked lists the VLUNs of a volume whose images stand in other chains too,
@@ -930,7 +929,17 @@ func inUse(branches ...*volume.Volume) error {
 		n, m := v.Uses()
 		views, processes = views+n, processes+m
 	}
-	return fmt.Errorf("volume %s is %w: %s, %s; end them first", branches[0].Name(), ErrInUse,
+	return usedBy(branches[0], views, processes)
+}
+
+// liveInUse says who keeps a volume from being frozen: no client of a snapshot does.
+func liveInUse(v *volume.Volume) error {
+	views, processes := v.LiveUses()
+	return usedBy(v, views, processes)
+}
+
+func usedBy(v *volume.Volume, views, processes int) error {
+	return fmt.Errorf("volume %s is %w: %s, %s; end them first", v.Name(), ErrInUse,
 		count(views, "connection", "connections"), count(processes, "process", "processes"))
 }
 

@@ -137,14 +137,25 @@ func (v *Volume) Busy() bool {
 }
 
 func (v *Volume) busyLocked() bool {
-	live := v.views
+	views, processes := v.liveUsesLocked()
+	return views+processes > 0
+}
+
+// LiveUses counts what makes Freeze refuse: the open views of the live VLUN, and the
+// processes that named the volume.
+func (v *Volume) LiveUses() (views, processes int) {
+	v.engine.mu.Lock()
+	defer v.engine.mu.Unlock()
+	return v.liveUsesLocked()
+}
+
+func (v *Volume) liveUsesLocked() (views, processes int) {
+	views = v.views
 	for _, k := range *v.chain.Load() {
-		if len(k.processes) > 0 {
-			return true
-		}
-		live -= k.views
+		processes += len(k.processes)
+		views -= k.views
 	}
-	return live > 0
+	return views, processes
 }
 
 // Thaw undoes Freeze and Evict; who was told to go goes.
@@ -155,7 +166,8 @@ func (v *Volume) Thaw() {
 	v.refuse.Store(v.engine.closed)
 }
 
-// Uses returns how many views are open and how many processes named the volume.
+// Uses returns how many views are open, those of snapshots too, and how many processes
+// named the volume.
 func (v *Volume) Uses() (views, processes int) {
 	v.engine.mu.Lock()
 	defer v.engine.mu.Unlock()
@@ -165,11 +177,11 @@ func (v *Volume) Uses() (views, processes int) {
 	return v.views, processes
 }
 
-// Active tells whether a request of a frontend's (View.Served) has had its reply within
-// the time before now; at most a minute.
+// Active tells whether a request runs, or one of a frontend's (View.Served) has had its
+// reply within the time before now; at most a minute.
 func (v *Volume) Active(within time.Duration) bool {
 	at := now()
-	return v.stalls.largest(at.Add(-within), at) > 0
+	return v.stalls.largest(at.Add(-within), at) > 0 || v.tip().requests() > 0
 }
 
 // Failed returns why the volume takes no writes, or nil.

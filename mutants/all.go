@@ -520,7 +520,7 @@ var all = []mutant{
 	},
 	{
 		name: "hold: a snapshot is deleted all the same", file: "store/delete.go",
-		old: "	if err := s.mayGo(info); err != nil {", new: "	if err := s.mayGo([]SnapshotInfo{info}[:0]...); err != nil {",
+		old: "		err = s.mayGo(info)\n", new: "		err = s.mayGo([]SnapshotInfo{info}[:0]...)\n",
 		packages: "./store", tests: "Held|Hold|Clock|Retention",
 	},
 	{

@@ -298,13 +298,13 @@ var all = []mutant{
 		packages: "./store", tests: "AtRandom|ALife|DeletedSnapshot", flags: "-life.seeds 30",
 	},
 	{
-		name: "punch: no seal goes between", file: "store/punch.go",
-		old: "		idle()\n", new: "",
+		name: "punch: no seal goes between", file: "store/share.go",
+		old: "		x.idle()\n", new: "",
 		packages: "./store", tests: "BetweenTwoPieces",
 	},
 	{
 		name: "punch: what was deleted before its seal stays", file: "store/seal.go",
-		old: "	if unnamed { // it", new: "	if false && unnamed { // it",
+		old: "	if unnamed {", new: "	if false && unnamed {",
 		packages: "./store", tests: "BeforeItsSeal",
 	},
 	{
@@ -374,7 +374,7 @@ var all = []mutant{
 	},
 	{
 		name: "fold: nothing says that the upper image may hold more than its table", file: "store/fold.go",
-		old: "	due, f.rec.due = f.rec.due, true\n", new: "	due = true\n",
+		old: "		m.set(f.rec, f.rec.punched, true)\n", new: "",
 		packages: "./store", tests: "Fold|FaultOfEach",
 	},
 	{
@@ -493,7 +493,7 @@ var all = []mutant{
 	},
 	{
 		name: "a preserve that was given up keeps its name", file: "store/preserve.go",
-		old: "			d.forget(k)\n", new: "",
+		old: "			h.disk.forget(h.vlun)\n", new: "",
 		packages: "./store", tests: "Preserve|Abort|Model|Give|Crash",
 	},
 	{

@@ -191,7 +191,7 @@ func (s *Store) DeadBlocks() (n uint64) {
 	}
 	s.mu.Unlock()
 	for id := range sealed {
-		dead, err := s.findDead(context.Background(), id, nil)
+		dead, err := s.findDead(context.Background(), id, new(joined), nil)
 		if err != nil {
 			panic(err)
 		}

@@ -78,7 +78,7 @@ type punch struct {
 // takeDead takes its dead blocks out of the table of an image, or drops the image if
 // it has no others and nobody needs its view; nil: nothing else is to be done.
 func (s *Store) takeDead(ctx context.Context, id image.ID, idle func()) (*punch, error) {
-	dead, err := s.findDead(ctx, id, idle)
+	dead, err := s.findDead(ctx, id, &s.sealer.joined, idle)
 	if err != nil {
 		return nil, err
 	}
@@ -267,7 +267,7 @@ func (c ceiling) flush() error {
 // findDead finds the blocks of an image that are covered in every chain. It takes no
 // lock: what is covered a moment later is found the next time. The table is to be
 // read only. idle is called between two pieces of work.
-func (s *Store) findDead(ctx context.Context, id image.ID, idle func()) (*lookup.Table, error) {
+func (s *Store) findDead(ctx context.Context, id image.ID, j *joined, idle func()) (*lookup.Table, error) {
 	s.mu.Lock()
 	holders := s.holdersLocked(id)
 	ceilings := ceilingsLocked(holders)
@@ -279,7 +279,7 @@ func (s *Store) findDead(ctx context.Context, id image.ID, idle func()) (*lookup
 	dead, share := holders[0].vlun.Table(), s.reclaimShare(idle)
 	for _, c := range shortest {
 		if !c.none { // the next one, for which there is more to do, is asked for what is left
-			covered, err := s.sealer.joined.covered(ctx, c, dead, share)
+			covered, err := j.covered(ctx, c, dead, share)
 			if err != nil {
 				return nil, err
 			}

@@ -305,14 +305,18 @@ func (s *Store) recoverSnapshots(d *disk, chain []catalog.Link, drained map[imag
 	if err := s.putLinks(d, volume.Sealing, interrupted...); err != nil {
 		return err
 	}
+	var due []image.ID // newest first: see joined
+	s.mu.Lock()
+	for _, k := range slices.Backward(vluns) {
+		if rec := d.sealed[k]; rec != nil && rec.due && !lost(k) {
+			due = append(due, k.ImageID())
+		}
+	}
+	s.mu.Unlock()
+	s.sealer.punch(due...)
 	for _, k := range vluns[:len(vluns)-1] {
 		if _, ok := k.Image().(*sealed.Image); !ok || lost(k) {
 			s.sealer.enqueue(k)
-		}
-	}
-	for _, k := range slices.Backward(vluns) { // newest first: see joined
-		if rec := d.sealed[k]; rec != nil && rec.due && !lost(k) {
-			s.sealer.punch(k.ImageID())
 		}
 	}
 	return nil

@@ -228,7 +228,7 @@ func (q *sealer) reclaimNext(ctx, reclaim context.Context) bool {
 	if i := slices.IndexFunc(q.punches, func(p punching) bool { return p.deadBytes < 0 }); i >= 0 {
 		id := q.punches[i].id
 		q.mu.Unlock()
-		dead, err := q.store.findDead(reclaim, id, seals)
+		dead, err := q.store.findDead(reclaim, id, &q.joined, seals)
 		if err != nil {
 			return true // it is the end
 		}

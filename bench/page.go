@@ -504,9 +504,11 @@ func (p *pager) verify() {
 
 func (p *pager) commands() {
 	p.say("## Commands\n\nDIR is a directory of each server's own, PKI one with certificates. Of fio:\n\n```")
+	fio := map[string]bool{} // those of several runs may be alike
 	for _, m := range p.where("machine", "", "", "") {
 		for _, name := range slices.Sorted(maps.Keys(m.Text)) {
-			if what, ok := strings.CutPrefix(name, "fio, "); ok {
+			if what, ok := strings.CutPrefix(name, "fio, "); ok && !fio[m.Text[name]] {
+				fio[m.Text[name]] = true
 				p.say("# %s\n%s", what, m.Text[name])
 			}
 		}

@@ -75,13 +75,14 @@ func (s *Store) nextFold() (next *fold) {
 	if s.catalog.Failed() != nil {
 		return nil
 	}
+	counted := s.countedLocked()
 	for _, d := range s.byVolume {
 		if d.namelessLocked() <= most { // most volumes, and that is quickly said
 			continue
 		}
 		var found *fold
 		chain := d.volume.VLUNs()
-		spare := s.spareLocked(d, chain)
+		spare := d.spareLocked(chain, counted)
 		for _, i := range spare {
 			f := &fold{store: s, lower: chain[i], upper: chain[i+1], rec: d.sealed[chain[i+1]]}
 			if (found == nil || dataBytes(f.lower) < dataBytes(found.lower)) && f.possibleLocked() == nil {
@@ -95,11 +96,25 @@ func (s *Store) nextFold() (next *fold) {
 	return next
 }
 
+// countedLocked is the images whose own views must stay, for some chain; Store.mu is
+// held. To ask for each image who has it is dear with a thousand volumes.
+func (s *Store) countedLocked() map[image.ID]bool {
+	counted := map[image.ID]bool{}
+	for _, d := range s.byVolume {
+		for _, k := range d.volume.VLUNs() {
+			if d.countsLocked(k) {
+				counted[k.ImageID()] = true
+			}
+		}
+	}
+	return counted
+}
+
 // spareLocked returns the places in a chain of the sealed images that no view needs by
 // itself, in no chain; Store.mu is held.
-func (s *Store) spareLocked(d *disk, chain []*volume.VLUN) (at []int) {
+func (d *disk) spareLocked(chain []*volume.VLUN, counted map[image.ID]bool) (at []int) {
 	for i, k := range chain[:len(chain)-1] {
-		if d.sealed[k] != nil && k.State() == volume.Sealed && !s.countsAnywhereLocked(d, k) {
+		if d.sealed[k] != nil && k.State() == volume.Sealed && !counted[k.ImageID()] {
 			at = append(at, i)
 		}
 	}
@@ -112,14 +127,14 @@ func (s *Store) spareLocked(d *disk, chain []*volume.VLUN) (at []int) {
 func (s *Store) foldsAfter(now image.ID) (sizeBytes int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	counted := map[image.ID]bool{now: true}
+	counts, counted := s.countedLocked(), map[image.ID]bool{now: true}
 	for _, d := range s.byVolume {
 		if d.namelessLocked() <= s.foldAbove {
 			continue
 		}
 		var list []*volume.VLUN
 		chain := d.volume.VLUNs()
-		spare := s.spareLocked(d, chain)
+		spare := d.spareLocked(chain, counts)
 		over := len(spare) - s.foldAbove
 		for _, i := range spare {
 			if counted[chain[i].ImageID()] {

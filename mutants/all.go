@@ -493,7 +493,7 @@ var all = []mutant{
 	},
 	{
 		name: "a preserve that was given up keeps its name", file: "store/preserve.go",
-		old: "			h.disk.forget(h.vlun)\n", new: "			_ = h\n",
+		old: "		h.disk.forget(h.vlun)\n", new: "		_ = h\n",
 		packages: "./store", tests: "Preserve|Abort|Model|Give|Crash",
 	},
 	{

@@ -397,40 +397,42 @@ func (n naming) undo() {
 
 // Discard implements volume.Keeper: as a delete of the snapshots.
 func (s keeper) Discard(p *volume.Preserve) error {
-	var due []image.ID
-	err := func() error {
-		s.chains.Lock() // as in nameless
-		defer s.chains.Unlock()
-		var named []holder
-		err := s.recordMarking(func(tx *catalog.Tx, m *marking) error {
-			for _, k := range p.VLUNs() {
-				d := s.byVolume[k.Volume()]
-				if d == nil || d.snapshots[k] == nil {
-					continue // deleted meanwhile
-				}
-				more, err := s.dropName(tx, m, d, k)
-				if err != nil {
-					return err
-				}
-				due, named = append(due, more...), append(named, holder{d, k})
-			}
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		for _, h := range named {
-			h.disk.forget(h.vlun)
-		}
-		return nil
-	}()
+	due, err := s.unname(p)
 	if err != nil {
 		return err
 	}
 	s.sealer.punch(due...)
 	return nil
+}
+
+// unname is nameless for all snapshots of a preserve, in one step.
+func (s keeper) unname(p *volume.Preserve) (due []image.ID, err error) {
+	s.chains.Lock()
+	defer s.chains.Unlock()
+	var named []holder
+	err = s.recordMarking(func(tx *catalog.Tx, m *marking) error {
+		for _, k := range p.VLUNs() {
+			d := s.byVolume[k.Volume()]
+			if d == nil || d.snapshots[k] == nil {
+				continue // deleted meanwhile
+			}
+			more, err := s.dropName(tx, m, d, k)
+			if err != nil {
+				return err
+			}
+			due, named = append(due, more...), append(named, holder{d, k})
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, h := range named {
+		h.disk.forget(h.vlun)
+	}
+	return due, nil
 }
 
 // Drained implements volume.Keeper: the snapshot is exact, and what its record

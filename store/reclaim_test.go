@@ -139,7 +139,7 @@ func TestHowFastRoomIsGivenBackAndHowLongTheRestTakesIsTold(t *testing.T) {
 			}
 			_ = punch.hook(op) // it does not fail
 			<-piece
-			time.Sleep(time.Second)
+			<-time.After(time.Second)
 			return nil
 		}}})
 		defer closeStore(t, s)
@@ -214,7 +214,7 @@ func TestWhoWaitsForRoomIsToldHowFarItIs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := openWith(t, dataDir, store.Options{FS: vfs.Fault{FS: vfs.NewSim(t.TempDir()), Hook: func(op vfs.Op) error {
 			if punches(op) {
-				time.Sleep(time.Second) // of the bubble
+				<-time.After(time.Second) // of the bubble
 			}
 			return nil
 		}}})

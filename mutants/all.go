@@ -324,7 +324,7 @@ var all = []mutant{
 	},
 	{
 		name: "a preserve that is given up gives nothing back", file: "store/preserve.go",
-		old: "	s.sealer.punch(due...)\n", new: "",
+		old: "	s.sealer.punch(due...)\n", new: "	_ = due\n",
 		packages: "./store", tests: "IsGivenUpHas",
 	},
 	{

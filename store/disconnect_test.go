@@ -113,30 +113,35 @@ func TestWhoComesBesideARollbackIsLetInOrToldToComeAgain(t *testing.T) {
 }
 
 func TestARollbackThatFailsAfterItHasDisconnectedLetsClientsInAgain(t *testing.T) {
-	var full atomic.Bool
-	disk := vfs.Fault{FS: vfs.OS{}, Hook: func(op vfs.Op) error {
-		if full.Load() && op.Kind == vfs.OpCommitted {
-			return errors.New("no more")
+	synctest.Test(t, func(t *testing.T) {
+		var full atomic.Bool
+		s := grouped(t, "data", store.Options{FS: vfs.Fault{FS: vfs.NewSim(t.TempDir()), Hook: func(op vfs.Op) error {
+			if full.Load() && op.Kind == vfs.OpCommitted {
+				return errors.New("no more")
+			}
+			return nil
+		}}})
+		mustSeal(t, s, "s", "a")
+		put(t, s, 'y', "a")
+		w := attend(t, s, "a", true)
+		synctest.Wait() // a commit that is on its way would fail for good
+		full.Store(true)
+		_, err := s.Rollback(t.Context(), store.RollbackRequest{Snapshot: "a@s", Disconnect: true})
+		full.Store(false)
+		if err == nil {
+			t.Fatal("it did not fail")
 		}
-		return nil
-	}}
-	s := grouped(t, filepath.Join(t.TempDir(), "data"), store.Options{FS: disk})
-	mustSeal(t, s, "s", "a")
-	put(t, s, 'y', "a")
-	w := attend(t, s, "a", true)
-	full.Store(true)
-	_, err := s.Rollback(t.Context(), store.RollbackRequest{Snapshot: "a@s", Disconnect: true})
-	full.Store(false)
-	if err == nil {
-		t.Fatal("it did not fail")
-	}
-	if _, err := w.ReadAt(make([]byte, 1), 0); err == nil {
-		_ = w.Close() // a client that was told goes all the same
-	}
-	if got := letters(t, s, "a"); got != "y" {
-		t.Errorf("a holds %q", got)
-	}
-	put(t, s, 'z', "a")
+		if _, err := w.ReadAt(make([]byte, 1), 0); err == nil {
+			_ = w.Close() // a client that was told goes all the same
+		}
+		if got := letters(t, s, "a"); got != "y" {
+			t.Errorf("a holds %q", got)
+		}
+		put(t, s, 'z', "a")
+		if err := s.Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	})
 }
 
 // Clients write, one after the other and each its own counter, and connect again when

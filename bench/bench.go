@@ -24,6 +24,7 @@ type section struct {
 var sections = []section{
 	{"floor", "what the machine takes for a request, and for writes to new places; allocations of a request", (*bench).floorSteps},
 	{"throughput", "every workload, over unix sockets and TCP, beside all peers", (*bench).throughputSteps},
+	{"large", "writes over what was written in requests of 1 MiB", (*bench).largeSteps},
 	{"light", "the core workloads with a client that takes less CPU than fio", (*bench).lightSteps},
 	{"tls", "the core workloads over TLS", (*bench).tlsSteps},
 	{"after", "rates in the second before and after a snapshot", (*bench).afterSteps},

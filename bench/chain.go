@@ -25,7 +25,7 @@ func (b *bench) chainSteps() []step {
 	var shortChain, longChain *server // views of tidemark's two volumes
 	steps := []step{
 		{fmt.Sprintf("make %d snapshots", snapshots), seconds(60), func(ctx context.Context) (err error) {
-			if tidemark, err = b.startFilled(ctx, peers[0], "unix", "--scrub-every", "0"); err != nil {
+			if tidemark, err = b.startFilled(ctx, peers[0], "unix", fillBytes, "--scrub-every", "0"); err != nil {
 				return err
 			}
 			shortChain, longChain, err = b.tidemarkChains(ctx, tidemark)
@@ -84,7 +84,7 @@ func (b *bench) tidemarkChains(ctx context.Context, s *server) (short, long *ser
 	}
 	many := *s
 	many.uri = s.place.uri("many")
-	if err := b.fill(ctx, &many); err != nil {
+	if err := b.fill(ctx, &many, fillBytes); err != nil {
 		return nil, nil, err
 	}
 	if err := s.snapshot(ctx, 0); err != nil {

@@ -65,10 +65,16 @@ func addCPU(values map[string]float64, cores float64) {
 	}
 }
 
-// fill writes the whole volume, on every server the same way: how large the pages
-// are that the file lies in decides how fast it is overwritten.
-func (b *bench) fill(ctx context.Context, s *server) error {
-	out, err := output(ctx, "fio", "--name=fill", "--ioengine=nbd", "--uri="+s.uri, "--rw=write", "--bs=64k", "--iodepth=8", "--size="+b.size)
+// Volumes are filled in requests of so much, on every server the same way: how large
+// the pages are that the file lies in decides how fast it is overwritten.
+const (
+	fillBytes  = 64 << 10
+	largeBytes = 1 << 20 // in the section large
+)
+
+// fill writes the whole volume.
+func (b *bench) fill(ctx context.Context, s *server, requestBytes int) error {
+	out, err := output(ctx, "fio", "--name=fill", "--ioengine=nbd", "--uri="+s.uri, "--rw=write", "--bs="+strconv.Itoa(requestBytes), "--iodepth=8", "--size="+b.size)
 	if err != nil {
 		return fmt.Errorf("fill: %w: %s", err, bytes.TrimSpace(out))
 	}

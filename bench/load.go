@@ -59,7 +59,7 @@ func (b *bench) fillTLS(ctx context.Context, s *server) error {
 	if err != nil {
 		return err
 	}
-	piece := make([]byte, 64<<10)
+	piece := make([]byte, fillBytes)
 	for i := range piece {
 		piece[i] = byte(i)
 	}

@@ -14,7 +14,7 @@ func page(records []record, plots []string) string {
 	p := &pager{results: results(records), plots: plots}
 	// The parts come first: they find which goals were missed.
 	for _, part := range []func(){
-		p.throughput, p.light, p.tls, p.floor, p.after, p.stalls, p.chain, p.preserve, p.scale, p.verify, p.commands,
+		p.throughput, p.large, p.light, p.tls, p.floor, p.after, p.stalls, p.chain, p.preserve, p.scale, p.verify, p.commands,
 	} {
 		part()
 	}
@@ -176,6 +176,15 @@ func (p *pager) throughput() {
 	}
 }
 
+func (p *pager) large() {
+	if len(p.where("large", "", "", "")) > 0 {
+		p.say("## Over large writes\n\nThe core workloads that write once more, on volumes that were filled in requests of 1 MiB, as qemu-img convert, a copy of files or")
+		p.say("a restore fills them; all others here were filled in requests of 64 KiB. The kernel keeps in one large page what one call has")
+		p.say("written, and ext4 looks at all of its blocks for each write of one. Tidemark writes in pieces.")
+		p.beside("large", "unix")
+	}
+}
+
 func (p *pager) light() {
 	if len(p.where("light", "", "", "")) > 0 {
 		p.say("## With a lighter client\n\nThe core workloads once more, with this repository's own client in place of fio. Where fio is busy all the time")
@@ -203,8 +212,11 @@ func (p *pager) beside(section, over string) {
 			goal = goalCore
 		}
 		how := name + " over " + over
-		if section == "light" {
+		switch section {
+		case "light":
 			how += ", with a lighter client"
+		case "large":
+			how += ", over large writes"
 		}
 		unit, own := rateUnit(w), of.where("", "", "", "tidemark")
 		rival, best := of.best(unit, false)

@@ -269,7 +269,7 @@ func (b *bench) fullQcow2(ctx context.Context, p place) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s, b.fill(ctx, s)
+	return s, b.fill(ctx, s, fillBytes)
 }
 
 // createQcow2 makes an empty image, and shows how among the commands.

@@ -180,7 +180,7 @@ func (b *bench) besideStep(section string, p peer, l sideLoad, every float64, co
 	takes := b.fillTakes() + seconds(leadSeconds+float64(count)*every+3)
 	what := fmt.Sprintf("%s, every %v s", l.name, every)
 	return step{fmt.Sprintf("%s: %s, %s", section, what, with), takes, func(ctx context.Context) (err error) {
-		s, err := b.startFilled(ctx, p, "unix", l.flags...)
+		s, err := b.startFilled(ctx, p, "unix", fillBytes, l.flags...)
 		if err != nil {
 			return err
 		}

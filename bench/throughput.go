@@ -23,6 +23,10 @@ func (b *bench) throughputSteps() []step {
 	return steps
 }
 
+// largeSteps run the core workloads that write over what was written in large requests, as copies
+// and imports are.
+func (b *bench) largeSteps() []step { return b.lineUp("large", "unix", b.runFio) }
+
 // lineUp starts peers over one transport (all of them with fio over unix sockets,
 // else those that serve TCP too) and has them run the workloads (there all of them,
 // else the core) in turn, in one order and then in the other, so that what else goes on in the
@@ -36,7 +40,11 @@ func (b *bench) lineUp(section, over string, measure func(context.Context, *serv
 		}
 		entered = append(entered, p)
 		steps = append(steps, step{"start " + p.name + " over " + over, b.fillTakes(), func(ctx context.Context) error {
-			s, err := b.startFilled(ctx, p, over)
+			requestBytes := fillBytes
+			if section == "large" {
+				requestBytes = largeBytes
+			}
+			s, err := b.startFilled(ctx, p, over, requestBytes)
 			if err != nil {
 				return err
 			}
@@ -47,7 +55,7 @@ func (b *bench) lineUp(section, over string, measure func(context.Context, *serv
 	for round := range b.rounds {
 		for _, w := range workloads {
 			for _, p := range entered {
-				if !b.wanted(w.name, p.name) || !w.core && (p.after || over != "unix" || section != "throughput") {
+				if !b.wanted(w.name, p.name) || !w.core && (p.after || over != "unix" || section != "throughput") || section == "large" && w.readPercent == 100 {
 					continue
 				}
 				steps = append(steps, step{fmt.Sprintf("%s, %s over %s", w.name, p.name, over), b.runTakes(), func(ctx context.Context) error {
@@ -84,8 +92,8 @@ func (b *bench) lineUp(section, over string, measure func(context.Context, *serv
 	return steps
 }
 
-// startFilled starts a peer whose volume is full.
-func (b *bench) startFilled(ctx context.Context, p peer, over string, flags ...string) (*server, error) {
+// startFilled starts a peer whose volume is full, by requests of so many bytes.
+func (b *bench) startFilled(ctx context.Context, p peer, over string, requestBytes int, flags ...string) (*server, error) {
 	where, err := b.newPlace(over)
 	if err != nil {
 		return nil, err
@@ -103,7 +111,7 @@ func (b *bench) startFilled(ctx context.Context, p peer, over string, flags ...s
 	if where.tls != "" {
 		return s, b.fillTLS(ctx, s)
 	}
-	return s, b.fill(ctx, s)
+	return s, b.fill(ctx, s, requestBytes)
 }
 
 // prepare has a run begin where all others begin: nothing waits to be written to

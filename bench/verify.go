@@ -23,7 +23,7 @@ const (
 // The servers of the other sections are verified when these end.
 func (b *bench) verifySteps() []step {
 	return []step{{"verify a snapshot taken in the middle of writes", 3 * b.verifyTakes(1), func(ctx context.Context) error {
-		s, err := b.startFilled(ctx, peers[0], "unix")
+		s, err := b.startFilled(ctx, peers[0], "unix", fillBytes)
 		if err != nil {
 			return err
 		}

@@ -109,7 +109,7 @@ var all = []mutant{
 	},
 	{
 		name: "a flush is covered by a commit that began before it", file: "volume/flush.go",
-		old: "	c.covered = covers\n", new: "	c.covered = max(covers, c.arrived.Load())\n",
+		old: "	c.depart()\n	b.err = v.commit(false)\n", new: "	b.err = v.commit(false)\n	c.depart()\n",
 	},
 	{
 		name: "a failed sync is not final: the volume goes on", file: "volume/flush.go",

@@ -6,7 +6,6 @@ import (
 	"slices"
 
 	"github.com/tidemark/tidemark/catalog"
-	"github.com/tidemark/tidemark/image"
 	"github.com/tidemark/tidemark/internal/yield"
 	"github.com/tidemark/tidemark/volume"
 )
@@ -117,7 +116,7 @@ func (s *Store) releasedLocked(full string) (d *disk, k *volume.VLUN, info Snaps
 
 // nameless takes the name of a VLUN away, on the disk and then in memory. Nobody
 // records anything of a sealed image between the two: it would bring the name back.
-func (s *Store) nameless(d *disk, k *volume.VLUN) (due []image.ID, err error) {
+func (s *Store) nameless(d *disk, k *volume.VLUN) (due []punching, err error) {
 	s.chains.Lock()
 	defer s.chains.Unlock()
 	err = k.Retire(func() error {
@@ -144,7 +143,7 @@ var nameDropped func()
 
 // dropName records that a VLUN has no name any more, and of which images that may
 // make blocks invisible. Store.mu is held.
-func (s *Store) dropName(tx *catalog.Tx, m *marking, d *disk, k *volume.VLUN) (due []image.ID, err error) {
+func (s *Store) dropName(tx *catalog.Tx, m *marking, d *disk, k *volume.VLUN) (due []punching, err error) {
 	snap := d.snapshots[k]
 	delete(d.snapshots, k)
 	defer func() { d.snapshots[k] = snap }() // until it is durable
@@ -152,7 +151,7 @@ func (s *Store) dropName(tx *catalog.Tx, m *marking, d *disk, k *volume.VLUN) (d
 		state := j.State()
 		if rec := d.sealed[j]; rec != nil { // else, when it is sealed it is its turn
 			m.set(rec, rec.punched, true)
-			due, state = append(due, j.ImageID()), volume.Sealed
+			due, state = append(due, toPunch(j)), volume.Sealed
 		}
 		if err := s.putLinkLocked(tx, d, j, state); err != nil {
 			return nil, err

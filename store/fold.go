@@ -225,14 +225,14 @@ func (f *fold) run(ctx context.Context, idle func()) error {
 		if errors.Is(err, image.ErrSyncFailed) { // none of it will succeed
 			f.giveUp()
 		}
-		s.sealer.punch(f.upper.ImageID())
+		s.sealer.punch(toPunch(f.upper))
 		return fmt.Errorf("fold image %d into %d: %w", f.lower.ImageID(), f.upper.ImageID(), err)
 	}
 	if err := f.end(ctx, due); err != nil {
 		if !errors.Is(err, errLooking) && !errors.Is(err, errFolded) {
 			f.giveUp()
 		} else {
-			s.sealer.punch(f.upper.ImageID())
+			s.sealer.punch(toPunch(f.upper))
 		}
 		return fmt.Errorf("fold image %d into %d: %w", f.lower.ImageID(), f.upper.ImageID(), err)
 	}

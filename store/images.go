@@ -75,12 +75,15 @@ func (d *disk) vlunLocked(id image.ID) *volume.VLUN {
 		return nil
 	}
 	vluns := d.volume.VLUNs()
-	i, found := slices.BinarySearchFunc(vluns, id, func(k *volume.VLUN, id image.ID) int { return cmp.Compare(k.ImageID(), id) })
+	i, found := slices.BinarySearchFunc(vluns, id, byImage)
 	if !found {
 		return nil // it is being added
 	}
 	return vluns[i]
 }
+
+// byImage is the order of a chain.
+func byImage(k *volume.VLUN, id image.ID) int { return cmp.Compare(k.ImageID(), id) }
 
 // heldElsewhere tells whether an image stands in another chain than d's.
 func (s *Store) heldElsewhere(d *disk) func(image.ID) bool {

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/tidemark/tidemark/catalog"
-	"github.com/tidemark/tidemark/image"
 	"github.com/tidemark/tidemark/image/file"
 	"github.com/tidemark/tidemark/internal/yield"
 	"github.com/tidemark/tidemark/volume"
@@ -406,7 +405,7 @@ func (s keeper) Discard(p *volume.Preserve) error {
 }
 
 // unname is nameless for all snapshots of a preserve, in one step.
-func (s keeper) unname(p *volume.Preserve) (due []image.ID, err error) {
+func (s keeper) unname(p *volume.Preserve) (due []punching, err error) {
 	s.chains.Lock()
 	defer s.chains.Unlock()
 	var named []holder

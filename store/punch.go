@@ -190,17 +190,17 @@ var holdersFound func()
 // Reclaim asks for every image that has no name to be looked at: what was written
 // since may have covered more of its blocks. It does not wait.
 func (s *Store) Reclaim() {
+	var unnamed []punching
 	s.mu.Lock()
-	var ids []image.ID // of a chain one after the other, newest first: see joined
 	for _, d := range s.byVolume {
 		for _, k := range slices.Backward(d.volume.VLUNs()) {
 			if d.sealed[k] != nil && d.snapshots[k] == nil {
-				ids = append(ids, k.ImageID())
+				unnamed = append(unnamed, toPunch(k))
 			}
 		}
 	}
 	s.mu.Unlock()
-	s.sealer.punch(ids...)
+	s.sealer.punch(unnamed...)
 }
 
 func (s *Store) reclaimAlways(every time.Duration) {
@@ -221,6 +221,7 @@ func (s *Store) reclaimAlways(every time.Duration) {
 // ceiling is the part of a chain from above an image up to the oldest view that
 // counts; to its end, and none, if no view counts.
 type ceiling struct {
+	image image.ID
 	cover []*volume.VLUN
 	none  bool
 }
@@ -235,7 +236,7 @@ func ceilingsLocked(holders []holder) []ceiling {
 		if list[i].none = top < 0; list[i].none {
 			top = len(vluns) - at - 1
 		}
-		list[i].cover = vluns[at+1 : at+top+1]
+		list[i].image, list[i].cover = h.vlun.ImageID(), vluns[at+1:at+top+1]
 	}
 	return list
 }
@@ -247,12 +248,6 @@ func (d *disk) countsLocked(k *volume.VLUN) bool {
 
 // own tells whether the image's own view counts.
 func (c ceiling) own() bool { return !c.none && len(c.cover) == 0 }
-
-// countsAnywhereLocked tells whether what a VLUN sees must stay, for its own chain
-// or another that its image stands in; Store.mu is held.
-func (s *Store) countsAnywhereLocked(d *disk, k *volume.VLUN) bool {
-	return d.countsLocked(k) || slices.ContainsFunc(s.holdersLocked(k.ImageID()), func(h holder) bool { return h.disk.countsLocked(h.vlun) })
-}
 
 // flush makes what covers blocks lasting.
 func (c ceiling) flush() error {
@@ -293,16 +288,17 @@ func (s *Store) findDead(ctx context.Context, id image.ID, j *joined, idle func(
 const shareRuns = 1024
 
 // joined is what images without a name have together: those of a chain from one up to
-// below a ceiling. When many images below one ceiling are looked at, newest first, each
-// adds one table to it. It may be older than what the tables say now, as what was
-// covered once is so for ever. The sealer alone uses it; it is forgotten when an image
-// has been folded, and when there is nothing to punch.
+// the last below a ceiling. When many images below one ceiling are looked at, newest
+// first, each adds one table to it. It is the same in all chains that have the last one:
+// what is below an image is. It may be older than what the tables
+// say now, as what was covered once is so for ever. The sealer alone uses it; it is
+// forgotten when an image has been folded, and when there is nothing to punch.
 //
 // Rejected: to ask each table for each block (the thousandth of as many images that
 // were deleted would ask for each of its blocks a thousand times).
 type joined struct {
-	top, first *volume.VLUN // the ceiling, which is not in it, and the oldest that is
-	table      *lookup.Table
+	first, last image.ID // the oldest and the newest that are in it
+	table       *lookup.Table
 }
 
 // covered returns those of some blocks that an image of a cover, which is not empty,
@@ -355,19 +351,20 @@ func haveBlock(tables []*lookup.Table, b lookup.BlockNum, limit uint64) (has boo
 }
 
 // missing are the images that are to be joined to what there is, or to nothing, to
-// have all of a cover but its last.
+// have all of a cover but its last. What there is may be of images that are gone.
 func (j *joined) missing(c ceiling) []*volume.VLUN {
 	unnamed := c.cover[:len(c.cover)-1]
-	if i := slices.Index(unnamed, j.first); j.top == c.cover[len(c.cover)-1] && i >= 0 {
-		return unnamed[:i]
+	if n := len(unnamed); n == 0 || unnamed[n-1].ImageID() != j.last || j.first <= c.image {
+		return unnamed
 	}
-	return unnamed
+	older, _ := slices.BinarySearchFunc(unnamed, j.first, byImage)
+	return unnamed[:older]
 }
 
 func (j *joined) join(ctx context.Context, c ceiling, missing []*volume.VLUN, share *share) error {
 	unnamed := c.cover[:len(c.cover)-1]
 	if len(missing) == len(unnamed) {
-		*j = joined{top: c.cover[len(unnamed)], table: lookup.NewTable()}
+		*j = joined{last: unnamed[len(unnamed)-1].ImageID(), table: lookup.NewTable()}
 	}
 	for i, k := range slices.Backward(missing) {
 		runs := 0
@@ -380,7 +377,7 @@ func (j *joined) join(ctx context.Context, c ceiling, missing []*volume.VLUN, sh
 				}
 			}
 		}
-		j.first = unnamed[i]
+		j.first = unnamed[i].ImageID()
 	}
 	return nil
 }
@@ -418,10 +415,11 @@ func (s *Store) loseHashes(holders []holder, ceilings []ceiling) error {
 	s.chains.RLock()
 	defer s.chains.RUnlock()
 	return s.recordMarking(func(tx *catalog.Tx, m *marking) error {
+		counted := s.countedLocked()
 		for i, h := range holders {
 			for _, k := range append([]*volume.VLUN{h.vlun}, ceilings[i].cover...) {
 				rec := h.disk.sealed[k]
-				if s.countsAnywhereLocked(h.disk, k) {
+				if counted[k.ImageID()] {
 					break // a ceiling, here or in another chain: what it covers, this view and newer ones do not see
 				}
 				if rec == nil || rec.punched && (rec.due || k != h.vlun) {

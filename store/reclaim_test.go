@@ -57,8 +57,8 @@ func TestWhatIsLeftToGiveBackIsToldOfAllImages(t *testing.T) {
 		punch.armed.Store(true)
 		close(seal.open)
 		<-punch.reached
-		if r := s.Reclaiming(); r.ImagesLeft != 2 || r.TotalBytes != 10*lookup.BlockSize || r.LeftBytes != 15*lookup.BlockSize {
-			t.Errorf("at the first: %+v, want 10 blocks of it, and 15 of all, left", r)
+		if r := s.Reclaiming(); r.ImagesLeft != 2 || r.TotalBytes != 5*lookup.BlockSize || r.LeftBytes != 15*lookup.BlockSize {
+			t.Errorf("at the first: %+v, want 5 blocks of it, the newer one, and 15 of all, left", r)
 		}
 		close(punch.open)
 		s.AwaitPunches()

@@ -305,11 +305,11 @@ func (s *Store) recoverSnapshots(d *disk, chain []catalog.Link, drained map[imag
 	if err := s.putLinks(d, volume.Sealing, interrupted...); err != nil {
 		return err
 	}
-	var due []image.ID // newest first: see joined
+	var due []punching
 	s.mu.Lock()
 	for _, k := range slices.Backward(vluns) {
 		if rec := d.sealed[k]; rec != nil && rec.due && !lost(k) {
-			due = append(due, k.ImageID())
+			due = append(due, toPunch(k))
 		}
 	}
 	s.mu.Unlock()

@@ -48,7 +48,8 @@ type sealer struct {
 // punching is an image of which blocks may be seen by nobody any more.
 type punching struct {
 	id        image.ID
-	deadBytes int64 // data in them; -1: not measured yet
+	of        *volume.Volume // one that has it
+	deadBytes int64          // data in them; -1: not measured yet
 }
 
 func (q *sealer) start(s *Store) {
@@ -86,13 +87,27 @@ func (s *Store) isUrgent(k *volume.VLUN) bool {
 	return d != nil && d.snapshots[k] != nil && d.snapshots[k].urgent > 0
 }
 
-// punch asks for the blocks of images to be punched that nobody sees.
-func (q *sealer) punch(ids ...image.ID) {
+// toPunch is the image of a VLUN, for punch.
+func toPunch(k *volume.VLUN) punching { return punching{k.ImageID(), k.Volume(), -1} }
+
+// punch asks for the blocks of images to be punched that nobody sees. Those of one
+// volume come one after the other, newest first: see joined.
+func (q *sealer) punch(asked ...punching) {
 	q.mu.Lock()
-	for _, id := range ids {
-		if !slices.ContainsFunc(q.punches, func(p punching) bool { return p.id == id }) {
-			q.punches = append(q.punches, punching{id, -1})
+	for _, a := range asked {
+		if slices.ContainsFunc(q.punches, func(p punching) bool { return p.id == a.id }) {
+			continue
 		}
+		theirs := false
+		at := slices.IndexFunc(q.punches, func(p punching) bool {
+			before := p.of == a.of && p.id < a.id || p.of != a.of && theirs
+			theirs = p.of == a.of
+			return before
+		})
+		if at < 0 {
+			at = len(q.punches)
+		}
+		q.punches = slices.Insert(q.punches, at, a)
 	}
 	q.mu.Unlock()
 	q.poke()
@@ -233,7 +248,8 @@ func (q *sealer) reclaimNext(ctx, reclaim context.Context) bool {
 			return true // it is the end
 		}
 		q.mu.Lock()
-		q.punches[i].deadBytes = bytesOf(dead) // nobody else takes one off
+		i = slices.IndexFunc(q.punches, func(p punching) bool { return p.id == id }) // nobody else takes one off
+		q.punches[i].deadBytes = bytesOf(dead)
 		q.mu.Unlock()
 		return true
 	}
@@ -378,7 +394,7 @@ func (s *Store) seal(ctx context.Context, k *volume.VLUN) error {
 	k.Table().Pack()
 	s.leaveJournal(d, k)
 	if unnamed {
-		s.sealer.punch(k.ImageID())
+		s.sealer.punch(toPunch(k))
 	}
 	return nil
 }
@@ -420,7 +436,7 @@ func (s *Store) sealAgain(ctx context.Context, d *disk, k *volume.VLUN, lost *se
 		if img, err := s.withSums(lost.Image, k, want); err == nil {
 			s.sealedAs(d, k, img)
 			if due {
-				s.sealer.punch(k.ImageID())
+				s.sealer.punch(toPunch(k))
 			}
 			s.logger.Info("the checksum file of an image can be read again", "volume", k.Volume().Name(), "image", k.ImageID())
 			return nil

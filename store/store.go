@@ -790,7 +790,7 @@ func (s *Store) deleteBranch(d *disk, heir *Incoming) error {
 	s.chains.Lock() // until nobody finds it among the holders of its images
 	unlock := sync.OnceFunc(s.chains.Unlock)
 	defer unlock()
-	var due []image.ID
+	var due []punching
 	err := s.engine.RemoveVolume(d.volume, func() error {
 		disinherit, err := heir.inherit(d)
 		if err != nil {
@@ -853,7 +853,7 @@ func (s *Store) deleteBranch(d *disk, heir *Incoming) error {
 
 // dropBranch records that a volume is deleted, and of which images that may make
 // blocks invisible. Store.mu is held.
-func (s *Store) dropBranch(tx *catalog.Tx, m *marking, d *disk) (due []image.ID, err error) {
+func (s *Store) dropBranch(tx *catalog.Tx, m *marking, d *disk) (due []punching, err error) {
 	if err := tx.DeleteVolume(d.record.ID); err != nil {
 		return nil, err
 	}
@@ -862,10 +862,10 @@ func (s *Store) dropBranch(tx *catalog.Tx, m *marking, d *disk) (due []image.ID,
 			return nil, err
 		}
 	}
-	for _, k := range slices.Backward(s.protectedLocked(d)) { // newest first: see joined
+	for _, k := range s.protectedLocked(d) {
 		rec := d.sealed[k] // the same for all that have the image
 		m.set(rec, rec.punched, true)
-		due = append(due, k.ImageID())
+		due = append(due, toPunch(k))
 		for _, h := range s.holdersLocked(k.ImageID()) {
 			if h.disk == d {
 				continue

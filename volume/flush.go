@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"sync/atomic"
 
 	"github.com/tidemark/tidemark/blocklock"
 	"github.com/tidemark/tidemark/image"
@@ -53,15 +52,22 @@ func (k *VLUN) syncAhead() error {
 	return nil
 }
 
-// committer lets flushes that arrive together share a commit: one that arrives
-// while a commit runs waits for the next, since the running one may have passed
-// its images already.
+// committer lets flushes that arrive together share a commit: those that arrive while
+// one runs are a batch, which the next covers, since the running one may have passed
+// their images already. The first of a batch commits for all of it, and wakes the
+// others at once.
+//
+// Rejected: a lock that each of them takes in turn, to find that it is covered (they
+// wake one after the other, and who comes newly and gets the lock before them has them
+// wait for his commit too).
 type committer struct {
-	volume  *Volume
-	arrived atomic.Uint64 // flushes so far
+	volume *Volume
+
+	mu      sync.Mutex
+	waiting *batch // which the next commit covers; nil: nobody waits
+	spare   []*batch
 
 	running sync.Mutex // one commit at a time
-	covered uint64     // the arrivals that the last good commit covers; under running
 
 	// Under running, kept from one commit to the next:
 	basis journal.Basis
@@ -70,25 +76,65 @@ type committer struct {
 	data  []byte
 }
 
+// A batch is flushes that one commit covers.
+type batch struct {
+	size int            // who has still to learn err; under committer.mu
+	done sync.WaitGroup // for the commit
+	err  error          // of it
+}
+
 func (v *Volume) flush() error {
 	c := &v.commits
-	n := c.arrived.Add(1)
-	c.running.Lock()
-	defer c.running.Unlock()
-	if c.covered >= n { // a commit began after this flush arrived, and is done
-		return nil
+	b, first := c.join()
+	if !first {
+		b.done.Wait()
+		return c.leave(b)
 	}
-	covers := c.arrived.Load()
-	err := v.commit(false)
-	if err != nil && len(c.basis.Blocks) > 0 && v.Failed() == nil { // a full disk has no room for them twice
-		err = v.commit(true)
+	c.running.Lock()
+	c.depart()
+	b.err = v.commit(false)
+	if b.err != nil && len(c.basis.Blocks) > 0 && v.Failed() == nil { // a full disk has no room for them twice
+		b.err = v.commit(true)
 	}
 	c.reset()
-	if err != nil {
-		return err
+	c.running.Unlock()
+	b.done.Done()
+	return c.leave(b)
+}
+
+// join joins the batch that waits; who is the first of it is to commit.
+func (c *committer) join() (b *batch, first bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if first = c.waiting == nil; first {
+		if n := len(c.spare); n > 0 {
+			c.waiting, c.spare = c.spare[n-1], c.spare[:n-1]
+		} else {
+			c.waiting = &batch{}
+		}
+		c.waiting.done.Add(1)
 	}
-	c.covered = covers
-	return nil
+	c.waiting.size++
+	return c.waiting, first
+}
+
+// depart ends the batch that waits: who arrives from here on waits for the next commit.
+func (c *committer) depart() {
+	c.mu.Lock()
+	c.waiting = nil
+	c.mu.Unlock()
+}
+
+// leave returns how the commit of a batch ended, to each of it once.
+func (c *committer) leave(b *batch) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	err := b.err
+	if b.size--; b.size == 0 {
+		b.err = nil
+		c.spare = append(c.spare, b)
+	}
+	return err
 }
 
 // commit makes durable all that completed before it. The order is the proof: a

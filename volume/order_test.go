@@ -508,6 +508,16 @@ func TestExtentsWaitForAWriteOfTheirBlocks(t *testing.T) {
 	s.end()
 }
 
+// waits is how many flushes wait for the next commit.
+func (c *committer) waits() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.waiting == nil {
+		return 0
+	}
+	return c.waiting.size
+}
+
 func TestFlushesThatArriveTogetherShareACommit(t *testing.T) {
 	storesAtMost(t, 0)
 	s, d := diaryVolume(t)
@@ -521,7 +531,7 @@ func TestFlushesThatArriveTogetherShareACommit(t *testing.T) {
 			}
 		})
 	}
-	await(t, "five flushes", func() bool { return s.volume.commits.arrived.Load() == 5 })
+	await(t, "five flushes", func() bool { return s.volume.commits.waits() == 5 })
 	s.volume.commits.running.Unlock()
 	flushes.Wait()
 	if n := len(slices.DeleteFunc(d.lines, func(l string) bool { return l != "sync second" })); n != 1 {
@@ -535,10 +545,13 @@ func TestAFlushThatArrivesWhileACommitRunsWaitsForTheNext(t *testing.T) {
 	s, d := diaryVolume(t)
 	writeBlock(t, s.new, 2, 'q')
 	reached, on := make(chan struct{}), make(chan struct{})
+	var first sync.Once
 	d.meet = func(line string) {
-		if line == "sync second" && s.volume.commits.arrived.Load() == 1 {
-			close(reached)
-			<-on
+		if line == "sync second" {
+			first.Do(func() {
+				close(reached)
+				<-on
+			})
 		}
 	}
 	var flushes sync.WaitGroup
@@ -551,7 +564,7 @@ func TestAFlushThatArrivesWhileACommitRunsWaitsForTheNext(t *testing.T) {
 	<-reached                    // its sync has begun, and need not cover
 	writeBlock(t, s.new, 2, 'r') // this
 	flushes.Go(flush)
-	await(t, "the second flush", func() bool { return s.volume.commits.arrived.Load() == 2 })
+	await(t, "the second flush", func() bool { return s.volume.commits.waits() == 1 })
 	close(on)
 	flushes.Wait()
 	if n := len(slices.DeleteFunc(d.lines, func(l string) bool { return l != "sync second" })); n != 2 {

@@ -195,7 +195,7 @@ func (k *VLUN) store(ch *change, body span) (err error) {
 	case body.count == 0:
 		return nil
 	case ch.data != nil:
-		_, err = k.Image().WriteAt(ch.data[body.off()-ch.off:][:body.lengthBytes()], body.off())
+		err = k.storeData(ch.data[body.off()-ch.off:][:body.lengthBytes()], body)
 	case ch.state == lookup.Data:
 		err = k.Image().Zero(body.off(), body.lengthBytes())
 	default:
@@ -204,6 +204,27 @@ func (k *VLUN) store(ch *change, body span) (err error) {
 	k.touch(body)
 	return err
 }
+
+// storeData writes whole blocks: those that the image has not in small pieces, each of
+// which becomes a page of its own in memory (file.PieceBytes says why), the others at once.
+func (k *VLUN) storeData(data []byte, body span) error {
+	if len(data) <= newPieceBytes || k.all(body, lookup.Data) {
+		_, err := k.Image().WriteAt(data, body.off())
+		return err
+	}
+	for off := body.off(); len(data) > 0; {
+		n := min(len(data), newPieceBytes-int(off%newPieceBytes))
+		if _, err := k.Image().WriteAt(data[:n], off); err != nil {
+			return err
+		}
+		data, off = data[n:], off+int64(n)
+	}
+	return nil
+}
+
+// newPieceBytes is a compromise: with pieces of a block a sequential write takes twice
+// as long; with 64 KiB a random write over it a fifth longer.
+const newPieceBytes = 16 << 10
 
 // touch marks blocks of the image as written. It comes after the write and
 // before its log entry: a commit looks at the log first and at the marks second

@@ -69,7 +69,7 @@ func writeAll(name string, sizeBytes int64) error {
 	if err != nil {
 		return err
 	}
-	piece := make([]byte, 64<<10)
+	piece := make([]byte, fillBytes)
 	for offset := int64(0); offset < sizeBytes && err == nil; offset += int64(len(piece)) {
 		_, err = file.WriteAt(piece, offset)
 	}

@@ -11,7 +11,9 @@ import (
 
 // lightSteps run the core workloads with this repository's client: where fio has a
 // processor for itself and is the limit, a lighter client tells servers apart.
-func (b *bench) lightSteps() []step { return b.lineUp("light", "unix", b.runLoad) }
+func (b *bench) lightSteps() []step {
+	return b.lineUp(lineup{"light", "unix", b.runLoad, fillBytes, workload.isCore})
+}
 
 // runLoad runs a workload with this repository's client, and returns what runFio
 // does.

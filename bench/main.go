@@ -50,7 +50,7 @@ func parse(args []string) (options, error) {
 	var o options
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.IntVar(&o.rounds, "rounds", 3, "`NUMBER` of rounds; in each, every server runs every workload once")
-	f.Float64Var(&o.runtime, "runtime", 2.5, "`SECONDS` that a run is measured")
+	f.Float64Var(&o.runtime, "runtime", 2.2, "`SECONDS` that a run is measured")
 	f.Float64Var(&o.ramp, "ramp", 0.7, "`SECONDS` that it runs before")
 	f.StringVar(&o.only, "only", "", "`REGEXP` of the workloads to run; all if empty")
 	f.StringVar(&o.peers, "peers", "", "`REGEXP` of the peers beside Tidemark; all if empty")

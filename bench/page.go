@@ -178,7 +178,7 @@ func (p *pager) throughput() {
 
 func (p *pager) large() {
 	if len(p.where("large", "", "", "")) > 0 {
-		p.say("## Over large writes\n\nThe core workloads that write once more, on volumes that were filled in requests of 1 MiB, as qemu-img convert, a copy of files or")
+		p.say("## Over large writes\n\nThe workloads that write once more, on volumes that were filled in requests of 1 MiB, as qemu-img convert, a copy of files or")
 		p.say("a restore fills them; all others here were filled in requests of 64 KiB. The kernel keeps in one large page what one call has")
 		p.say("written, and ext4 looks at all of its blocks for each write of one. Tidemark writes in pieces.")
 		p.beside("large", "unix")

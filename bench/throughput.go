@@ -16,49 +16,59 @@ import (
 // throughputSteps run every workload over unix sockets, and the core workloads
 // over TCP.
 func (b *bench) throughputSteps() []step {
-	steps := b.lineUp("throughput", "unix", b.runFio)
+	all := func(workload) bool { return true }
+	steps := b.lineUp(lineup{"throughput", "unix", b.runFio, fillBytes, all})
 	if !b.quick {
-		steps = append(steps, b.lineUp("throughput", "tcp", b.runFio)...)
+		steps = append(steps, b.lineUp(lineup{"throughput", "tcp", b.runFio, fillBytes, workload.isCore})...)
 	}
 	return steps
 }
 
-// largeSteps run the core workloads that write over what was written in large requests, as copies
-// and imports are.
-func (b *bench) largeSteps() []step { return b.lineUp("large", "unix", b.runFio) }
+// largeSteps run the workloads that write over what was written in large requests, as
+// copies and imports are.
+func (b *bench) largeSteps() []step {
+	return b.lineUp(lineup{"large", "unix", b.runFio, largeBytes, func(w workload) bool { return w.readPercent == 0 }})
+}
 
-// lineUp starts peers over one transport (all of them with fio over unix sockets,
-// else those that serve TCP too) and has them run the workloads (there all of them,
-// else the core) in turn, in one order and then in the other, so that what else goes on in the
-// machine meets all of them alike.
-func (b *bench) lineUp(section, over string, measure func(context.Context, *server, workload) (map[string]float64, error)) (steps []step) {
+// A lineup is what peers run in turn.
+type lineup struct {
+	section, over string
+	measure       func(context.Context, *server, workload) (map[string]float64, error)
+	requestBytes  int // that volumes are filled in
+	runs          func(workload) bool
+}
+
+// lineUp starts peers over one transport (all of them in the section throughput, else
+// those that serve TCP too) and has them run workloads in turn, in one order and then in
+// the other, so that what else goes on in the machine meets all of them alike.
+func (b *bench) lineUp(l lineup) (steps []step) {
 	servers := make(map[string]*server)
 	var entered []peer
+	where := "over " + l.over
+	if l.section != "throughput" {
+		where += " (" + l.section + ")"
+	}
 	for _, p := range peers {
-		if !slices.Contains(strings.Fields(p.over), over) || section != "throughput" && !strings.Contains(p.over, "tcp") || !b.peerWanted(p.name) {
+		if !slices.Contains(strings.Fields(p.over), l.over) || l.section != "throughput" && !strings.Contains(p.over, "tcp") || !b.peerWanted(p.name) {
 			continue
 		}
 		entered = append(entered, p)
-		steps = append(steps, step{"start " + p.name + " over " + over, b.fillTakes(), func(ctx context.Context) error {
-			requestBytes := fillBytes
-			if section == "large" {
-				requestBytes = largeBytes
-			}
-			s, err := b.startFilled(ctx, p, over, requestBytes)
+		steps = append(steps, step{"start " + p.name + " " + where, b.fillTakes(), func(ctx context.Context) error {
+			s, err := b.startFilled(ctx, p, l.over, l.requestBytes)
 			if err != nil {
 				return err
 			}
 			servers[p.name] = s
-			return b.add(record{Section: "commands", Over: over, Peer: p.name, Text: map[string]string{"commands": s.commands()}})
+			return b.add(record{Section: "commands", Over: l.over, Peer: p.name, Text: map[string]string{"commands": s.commands()}})
 		}})
 	}
 	for round := range b.rounds {
 		for _, w := range workloads {
 			for _, p := range entered {
-				if !b.wanted(w.name, p.name) || !w.core && (p.after || over != "unix" || section != "throughput") || section == "large" && w.readPercent == 100 {
+				if !b.wanted(w.name, p.name) || !l.runs(w) || p.after && !w.core {
 					continue
 				}
-				steps = append(steps, step{fmt.Sprintf("%s, %s over %s", w.name, p.name, over), b.runTakes(), func(ctx context.Context) error {
+				steps = append(steps, step{fmt.Sprintf("%s, %s %s", w.name, p.name, where), b.runTakes(), func(ctx context.Context) error {
 					s := servers[p.name]
 					if s == nil {
 						return nil // the page has why it did not start
@@ -66,24 +76,24 @@ func (b *bench) lineUp(section, over string, measure func(context.Context, *serv
 					if err := s.prepare(ctx); err != nil {
 						return err
 					}
-					values, err := measure(ctx, s, w)
+					values, err := l.measure(ctx, s, w)
 					if err != nil {
 						return err
 					}
-					return b.add(record{Section: section, Case: w.name, Over: over, Peer: p.name, Round: round, Values: values})
+					return b.add(record{Section: l.section, Case: w.name, Over: l.over, Peer: p.name, Round: round, Values: values})
 				}})
 			}
 		}
 		slices.Reverse(entered)
 	}
-	steps = append(steps, step{"verify and stop those over " + over, b.verifyTakes(len(entered)), func(ctx context.Context) (err error) {
+	steps = append(steps, step{"verify and stop those " + where, b.verifyTakes(len(entered)), func(ctx context.Context) (err error) {
 		for _, p := range peers {
 			s := servers[p.name]
 			if s == nil {
 				continue
 			}
 			if p.keeps && strings.Contains(b.sections, "verify") {
-				err = errors.Join(err, b.verifyServer(ctx, s, "after the workloads over "+over))
+				err = errors.Join(err, b.verifyServer(ctx, s, "after the workloads "+where))
 			}
 			err = errors.Join(err, s.end())
 		}

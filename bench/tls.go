@@ -22,7 +22,9 @@ import (
 
 // tlsSteps run the core workloads over TLS, with this repository's client: fio
 // knows no TLS.
-func (b *bench) tlsSteps() []step { return b.lineUp("tls", "tls", b.runLoad) }
+func (b *bench) tlsSteps() []step {
+	return b.lineUp(lineup{"tls", "tls", b.runLoad, fillBytes, workload.isCore})
+}
 
 // dial opens the volume of a server, over TLS if that is where it is.
 func (s *server) dial(ctx context.Context, uri string) (*client.Client, error) {

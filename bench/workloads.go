@@ -10,9 +10,11 @@ type workload struct {
 	blockBytes  int
 	flushes     bool // after each write
 	bytes       bool // its rate is told in bytes
-	core        bool // one of those that run over TCP and TLS too, and that show the state after a snapshot
+	core        bool // one of those that run everywhere, and that show the state after a snapshot
 	goal        float64
 }
+
+func (w workload) isCore() bool { return w.core }
 
 const (
 	goalCore = 1.3 // of the core workloads over TCP and TLS

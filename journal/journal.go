@@ -561,10 +561,20 @@ func (s *segment) makeRoom(lengthBytes int, steps int64) error {
 		s.room = s.end
 		return err
 	}
-	n, err := s.file.WriteAt(make([]byte, room-s.end), s.end)
-	s.room = s.end + int64(n) // zeros are no frame: what there is of them may stay
-	return err
+	s.room = s.end // zeros are no frame: what there is of them may stay
+	for s.room < room {
+		piece := zeros[:min(int64(len(zeros))-s.room%int64(len(zeros)), room-s.room)]
+		n, err := s.file.WriteAt(piece, s.room)
+		if s.room += int64(n); err != nil {
+			return err
+		}
+	}
+	return nil
 }
+
+// zeros are as many as become one page in memory (see file.PieceBytes): it is written to
+// again and again, and synced.
+var zeros [16 << 10]byte
 
 // dataSteps is how many steps of room are made at a time where commits have blocks:
 // 256 KiB of the default. (Of 1 MiB, the flush that waits for it is late by 10 ms.)

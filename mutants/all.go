@@ -109,7 +109,12 @@ var all = []mutant{
 	},
 	{
 		name: "a flush is covered by a commit that began before it", file: "volume/flush.go",
-		old: "	c.depart()\n	b.err = v.commit(false)\n", new: "	b.err = v.commit(false)\n	c.depart()\n",
+		old: "	c.depart()\n	b.err = errUnfinished\n	v := c.volume\n	err := v.commit(false)\n", new: "	v := c.volume\n	err := v.commit(false)\n	c.depart()\n",
+	},
+	{
+		name: "only one of a batch learns that the commit failed", file: "volume/flush.go",
+		old: "	err := b.err\n	if b.size--", new: "	err := b.err\n	b.err = nil\n	if b.size--",
+		packages: "./volume", tests: "Flush",
 	},
 	{
 		name: "a failed sync is not final: the volume goes on", file: "volume/flush.go",
@@ -294,7 +299,7 @@ var all = []mutant{
 	// Clone, delete, punch, rollback.
 	{
 		name: "punch: a block is dead if one chain of many covers it", file: "store/punch.go",
-		old: "			dead = covered\n", new: "			dead = covered\n			break\n",
+		old: "		dead, asked = covered, append(asked, c.cover[len(c.cover)-1].ImageID())\n", new: "		dead = covered\n		break\n",
 		packages: "./store", tests: "AtRandom|ALife|DeletedSnapshot", flags: "-life.seeds 30",
 	},
 	{
@@ -401,6 +406,16 @@ var all = []mutant{
 		name: "a blank index takes what nobody has asked for yet as newer", file: "volume/read.go",
 		old: "			if newest == nil && e.Slot() != 0 {", new: "			if newest == nil && e.Slot() == 1 {",
 		packages: "./volume ./store", tests: "Model|Conflict|Blank",
+	},
+	{
+		name: "what images cover together counts for those older and newer than them", file: "store/punch.go",
+		old: " || j.first <= c.image {", new: " {",
+		packages: "./store", tests: "AtRandom|ALife|DeletedSnapshot", flags: "-life.seeds 30",
+	},
+	{
+		name: "what images cover together counts below any ceiling", file: "store/punch.go",
+		old: "n == 0 || unnamed[n-1].ImageID() != j.last ||", new: "n == 0 || j.last == 0 ||",
+		packages: "./store", tests: "AtRandom|ALife|DeletedSnapshot", flags: "-life.seeds 30",
 	},
 	{
 		name: "what images cover is not joined anew after a fold", file: "store/fold.go",

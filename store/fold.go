@@ -101,13 +101,19 @@ func (s *Store) nextFold() (next *fold) {
 func (s *Store) countedLocked() map[image.ID]bool {
 	counted := map[image.ID]bool{}
 	for _, d := range s.byVolume {
-		for _, k := range d.volume.VLUNs() {
-			if d.countsLocked(k) {
-				counted[k.ImageID()] = true
-			}
-		}
+		d.countLocked(counted)
 	}
 	return counted
+}
+
+// countLocked adds the images of a chain whose own views must stay for it; Store.mu is
+// held.
+func (d *disk) countLocked(counted map[image.ID]bool) {
+	for _, k := range d.volume.VLUNs() {
+		if d.countsLocked(k) {
+			counted[k.ImageID()] = true
+		}
+	}
 }
 
 // spareLocked returns the places in a chain of the sealed images that no view needs by

@@ -286,7 +286,7 @@ func (s keeper) Prepare(p volume.Plan) ([]volume.Next, error) {
 		for _, n := range next {
 			err = errors.Join(err, n.Image.Close())
 			if !errors.Is(err, catalog.ErrFailed) { // else the next open may find it in a chain
-				err = errors.Join(err, file.Remove(s.fs, imagesDir(s.dir), n.ID))
+				err = errors.Join(err, file.Remove(s.fs, imagesDir(s.dir), n.ID, file.Options{}))
 			}
 		}
 		return nil, err

@@ -246,6 +246,12 @@ func (d *disk) countsLocked(k *volume.VLUN) bool {
 	return d.snapshots[k] != nil || k.Needed() && !(k.Live() && d.record.Past)
 }
 
+// has tells whether an image is in the cover.
+func (c ceiling) has(id image.ID) bool {
+	_, found := slices.BinarySearchFunc(c.cover, id, byImage)
+	return found
+}
+
 // own tells whether the image's own view counts.
 func (c ceiling) own() bool { return !c.none && len(c.cover) == 0 }
 
@@ -272,14 +278,19 @@ func (s *Store) findDead(ctx context.Context, id image.ID, j *joined, idle func(
 	}
 	shortest := slices.SortedStableFunc(slices.Values(ceilings), func(a, b ceiling) int { return cmp.Compare(len(a.cover), len(b.cover)) })
 	dead, share := holders[0].vlun.Table(), s.reclaimShare(idle)
+	var asked []image.ID // the ceilings
 	for _, c := range shortest {
-		if !c.none { // the next one, for which there is more to do, is asked for what is left
-			covered, err := j.covered(ctx, c, dead, share)
-			if err != nil {
-				return nil, err
-			}
-			dead = covered
+		// A longer cover has a shorter one in it, whose ceiling it has: what is below an
+		// image is the same in all chains.
+		if c.none || slices.ContainsFunc(asked, c.has) {
+			continue
 		}
+		covered, err := j.covered(ctx, c, dead, share)
+		if err != nil {
+			return nil, err
+		}
+		// The next one, for which there is more to do, is asked for what is left.
+		dead, asked = covered, append(asked, c.cover[len(c.cover)-1].ImageID())
 	}
 	return dead, nil
 }
@@ -289,10 +300,11 @@ const shareRuns = 1024
 
 // joined is what images without a name have together: those of a chain from one up to
 // the last below a ceiling. When many images below one ceiling are looked at, newest
-// first, each adds one table to it. It is the same in all chains that have the last one:
-// what is below an image is. It may be older than what the tables
-// say now, as what was covered once is so for ever. The sealer alone uses it; it is
-// forgotten when an image has been folded, and when there is nothing to punch.
+// first, each adds one table to it. All chains that have the last one have the same
+// images below it, so it serves all of them. It may be older than what the tables say
+// now, and have images that were dropped, as what was covered once is so for ever. The
+// sealer alone uses it; it is forgotten when an image has been folded, and when there is
+// nothing to punch.
 //
 // Rejected: to ask each table for each block (the thousandth of as many images that
 // were deleted would ask for each of its blocks a thousand times).
@@ -351,7 +363,7 @@ func haveBlock(tables []*lookup.Table, b lookup.BlockNum, limit uint64) (has boo
 }
 
 // missing are the images that are to be joined to what there is, or to nothing, to
-// have all of a cover but its last. What there is may be of images that are gone.
+// have all of a cover but its last.
 func (j *joined) missing(c ceiling) []*volume.VLUN {
 	unnamed := c.cover[:len(c.cover)-1]
 	if n := len(unnamed); n == 0 || unnamed[n-1].ImageID() != j.last || j.first <= c.image {
@@ -415,7 +427,10 @@ func (s *Store) loseHashes(holders []holder, ceilings []ceiling) error {
 	s.chains.RLock()
 	defer s.chains.RUnlock()
 	return s.recordMarking(func(tx *catalog.Tx, m *marking) error {
-		counted := s.countedLocked()
+		counted := map[image.ID]bool{}
+		for _, h := range s.holdersLocked(holders[0].vlun.ImageID()) { // who has an image of a cover has this one
+			h.disk.countLocked(counted)
+		}
 		for i, h := range holders {
 			for _, k := range append([]*volume.VLUN{h.vlun}, ceilings[i].cover...) {
 				rec := h.disk.sealed[k]
@@ -528,7 +543,7 @@ func (s *Store) dropImage(k *volume.VLUN) error {
 		h.vlun.Drop()
 	}
 	s.mu.Unlock()
-	if err := errors.Join(img.Close(), s.removeImage(id)); err != nil {
+	if err := errors.Join(img.Close(), s.removeImage(id, k.SizeBytes())); err != nil {
 		return fmt.Errorf("image %d is in no chain any more, but not all of its files are gone: %w", id, err)
 	}
 	return nil

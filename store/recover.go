@@ -39,7 +39,7 @@ func (s *Store) removeOrphans(state catalog.State) error {
 	removed := 0
 	for _, id := range found {
 		if !images[id] {
-			if err := file.Remove(s.fs, imagesDir(s.dir), id); err != nil {
+			if err := file.Remove(s.fs, imagesDir(s.dir), id, file.Options{}); err != nil {
 				return err
 			}
 			removed++

@@ -197,52 +197,55 @@ func TestVerifyFindsRotOnTheDiskBySnapshotImageAndOffset(t *testing.T) {
 }
 
 func TestVerifySaysWhatItCannotDo(t *testing.T) {
-	s, _ := rotStore(t, store.Options{})
-	if _, err := s.BeginProcess([]string{"v"}, "P"); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := s.Preserve(t.Context(), store.PreserveRequest{Volumes: []string{"v"}, Name: "three", OnTimeout: volume.TimeoutKeep}); !errors.Is(err, store.ErrDraining) {
-		t.Fatal(err)
-	}
-	gone, cancel := context.WithCancel(t.Context())
-	cancel()
-	for _, c := range []struct {
-		ctx  context.Context
-		full string
-		want error
-	}{
-		{t.Context(), "v@three", store.ErrDraining}, {t.Context(), "v@none", store.ErrNotFound}, {t.Context(), "w@one", store.ErrNotFound},
-		{t.Context(), "v", store.ErrInvalid}, {gone, "v@one", context.Canceled},
-	} {
-		if _, err := s.VerifySnapshot(c.ctx, c.full, nil); !errors.Is(err, c.want) {
-			t.Errorf("%s: %v, want %v", c.full, err, c.want)
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := rotStore(t, store.Options{})
+		if _, err := s.BeginProcess([]string{"v"}, "P"); err != nil {
+			t.Fatal(err)
 		}
-	}
-	if v := snapshotInfo(t, s, "v@one").Verify; v.State != "" {
-		t.Errorf("a verification that was given up leaves %+v", v)
-	}
-	twice := func(int64, int64) {
-		if _, err := s.VerifySnapshot(t.Context(), "v@one", nil); !errors.Is(err, store.ErrInUse) {
-			t.Errorf("while it is verified: %v, want ErrInUse", err)
+		if _, err := s.Preserve(t.Context(), store.PreserveRequest{Volumes: []string{"v"}, Name: "three", OnTimeout: volume.TimeoutKeep}); !errors.Is(err, store.ErrDraining) {
+			t.Fatal(err)
 		}
-		if v := snapshotInfo(t, s, "v@one").Verify; v.State != store.VerifyRunning || v.TotalBytes != 6*4096 {
-			t.Errorf("while it is verified: %+v", v)
+		gone, cancel := context.WithCancel(t.Context())
+		cancel()
+		for _, c := range []struct {
+			ctx  context.Context
+			full string
+			want error
+		}{
+			{t.Context(), "v@three", store.ErrDraining}, {t.Context(), "v@none", store.ErrNotFound}, {t.Context(), "w@one", store.ErrNotFound},
+			{t.Context(), "v", store.ErrInvalid}, {gone, "v@one", context.Canceled},
+		} {
+			if _, err := s.VerifySnapshot(c.ctx, c.full, nil); !errors.Is(err, c.want) {
+				t.Errorf("%s: %v, want %v", c.full, err, c.want)
+			}
 		}
-	}
-	if _, err := s.VerifySnapshot(t.Context(), "v@one", twice); err != nil {
-		t.Error(err)
-	}
-	closed := func(int64, int64) { // by a Close, which then waits for the end of this
-		go func() { _ = s.Close(context.Background()) }()
-		<-s.ScansEnd()
-	}
-	if _, err := s.VerifySnapshot(t.Context(), "v@two", closed); !errors.Is(err, store.ErrClosed) {
-		t.Errorf("a verification that a close ends: %v, want ErrClosed", err)
-	}
-	closeStore(t, s)
-	if _, err := s.VerifySnapshot(t.Context(), "v@one", nil); !errors.Is(err, store.ErrClosed) {
-		t.Errorf("after close: %v, want ErrClosed", err)
-	}
+		if v := snapshotInfo(t, s, "v@one").Verify; v.State != "" {
+			t.Errorf("a verification that was given up leaves %+v", v)
+		}
+		twice := func(int64, int64) {
+			if _, err := s.VerifySnapshot(t.Context(), "v@one", nil); !errors.Is(err, store.ErrInUse) {
+				t.Errorf("while it is verified: %v, want ErrInUse", err)
+			}
+			if v := snapshotInfo(t, s, "v@one").Verify; v.State != store.VerifyRunning || v.TotalBytes != 6*4096 {
+				t.Errorf("while it is verified: %+v", v)
+			}
+		}
+		if _, err := s.VerifySnapshot(t.Context(), "v@one", twice); err != nil {
+			t.Error(err)
+		}
+		closed := func(int64, int64) { // by a Close, which then waits for the end of this
+			go func() { _ = s.Close(context.Background()) }()
+			<-s.ScansEnd()
+			synctest.Wait() // it has been told
+		}
+		if _, err := s.VerifySnapshot(t.Context(), "v@two", closed); !errors.Is(err, store.ErrClosed) {
+			t.Errorf("a verification that a close ends: %v, want ErrClosed", err)
+		}
+		closeStore(t, s)
+		if _, err := s.VerifySnapshot(t.Context(), "v@one", nil); !errors.Is(err, store.ErrClosed) {
+			t.Errorf("after close: %v, want ErrClosed", err)
+		}
+	})
 }
 
 func TestAVolumeThatIsDeletedWhileItIsReadIsNotFound(t *testing.T) {

@@ -91,13 +91,20 @@ func (s *Store) isUrgent(k *volume.VLUN) bool {
 func toPunch(k *volume.VLUN) punching { return punching{k.ImageID(), k.Volume(), -1} }
 
 // punch asks for the blocks of images to be punched that nobody sees. Those of one
-// volume come one after the other, newest first: see joined.
+// volume come one after the other, newest first (see joined): others wait while more are
+// asked for of a volume than are punched, but all is punched in the end, or covered by
+// what is.
 func (q *sealer) punch(asked ...punching) {
 	q.mu.Lock()
+	queued := make(map[image.ID]bool, len(q.punches))
+	for _, p := range q.punches {
+		queued[p.id] = true
+	}
 	for _, a := range asked {
-		if slices.ContainsFunc(q.punches, func(p punching) bool { return p.id == a.id }) {
+		if queued[a.id] {
 			continue
 		}
+		queued[a.id] = true
 		theirs := false
 		at := slices.IndexFunc(q.punches, func(p punching) bool {
 			before := p.of == a.of && p.id < a.id || p.of != a.of && theirs

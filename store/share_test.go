@@ -97,12 +97,12 @@ func TestImagesToPunchComeVolumeByVolumeAndNewestFirst(t *testing.T) {
 	q := sealer{wake: make(chan struct{}, 1)}
 	a, b := &volume.Volume{}, &volume.Volume{}
 	q.punch(punching{3, a, -1}, punching{5, b, -1}, punching{7, a, -1})
-	q.punch(punching{6, b, -1}, punching{5, a, -1}, punching{3, b, -1}, punching{2, b, -1})
+	q.punch(punching{6, b, -1}, punching{5, a, -1}, punching{3, b, -1}, punching{2, b, -1}, punching{1, a, -1})
 	var ids []image.ID
 	for _, p := range q.punches {
 		ids = append(ids, p.id)
 	}
-	if want := []image.ID{7, 3, 6, 5, 2}; !slices.Equal(ids, want) {
+	if want := []image.ID{7, 3, 1, 6, 5, 2}; !slices.Equal(ids, want) {
 		t.Errorf("they come as %v, want %v", ids, want)
 	}
 }

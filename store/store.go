@@ -530,7 +530,7 @@ func (s *Store) undoCreate(id catalog.VolumeID, j *journal.Journal, first volume
 	if gone := s.removeVolumeDir(volumeDir(s.dir, id)); !errors.Is(gone, fs.ErrNotExist) {
 		err = errors.Join(err, gone)
 	}
-	return errors.Join(err, file.Remove(s.fs, imagesDir(s.dir), first.ID))
+	return errors.Join(err, file.Remove(s.fs, imagesDir(s.dir), first.ID, file.Options{}))
 }
 
 func (s *Store) createJournal(id catalog.VolumeID, first image.ID) (*journal.Journal, error) {
@@ -969,21 +969,24 @@ func (snap *snapshot) settle() {
 
 // removeFiles unlinks what a volume had on disk. The catalog is free of it.
 func (s *Store) removeFiles(d *disk, but func(image.ID) bool) (err error) {
+	sizeBytes := map[image.ID]int64{}
 	for _, k := range d.volume.VLUNs() {
-		if !but(k.ImageID()) {
+		if sizeBytes[k.ImageID()] = k.SizeBytes(); !but(k.ImageID()) {
 			s.reclaiming.gave(dataBytes(k))
 		}
 	}
 	for id := range d.images {
 		if !but(id) {
-			err = errors.Join(err, s.removeImage(id))
+			err = errors.Join(err, s.removeImage(id, sizeBytes[id]))
 		}
 	}
 	return errors.Join(err, s.removeVolumeDir(volumeDir(s.dir, d.record.ID)))
 }
 
-func (s *Store) removeImage(id image.ID) error {
-	return errors.Join(file.Remove(s.fs, imagesDir(s.dir), id), sealed.Remove(s.fs, imagesDir(s.dir), id))
+// removeImage unlinks the files of an image; a size of 0 is not known.
+func (s *Store) removeImage(id image.ID, sizeBytes int64) error {
+	dir := imagesDir(s.dir)
+	return errors.Join(file.Remove(s.fs, dir, id, file.Options{SizeBytes: sizeBytes}), sealed.Remove(s.fs, dir, id))
 }
 
 // count writes a number with its noun.

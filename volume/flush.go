@@ -86,20 +86,31 @@ type batch struct {
 func (v *Volume) flush() error {
 	c := &v.commits
 	b, first := c.join()
-	if !first {
+	if first {
+		c.commit(b)
+	} else {
 		b.done.Wait()
-		return c.leave(b)
 	}
+	return c.leave(b)
+}
+
+// errUnfinished is what others learn of a commit that panics.
+var errUnfinished = errors.New("the commit did not end")
+
+// commit commits for a batch.
+func (c *committer) commit(b *batch) {
+	defer b.done.Done()
 	c.running.Lock()
+	defer c.running.Unlock()
 	c.depart()
-	b.err = v.commit(false)
-	if b.err != nil && len(c.basis.Blocks) > 0 && v.Failed() == nil { // a full disk has no room for them twice
-		b.err = v.commit(true)
+	b.err = errUnfinished
+	v := c.volume
+	err := v.commit(false)
+	if err != nil && len(c.basis.Blocks) > 0 && v.Failed() == nil { // a full disk has no room for them twice
+		err = v.commit(true)
 	}
 	c.reset()
-	c.running.Unlock()
-	b.done.Done()
-	return c.leave(b)
+	b.err = err
 }
 
 // join joins the batch that waits; who is the first of it is to commit.
@@ -131,7 +142,6 @@ func (c *committer) leave(b *batch) error {
 	defer c.mu.Unlock()
 	err := b.err
 	if b.size--; b.size == 0 {
-		b.err = nil
 		c.spare = append(c.spare, b)
 	}
 	return err

@@ -540,6 +540,36 @@ func TestFlushesThatArriveTogetherShareACommit(t *testing.T) {
 	s.end()
 }
 
+func TestAllFlushesThatShareACommitLearnHowItEnded(t *testing.T) {
+	storesAtMost(t, 0)
+	s, d := diaryVolume(t)
+	for _, c := range []struct {
+		what       string
+		fail       string
+		with, want error
+	}{
+		{"a sync that could not be begun", "sync second", image.ErrNotBegun, image.ErrNotBegun},
+		{"a good one after it", "", nil, nil},
+		{"a failed sync", "sync second", errDisk, ErrFailed},
+	} {
+		writeBlock(t, s.new, 2, 'q')
+		d.fail, d.with = c.fail, c.with
+		s.volume.commits.running.Lock() // a commit is under way
+		answers := make(chan error)
+		for range 5 {
+			go func() { answers <- s.new.Flush() }()
+		}
+		await(t, "five flushes", func() bool { return s.volume.commits.waits() == 5 })
+		s.volume.commits.running.Unlock()
+		for range 5 {
+			if err := <-answers; !errors.Is(err, c.want) {
+				t.Errorf("%s: a flush: %v, want %v", c.what, err, c.want)
+			}
+		}
+	}
+	s.end()
+}
+
 func TestAFlushThatArrivesWhileACommitRunsWaitsForTheNext(t *testing.T) {
 	storesAtMost(t, 0)
 	s, d := diaryVolume(t)
@@ -563,8 +593,9 @@ func TestAFlushThatArrivesWhileACommitRunsWaitsForTheNext(t *testing.T) {
 	flushes.Go(flush)
 	<-reached                    // its sync has begun, and need not cover
 	writeBlock(t, s.new, 2, 'r') // this
+	before := s.volume.commits.waits()
 	flushes.Go(flush)
-	await(t, "the second flush", func() bool { return s.volume.commits.waits() == 1 })
+	await(t, "the second flush", func() bool { return s.volume.commits.waits() == before+1 })
 	close(on)
 	flushes.Wait()
 	if n := len(slices.DeleteFunc(d.lines, func(l string) bool { return l != "sync second" })); n != 2 {

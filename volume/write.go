@@ -205,8 +205,8 @@ func (k *VLUN) store(ch *change, body span) (err error) {
 	return err
 }
 
-// storeData writes whole blocks: those that the image has not in small pieces, each of
-// which becomes a page of its own in memory (file.PieceBytes says why), the others at once.
+// storeData writes whole blocks, if the image has not all of them in small pieces, each
+// of which becomes a page of its own in memory (file.PieceBytes says why).
 func (k *VLUN) storeData(data []byte, body span) error {
 	if len(data) <= newPieceBytes || k.all(body, lookup.Data) {
 		_, err := k.Image().WriteAt(data, body.off())

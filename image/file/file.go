@@ -31,8 +31,8 @@ type Options struct {
 	// multiples of 4096. Where the file system can't, Open fails with
 	// syscall.EINVAL.
 	Direct bool
-	// SizeBytes, if not 0, is what the image holds at most: Open asks for so many
-	// segments, and does not read the directory, which may have many thousand names.
+	// SizeBytes, if not 0, is what the image holds at most: Open and Remove ask for so
+	// many segments, and do not read the directory, which may have many thousand names.
 	SizeBytes int64
 }
 
@@ -111,7 +111,7 @@ func Open(fsys vfs.FS, dir string, id image.ID, o Options) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := im.openSegments(o.SizeBytes); err != nil {
+	if err := im.openSegments(&o); err != nil {
 		return nil, errors.Join(fmt.Errorf("open image %016x: %w", uint64(id), err), im.Close())
 	}
 	return im, nil
@@ -132,15 +132,10 @@ func newImage(fsys vfs.FS, dir string, id image.ID, o Options) (*Image, error) {
 	return im, nil
 }
 
-func (im *Image) openSegments(sizeBytes int64) (err error) {
-	var numbers []int64
-	for n := int64(0); n*im.segmentBytes < sizeBytes; n++ {
-		numbers = append(numbers, n)
-	}
-	if sizeBytes == 0 {
-		if numbers, err = segmentNumbers(im.fsys, im.dir, im.id); err != nil {
-			return err
-		}
+func (im *Image) openSegments(o *Options) error {
+	numbers, err := o.segmentNumbers(im.fsys, im.dir, im.id)
+	if err != nil {
+		return err
 	}
 	segments := make(map[int64]*segment, len(numbers))
 	im.segments.Store(&segments)
@@ -201,7 +196,7 @@ func (im *Image) TryReadAt(p []byte, off int64) (n int, err error) {
 	return n, nil
 }
 
-// PieceBytes is how much of an image one pwrite(2) writes: what one brings into memory
+// PieceBytes is how much of an image one pwrite(2) writes at most: what one brings into memory
 // is a page of that size (a folio), and ext4 looks at the state of each of its blocks,
 // not all in the processor's caches, whenever one of them is written: a block of a page
 // of 1 MiB took 30 to 40 us, as files are that were filled in large requests.
@@ -510,7 +505,7 @@ func (s *segment) tryReadAt(p []byte, off int64) (n int, err error) {
 	return len(p), nil
 }
 
-var zeros [1 << 20]byte
+var zeros [PieceBytes]byte
 
 func writeZeros(w io.WriterAt, off, lengthBytes int64) error {
 	for lengthBytes > 0 {

@@ -102,10 +102,10 @@ func TestFilesAreNamedByIDAndSegment(t *testing.T) {
 	if err := im.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := file.Remove(vfs.OS{}, dir, 7); err != nil {
+	if err := file.Remove(vfs.OS{}, dir, 7, file.Options{}); err != nil {
 		t.Fatal(err)
 	}
-	if err := file.Remove(vfs.OS{}, dir, 7); err != nil {
+	if err := file.Remove(vfs.OS{}, dir, 7, file.Options{}); err != nil {
 		t.Errorf("Remove of an image that is gone: %v", err)
 	}
 	if ids, err := file.List(vfs.OS{}, dir); !slices.Equal(ids, []image.ID{8}) || err != nil {
@@ -113,6 +113,33 @@ func TestFilesAreNamedByIDAndSegment(t *testing.T) {
 	}
 	if _, err := file.Open(vfs.OS{}, dir, 7, file.Options{}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("Open after Remove: %v, want fs.ErrNotExist", err)
+	}
+}
+
+func TestAnImageOfAKnownSizeIsRemovedWithoutALookAtTheDirectory(t *testing.T) {
+	looks := 0
+	fsys := vfs.Fault{FS: vfs.OS{}, Hook: func(op vfs.Op) error {
+		if op.Kind == vfs.OpReadDir {
+			looks++
+		}
+		return nil
+	}}
+	dir, o := t.TempDir(), file.Options{SegmentBytes: 4096, SizeBytes: 4 * 4096}
+	im, err := file.Create(fsys, dir, 9, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := im.WriteAt([]byte("the last segment"), 3*4096); err != nil {
+		t.Fatal(err)
+	}
+	if err := im.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := file.Remove(fsys, dir, 9, o); err != nil || looks > 0 {
+		t.Errorf("Remove: %v, and it read the directory %d times", err, looks)
+	}
+	if ids, err := file.List(fsys, dir); len(ids) > 0 || err != nil {
+		t.Errorf("List: %v, %v", ids, err)
 	}
 }
 

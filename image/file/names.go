@@ -1,6 +1,7 @@
 package file
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -15,9 +16,10 @@ import (
 
 // Remove unlinks the files of an image, segment 0 last, so that Open finds it
 // whole or List still names what is left. It is durable after SyncDir of dir.
-// An image that is not there is no error. It must not be open.
-func Remove(fsys vfs.FS, dir string, id image.ID) error {
-	numbers, err := segmentNumbers(fsys, dir, id)
+// An image that is not there is no error. It must not be open. The options are those
+// of Open.
+func Remove(fsys vfs.FS, dir string, id image.ID, o Options) error {
+	numbers, err := o.segmentNumbers(fsys, dir, id)
 	if err != nil {
 		return fmt.Errorf("remove image %016x: %w", uint64(id), err)
 	}
@@ -46,13 +48,19 @@ func List(fsys vfs.FS, dir string) ([]image.ID, error) {
 	return slices.Compact(ids), nil
 }
 
-// segmentNumbers returns which segments of an image are there, ascending.
-func segmentNumbers(fsys vfs.FS, dir string, id image.ID) ([]int64, error) {
+// segmentNumbers returns which segments of an image may be there, ascending: exactly
+// those that are, if SizeBytes is 0.
+func (o *Options) segmentNumbers(fsys vfs.FS, dir string, id image.ID) (numbers []int64, err error) {
+	if o.SizeBytes > 0 {
+		for n := int64(0); n*cmp.Or(o.SegmentBytes, DefaultSegmentBytes) < o.SizeBytes; n++ {
+			numbers = append(numbers, n)
+		}
+		return numbers, nil
+	}
 	names, err := fsys.ReadDir(dir)
 	if err != nil {
 		return nil, err
 	}
-	var numbers []int64
 	for _, name := range names {
 		if nameID, number, ok := parseName(name); ok && nameID == id {
 			numbers = append(numbers, number)

@@ -125,18 +125,7 @@ func (p *pager) head() {
 	p.say("# Benchmarks\n\nMade by `make bench` from what it measured; [bench/README.md](../bench/README.md) says how. All servers ran on")
 	p.say("one machine, each workload on one after the other, round by round: what counts is the ratios. A figure is the")
 	p.say("median of the rounds, with the least and the largest where there is room.")
-	for _, m := range p.where("machine", "", "", "") {
-		var rows [][]string
-		for _, name := range slices.Sorted(maps.Keys(m.Text)) {
-			if !strings.HasPrefix(name, "fio, ") {
-				rows = append(rows, []string{name, m.Text[name]})
-			}
-		}
-		for _, end := range p.where("end", "", "", "") {
-			rows = append(rows, []string{"at the end", end.Text["date"] + ", load " + end.Text["load"]})
-		}
-		p.table([]string{"measured", ""}, rows)
-	}
+	p.measured()
 	p.failures()
 	p.say("## Goals\n\n%d of %d goals are met.", p.judged-len(p.missed), p.judged)
 	if slices.ContainsFunc(p.results, func(r record) bool { return strings.HasPrefix(r.Case, "start ") && r.Failed != "" }) {
@@ -150,6 +139,53 @@ func (p *pager) head() {
 	}
 	p.say("")
 }
+
+// measured tells of the runs that the page is made of, each a column: what it measured,
+// when and where.
+func (p *pager) measured() {
+	var runs []map[string]string
+	for _, r := range p.results {
+		if r.Section == "machine" {
+			run := maps.Clone(r.Text)
+			maps.DeleteFunc(run, func(name, _ string) bool { return strings.HasPrefix(name, "fio, ") }) // see commands
+			runs = append(runs, run)
+			continue
+		}
+		if len(runs) == 0 {
+			continue
+		}
+		switch run := runs[len(runs)-1]; r.Section {
+		case "commands", "failed":
+		case "end":
+			run["at the end"] = r.Text["date"] + ", load " + r.Text["load"]
+		default:
+			if !slices.Contains(strings.Fields(run[sectionsRow]), r.Section) {
+				run[sectionsRow] = strings.TrimSpace(run[sectionsRow] + " " + r.Section)
+			}
+		}
+	}
+	named := map[string]bool{}
+	for _, run := range runs {
+		for name := range run {
+			named[name] = true
+		}
+	}
+	head, rows := []string{"measured"}, [][]string{}
+	for range runs {
+		head = append(head, "")
+	}
+	for _, name := range slices.Sorted(maps.Keys(named)) {
+		row := []string{name}
+		for _, run := range runs {
+			row = append(row, run[name])
+		}
+		rows = append(rows, row)
+	}
+	p.table(head, rows)
+}
+
+// sectionsRow is the row of what a run measured.
+const sectionsRow = "sections"
 
 func (p *pager) failures() {
 	var failed []string

@@ -91,9 +91,8 @@ func (s *Store) isUrgent(k *volume.VLUN) bool {
 func toPunch(k *volume.VLUN) punching { return punching{k.ImageID(), k.Volume(), -1} }
 
 // punch asks for the blocks of images to be punched that nobody sees. Those of one
-// volume come one after the other, newest first (see joined): others wait while more are
-// asked for of a volume than are punched, but all is punched in the end, or covered by
-// what is.
+// volume come one after the other, newest first (see joined). The other volumes' wait for
+// as long as more are asked for of it than are punched: room comes back all the same.
 func (q *sealer) punch(asked ...punching) {
 	q.mu.Lock()
 	queued := make(map[image.ID]bool, len(q.punches))

@@ -196,10 +196,10 @@ func (im *Image) TryReadAt(p []byte, off int64) (n int, err error) {
 	return n, nil
 }
 
-// PieceBytes is how much of an image one pwrite(2) writes at most: what one brings into memory
-// is a page of that size (a folio), and ext4 looks at the state of each of its blocks,
-// not all in the processor's caches, whenever one of them is written: a block of a page
-// of 1 MiB took 30 to 40 us, as files are that were filled in large requests.
+// PieceBytes is how much of an image one pwrite(2) writes at most. What one brings into
+// memory is a page of that size (a folio), and ext4 goes through the states of all its
+// blocks, not all in the processor's caches, whenever one of them is written: 30 to 40 us
+// for a block of 4 KiB in a page of 1 MiB.
 const PieceBytes = 64 << 10
 
 // WriteAt implements image.Image. A range within one piece is one pwrite(2),

@@ -216,10 +216,10 @@ func (l Link) check(next counters) error {
 		return fmt.Errorf("link of image %d: its size is %d bytes", l.Image, l.SizeBytes)
 	case l.Sealed != hashForm().MatchString(l.Hash) || !l.Sealed && l.Hash != "":
 		return fmt.Errorf("link of image %d: sealed=%v, and its hash is %q", l.Image, l.Sealed, l.Hash)
-	case l.Sealed != (l.Table > 0):
+	case l.Sealed && l.Table == 0:
 		return fmt.Errorf("link of image %d: sealed=%v, and its table was written %d times", l.Image, l.Sealed, l.Table)
-	case l.Table == 0 && (l.Punched || l.Due):
-		return fmt.Errorf("link of image %d: punched=%v, due=%v, and it has no table of its own", l.Image, l.Punched, l.Due)
+	case !l.Sealed && (l.Punched || l.Due):
+		return fmt.Errorf("link of image %d: punched=%v, due=%v, and it is not sealed", l.Image, l.Punched, l.Due)
 	case l.Punched && s != nil:
 		return fmt.Errorf("link of image %d: it is punched and has the snapshot %q", l.Image, s.Name)
 	case len(l.Bad) > MostBadRuns || !runsAscend(l.Bad):

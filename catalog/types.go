@@ -61,9 +61,10 @@ type Link struct {
 	// Hash of the view whose newest image it is (image/sealed), 64 hex digits: the
 	// image's checksum file counts. Empty until it is sealed.
 	Hash string `json:"hash,omitempty"`
-	// Table is how often the table file of a sealed image (image/sealed) was written,
-	// at least; 0 before: the journal of the volume has the table. A sealed image may
-	// stand in the chains of many volumes, always above the same images.
+	// Table is how often the table file of an image (image/sealed) was written, at
+	// least; 0 before: the journal of the volume has the table. An image that has one
+	// is written no more, and may stand in the chains of many volumes, always above the
+	// same images. A sealed one has one.
 	Table uint64 `json:"table,omitempty"`
 	// Punched: blocks that no view shows may be gone from the image or an older one,
 	// so its own view, which has no name, may have another hash than at its seal.

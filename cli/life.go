@@ -19,8 +19,8 @@ func (a *app) cloneCommand() *cobra.Command {
 		Long: `Make a volume that begins as a snapshot is. Nothing is copied: it is there at
 once, and takes room only for what is written to it. A clone is a volume like
 any other. What it needs of the snapshot's images stays when the snapshot, or
-its volume, is deleted. A snapshot that is not sealed yet is waited for: its
-checksums are taken, and it is written to the disk, as fast as the disk can.
+its volume, is deleted. The snapshot need not be sealed yet: no clone waits for
+its checksums, only until what was not flushed of it is on the disk.
 
 --group clones a snapshot of each volume of a group: they must be of one cut, as
 'preserve --group' makes them. Of NEW, db and wal the clones are named NEW-db
@@ -69,7 +69,7 @@ func (a *app) rollbackCommand() *cobra.Command {
 		Long: `Make a volume again what a snapshot of it holds, at once and at any size:
 nothing is copied. The present state is kept as a snapshot first, unless
 --discard is given, and every snapshot stays, the newer ones too. A snapshot
-that is not sealed yet is waited for, as by 'tidemark clone'.
+need not be sealed yet, as for 'tidemark clone'.
 
 It refuses while a client is connected to the volume or a process named it.
 With --disconnect it ends that: the clients of the volume (not of its snapshots)

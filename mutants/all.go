@@ -437,6 +437,26 @@ var all = []mutant{
 		packages: "./volume ./store", tests: "Model|AtRandom|Blank", flags: "",
 	},
 	{
+		name: "a clone rests on what is not durable", file: "store/found.go",
+		old: "	if err := s.fasten(d, k); err != nil {\n		return err\n	}\n", new: "",
+		packages: "./store", tests: "APowerCutTakes",
+	},
+	{
+		name: "what was founded is not recorded so", file: "store/found.go",
+		old: "	if err := s.putLinks(d, volume.Sealing, k); err != nil {", new: "	if err := s.putLinks(d, volume.Sealing); err != nil {",
+		packages: "./store", tests: "APowerCutTakes|NoCloneAndNo",
+	},
+	{
+		name: "nobody seals what a deleted volume leaves to its clone", file: "store/store.go",
+		old: "	s.sealElsewhere(d)\n", new: "",
+		packages: "./store", tests: "DeletedBeforeItsSnapshotIsSealed",
+	},
+	{
+		name: "a seal is recorded in one of the chains of its image", file: "store/recover.go",
+		old: "	if d.sealed[k] == nil && !d.founded[k] {", new: "	if d.sealed[k] == nil || d.founded[k] {",
+		packages: "./store", tests: "DeletedBeforeItsSnapshotIsSealed|NoCloneAndNo|APowerCutTakes",
+	},
+	{
 		name: "a branch has the next image too", file: "store/clone.go",
 		old: "		if below == k {\n			break\n", new: "		if below.ImageID() > k.ImageID() {\n			break\n",
 		packages: "./store", tests: "AtRandom|ALife",

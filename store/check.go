@@ -153,7 +153,7 @@ func (r *CheckReport) checkSealed(fsys vfs.FS, dir string, v catalog.VolumeState
 	var chain sealed.Chain
 	var hash sealed.Hash
 	for _, l := range v.Chain {
-		if !l.Sealed {
+		if l.Table == 0 {
 			return
 		}
 		where := fmt.Sprintf("volume %s: image %d", v.Name, l.Image)
@@ -164,6 +164,9 @@ func (r *CheckReport) checkSealed(fsys vfs.FS, dir string, v catalog.VolumeState
 		if err != nil {
 			r.found("%s: %v", where, err)
 			return // the next hash rests on it
+		}
+		if !l.Sealed { // and none above it
+			continue
 		}
 		sums, err := checkSums(fsys, dir, l, table)
 		if err != nil {

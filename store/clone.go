@@ -16,9 +16,10 @@ import (
 )
 
 // Clone makes a volume that begins as a snapshot is, and shares its images: it
-// copies nothing, and what either needs stays when the other is deleted. It waits
-// until the snapshot is sealed. Errors: ErrInvalid, ErrNotFound, ErrExists,
-// ErrDraining, ErrHighWater, ErrNoSpace, ctx's.
+// copies nothing, and what either needs stays when the other is deleted. The snapshot
+// has drained, and need not be sealed; what of it was not flushed is made durable first.
+// Errors: ErrInvalid, ErrNotFound, ErrExists, ErrDraining, ErrHighWater, ErrNoSpace,
+// ErrClosed, ctx's.
 func (s *Store) Clone(ctx context.Context, full, name string) (VolumeInfo, error) {
 	if err := checkName("volume", name); err != nil {
 		return VolumeInfo{}, err
@@ -57,7 +58,7 @@ type cloning struct {
 }
 
 func (s *Store) clone(ctx context.Context, c cloning) (infos []VolumeInfo, err error) {
-	if err := s.sealedSoon(ctx, c.which); err != nil {
+	if err := s.foundedSoon(ctx, c.which); err != nil {
 		return nil, err
 	}
 	s.admin.Lock()
@@ -122,6 +123,17 @@ func (s *Store) Sealed(ctx context.Context, full string) (SnapshotInfo, error) {
 
 // sealedSoon waits for the seal of snapshots that have drained, and has it hurry.
 func (s *Store) sealedSoon(ctx context.Context, which selection) error {
+	return s.eachDrained(which, func(full string) error { return s.awaitSealed(ctx, full, true) })
+}
+
+// foundedSoon lets branches rest on snapshots that have drained.
+func (s *Store) foundedSoon(ctx context.Context, which selection) error {
+	return s.eachDrained(which, func(full string) error { return s.found(ctx, full) })
+}
+
+// eachDrained calls do for each snapshot that is not sealed, and has drained; else it
+// fails.
+func (s *Store) eachDrained(which selection, do func(full string) error) error {
 	s.mu.Lock()
 	fulls, err := which()
 	s.mu.Unlock()
@@ -136,7 +148,7 @@ func (s *Store) sealedSoon(ctx context.Context, which selection) error {
 		case info.State == volume.Draining:
 			return fmt.Errorf("snapshot %s is %w: it waits for %v", full, ErrDraining, info.WaitsFor)
 		case info.State == volume.Sealing:
-			if err := s.awaitSealed(ctx, full, true); err != nil {
+			if err := do(full); err != nil {
 				return err
 			}
 		}
@@ -155,7 +167,7 @@ type graft struct {
 	as   *catalog.Volume // what is recorded of it, without its ID; nil: as of a clone
 }
 
-// branchable returns sealed snapshots.
+// branchable returns snapshots that are sealed or founded.
 func (s *Store) branchable(which selection) ([]graft, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -169,8 +181,8 @@ func (s *Store) branchable(which selection) ([]graft, error) {
 		if err == nil {
 			err = s.finishedLocked(full)
 		}
-		if err == nil && k.State() != volume.Sealed {
-			err = fmt.Errorf("snapshot %s is %w or being sealed", full, ErrDraining)
+		if err == nil && !d.foundedLocked(k) { // it is another than before
+			err = fmt.Errorf("snapshot %s is %w, or has just been made", full, ErrDraining)
 		}
 		if err != nil {
 			return nil, err
@@ -273,7 +285,11 @@ func (s *Store) grow(scions []scion, group *catalog.Group) ([]*disk, error) {
 	for i, x := range scions {
 		s.showLocked(disks[i])
 		for j, rec := range x.seals {
-			disks[i].sealed[disks[i].volume.VLUNs()[j]] = rec
+			if k := disks[i].volume.VLUNs()[j]; rec != nil {
+				disks[i].sealed[k] = rec
+			} else {
+				disks[i].founded[k] = true
+			}
 		}
 		if x.past != nil {
 			x.past.record.Past = true
@@ -289,7 +305,7 @@ func (s *Store) grow(scions []scion, group *catalog.Group) ([]*disk, error) {
 type shared struct {
 	chain  []volume.Link
 	images map[image.ID]image.Image
-	seals  []*seal // one a link
+	seals  []*seal // one a link; nil: it is founded
 }
 
 // sharedLocked is the chain of d up to k; Store.mu is held.
@@ -297,7 +313,7 @@ func (d *disk) sharedLocked(k *volume.VLUN) (x shared) {
 	x.images = map[image.ID]image.Image{}
 	for _, below := range d.volume.VLUNs() {
 		x.chain = append(x.chain, volume.Link{
-			ID: below.ImageID(), Image: below.Image(), Table: below.Table(), SizeBytes: below.SizeBytes(), State: volume.Sealed,
+			ID: below.ImageID(), Image: below.Image(), Table: below.Table(), SizeBytes: below.SizeBytes(), State: below.State(),
 		})
 		x.images[below.ImageID()] = below.Image()
 		x.seals = append(x.seals, d.sealed[below])
@@ -336,8 +352,10 @@ func putBranch(tx *catalog.Tx, x scion) error {
 		return err
 	}
 	for i, l := range x.chain {
-		link := catalog.Link{Volume: x.record.ID, Image: l.ID, SizeBytes: l.SizeBytes}
-		x.seals[i].record(&link)
+		link := catalog.Link{Volume: x.record.ID, Image: l.ID, SizeBytes: l.SizeBytes, Table: 1}
+		if rec := x.seals[i]; rec != nil {
+			rec.record(&link)
+		}
 		if err := tx.PutLink(link); err != nil {
 			return err
 		}

@@ -76,7 +76,7 @@ func (s *Store) RecordDrill(full string, r Drill) (SnapshotInfo, error) {
 	before := snap.drill
 	snap.drill = &drill
 	s.mu.Unlock()
-	if err := s.putLinks(d, volume.Sealed, k); err != nil {
+	if err := s.putLinks(d, k.State(), k); err != nil {
 		s.mu.Lock()
 		snap.drill = before
 		s.mu.Unlock()

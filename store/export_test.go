@@ -1,8 +1,10 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"slices"
 
 	"github.com/tidemark/tidemark/image"
@@ -45,6 +47,32 @@ func (s *Store) AwaitPunches() {
 	for len(q.queue)+len(q.punches) > 0 || q.foldsNow() || q.working {
 		q.rested.Wait()
 	}
+}
+
+// SealAgain has those sealed now whose seal has failed.
+func (s *Store) SealAgain() {
+	q := &s.sealer
+	q.mu.Lock()
+	failed := slices.SortedFunc(maps.Keys(q.later), func(a, b *volume.VLUN) int { return cmp.Compare(a.ImageID(), b.ImageID()) })
+	q.mu.Unlock()
+	for _, k := range failed {
+		q.enqueue(k)
+	}
+}
+
+// Unsealed is how many images below its newest a volume has that are not sealed.
+func (s *Store) Unsealed(name string) (n int) {
+	d, err := s.disk(name)
+	if err != nil {
+		panic(err)
+	}
+	vluns := d.volume.VLUNs()
+	for _, k := range vluns[:len(vluns)-1] {
+		if k.State() != volume.Sealed {
+			n++
+		}
+	}
+	return n
 }
 
 // AwaitSpares waits until no images are being made ahead.

@@ -12,7 +12,6 @@ import (
 	"github.com/tidemark/tidemark/catalog"
 	"github.com/tidemark/tidemark/internal/lazy"
 	"github.com/tidemark/tidemark/keep"
-	"github.com/tidemark/tidemark/volume"
 )
 
 // marks is what people and schedules have put on a snapshot. A map in it is replaced,
@@ -35,11 +34,11 @@ func recoveredMarks(r *catalog.Snapshot) marks {
 
 // HoldSnapshot keeps a snapshot from being deleted, by anybody and anything. Without
 // an end it is held until ReleaseSnapshot. With one (keep.ParseUntil) it is locked:
-// no command shortens that, and another hold only makes it longer. It waits until the
-// snapshot is sealed. Errors: ErrInvalid, ErrNotFound, ErrDraining, ctx's; ErrHeld for
+// no command shortens that, and another hold only makes it longer. The snapshot is made
+// durable first (found). Errors: ErrInvalid, ErrNotFound, ErrDraining, ctx's; ErrHeld for
 // an end that is earlier than the one it has; ErrClock.
 func (s *Store) HoldSnapshot(ctx context.Context, full, until string) (SnapshotInfo, error) {
-	if err := s.sealedSoon(ctx, only(full)); err != nil {
+	if err := s.foundedSoon(ctx, only(full)); err != nil {
 		return SnapshotInfo{}, err
 	}
 	s.admin.Lock()
@@ -90,13 +89,13 @@ func (s *Store) ReleaseSnapshot(full string) (SnapshotInfo, error) {
 	})
 }
 
-// LabelSnapshot sets labels of a snapshot and removes others. It waits until the
-// snapshot is sealed. Errors: ErrInvalid, ErrNotFound, ErrDraining, ctx's.
+// LabelSnapshot sets labels of a snapshot and removes others. The snapshot is made
+// durable first (found). Errors: ErrInvalid, ErrNotFound, ErrDraining, ctx's.
 func (s *Store) LabelSnapshot(ctx context.Context, full string, set map[string]string, remove []string) (SnapshotInfo, error) {
 	if err := checkLabels(set); err != nil {
 		return SnapshotInfo{}, err
 	}
-	if err := s.sealedSoon(ctx, only(full)); err != nil {
+	if err := s.foundedSoon(ctx, only(full)); err != nil {
 		return SnapshotInfo{}, err
 	}
 	s.admin.Lock()
@@ -111,7 +110,7 @@ func (s *Store) LabelSnapshot(ctx context.Context, full string, set map[string]s
 	})
 }
 
-// mark changes the marks of a sealed snapshot, on the disk and then in memory. Nobody
+// mark changes the marks of a snapshot, on the disk and then in memory. Nobody
 // records anything of its image between the two: it would bring the old ones back.
 // Store.admin is held.
 func (s *Store) mark(full string, change func(*marks) error) (SnapshotInfo, error) {
@@ -134,7 +133,7 @@ func (s *Store) mark(full string, change func(*marks) error) (SnapshotInfo, erro
 		defer s.mu.Unlock()
 		snap.marks = becomes
 		defer func() { snap.marks = was }() // until it is durable
-		return tx.PutLink(d.link(k, volume.Sealed))
+		return tx.PutLink(d.link(k, k.State()))
 	}); err != nil {
 		return SnapshotInfo{}, fmt.Errorf("snapshot %s: %w", full, err)
 	}

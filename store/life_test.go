@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"github.com/tidemark/tidemark/internal/vfs"
@@ -38,6 +40,9 @@ type lives struct {
 	writes int
 	did    []string
 	fold   int // Options.FoldAbove
+	// noSeals lets seals fail, from time to time in lives that have sealing set.
+	noSeals atomic.Bool
+	sealing *rand.Rand
 }
 
 func newLife(t *testing.T, seed uint64) *lives {
@@ -45,9 +50,15 @@ func newLife(t *testing.T, seed uint64) *lives {
 }
 
 func newLifeOn(t *testing.T, seed uint64, fs vfs.FS, dir string) *lives {
-	l := &lives{t: t, dir: dir, fs: fs, writes: 6, holds: map[string][]byte{}, rng: rand.New(rand.NewPCG(seed, 1))}
+	l := &lives{t: t, dir: dir, writes: 6, holds: map[string][]byte{}, rng: rand.New(rand.NewPCG(seed, 1))}
+	l.fs = vfs.Fault{FS: fs, Hook: func(op vfs.Op) error {
+		if l.noSeals.Load() && op.Kind == vfs.OpOpen && op.Handle == "seal" {
+			return syscall.EMFILE
+		}
+		return nil
+	}}
 	l.fold = []int{1, 3, -1}[seed%3]
-	l.store = l.open(fs)
+	l.store = l.open(l.fs)
 	l.create("v")
 	return l
 }
@@ -100,7 +111,11 @@ func (l *lives) preserve(name string) string {
 	l.t.Helper()
 	l.made++
 	snap := fmt.Sprintf("s%d", l.made)
-	_, err := l.store.Preserve(l.t.Context(), store.PreserveRequest{Volumes: []string{name}, Name: snap, Wait: 1e9, UntilSealed: l.rng.IntN(2) == 0})
+	untilSealed := l.rng.IntN(2) == 0 && !l.noSeals.Load()
+	if untilSealed && l.sealing != nil {
+		l.sealAll() // else it may be behind one that has just failed
+	}
+	_, err := l.store.Preserve(l.t.Context(), store.PreserveRequest{Volumes: []string{name}, Name: snap, Wait: 1e9, UntilSealed: untilSealed})
 	l.must(err)
 	full := name + "@" + snap
 	l.log("preserve %s", full)
@@ -127,9 +142,26 @@ func (l *lives) any(snapshots bool) string {
 	return list[l.rng.IntN(len(list))]
 }
 
+// seals says whether seals succeed. Those that failed are tried again at once.
+func (l *lives) seals(succeed bool) {
+	l.log("seals succeed: %v", succeed)
+	if l.noSeals.Swap(!succeed); succeed {
+		l.store.SealAgain()
+	}
+}
+
+// sealAll has all sealed that has drained.
+func (l *lives) sealAll() {
+	l.noSeals.Store(false)
+	l.store.AwaitPunches() // what is on its way may still fail
+	l.seals(true)
+	l.store.AwaitPunches()
+}
+
 // check reads all, and verifies every snapshot.
 func (l *lives) check() {
 	l.t.Helper()
+	l.sealAll()
 	for name, want := range l.holds {
 		w, err := l.store.OpenView(name)
 		l.must(err)
@@ -175,6 +207,7 @@ func TestSnapshotsClonesAndRollbacksAtRandomHoldWhatTheyMust(t *testing.T) {
 	for seed := range uint64(*lifeSeeds) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			l := newLife(t, seed)
+			l.sealing = rand.New(rand.NewPCG(seed, 2))
 			for range 120 {
 				l.step()
 				switch l.rng.IntN(25) {
@@ -195,6 +228,9 @@ func TestSnapshotsClonesAndRollbacksAtRandomHoldWhatTheyMust(t *testing.T) {
 // step does something to a volume or a snapshot.
 func (l *lives) step() {
 	l.t.Helper()
+	if l.sealing != nil {
+		l.seals(l.sealing.IntN(2) == 0)
+	}
 	switch live, snap := l.any(false), l.any(true); l.rng.IntN(11) {
 	case 0, 1, 2:
 		l.write(live)
@@ -215,6 +251,7 @@ func (l *lives) step() {
 			l.rollback(snap)
 		}
 	case 9:
+		l.sealAll()
 		l.receive(live)
 	case 10:
 		if len(l.names(false)) > 1 && l.rng.IntN(2) == 0 {
@@ -232,6 +269,7 @@ func (l *lives) step() {
 // noneDead has all given back that nobody sees.
 func (l *lives) noneDead(when string) {
 	l.t.Helper()
+	l.sealAll()
 	l.store.Reclaim()
 	if dead := l.store.DeadBlocks(); dead > 0 {
 		l.t.Fatalf("%d blocks that nobody sees are left %s\n%s", dead, when, strings.Join(l.did, "\n"))
@@ -282,6 +320,7 @@ func TestACrashOfALifeLosesNoSnapshotCloneOrRollback(t *testing.T) {
 			sim.Clones = seed%2 == 0
 			l := newLifeOn(t, seed, sim, "data")
 			l.writes = 1 // else a crash shows what nobody knows of
+			l.sealing = rand.New(rand.NewPCG(seed, 2))
 			holds := func() map[string][]byte {
 				c := map[string][]byte{}
 				for name, p := range l.holds {

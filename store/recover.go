@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -285,6 +286,8 @@ func (s *Store) recoverSnapshots(d *disk, chain []catalog.Link, drained map[imag
 	for i, l := range chain {
 		if l.Sealed {
 			d.sealed[vluns[i]] = s.recoveredOnceLocked(l)
+		} else if l.Table > 0 {
+			d.founded[vluns[i]] = true
 		}
 		if l.Snapshot == nil {
 			continue
@@ -314,12 +317,23 @@ func (s *Store) recoverSnapshots(d *disk, chain []catalog.Link, drained map[imag
 	}
 	s.mu.Unlock()
 	s.sealer.punch(due...)
-	for _, k := range vluns[:len(vluns)-1] {
-		if _, ok := k.Image().(*sealed.Image); !ok || lost(k) {
-			s.sealer.enqueue(k)
+	return nil
+}
+
+// sealRecovered has all sealed that is not. It comes when every volume is there: an image
+// may stand in the chains of many.
+func (s *Store) sealRecovered() {
+	s.mu.Lock()
+	disks := slices.SortedFunc(maps.Values(s.byVolume), func(a, b *disk) int { return cmp.Compare(a.record.ID, b.record.ID) })
+	s.mu.Unlock()
+	for _, d := range disks {
+		vluns := d.volume.VLUNs()
+		for _, k := range vluns[:len(vluns)-1] {
+			if _, ok := k.Image().(*sealed.Image); !ok || lost(k) {
+				s.sealer.enqueue(k)
+			}
 		}
 	}
-	return nil
 }
 
 // recoveredOnceLocked is what is recorded of a sealed image: the same for all that
@@ -378,7 +392,7 @@ func (s *Store) putLinkLocked(tx *catalog.Tx, d *disk, k *volume.VLUN, state vol
 	if d.images[k.ImageID()] == nil {
 		return nil // dropped meanwhile
 	}
-	if d.sealed[k] == nil { // it stands in one chain
+	if d.sealed[k] == nil && !d.founded[k] { // it stands in one chain
 		if s.byVolume[d.volume] != d {
 			return nil // deleted meanwhile
 		}
@@ -396,6 +410,9 @@ func (s *Store) putLinkLocked(tx *catalog.Tx, d *disk, k *volume.VLUN, state vol
 // else is recorded of it. Store.mu is held.
 func (d *disk) link(k *volume.VLUN, state volume.State) catalog.Link {
 	l := catalog.Link{Volume: d.record.ID, Image: k.ImageID(), SizeBytes: k.SizeBytes()}
+	if d.founded[k] {
+		l.Table = 1
+	}
 	if rec := d.sealed[k]; rec != nil {
 		state = volume.Sealed
 		rec.record(&l)

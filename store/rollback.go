@@ -69,7 +69,7 @@ func (s *Store) rollback(ctx context.Context, r RollbackRequest, which selection
 	if r.Keep == "" {
 		r.Keep = "before-rollback-" + snapshotName(time.Now())
 	}
-	if err := s.sealedSoon(ctx, which); err != nil {
+	if err := s.foundedSoon(ctx, which); err != nil {
 		return report, err
 	}
 	if report, err = s.keepAndBranch(ctx, r, which); err != nil || !r.Discard {

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,7 +36,7 @@ type sealer struct {
 	resting  bool                  // what was to be folded could not be: it is tried again later
 	working  bool                  // on what is in neither any more
 	sealing  *volume.VLUN          // nil: none is
-	later    map[*volume.VLUN]bool // those whose seal failed, and is tried again
+	later    map[*volume.VLUN]bool // those whose seal failed, and is tried again; true: errBehind
 	opened   bool                  // every volume is there: before, nobody knows what is seen
 	stopping bool
 	rested   sync.Cond // of mu: there is nothing to do
@@ -67,6 +68,22 @@ func (q *sealer) enqueue(k *volume.VLUN) {
 	q.mu.Lock()
 	q.queue = append(q.queue, k)
 	delete(q.later, k)
+	q.mu.Unlock()
+	q.poke()
+}
+
+// tryBehind has those of some volumes sealed now that waited for an older one.
+func (q *sealer) tryBehind(of map[*volume.Volume]bool) {
+	q.mu.Lock()
+	var behind []*volume.VLUN
+	for k, is := range q.later {
+		if is && of[k.Volume()] {
+			behind = append(behind, k)
+			delete(q.later, k)
+		}
+	}
+	slices.SortFunc(behind, func(a, b *volume.VLUN) int { return cmp.Compare(a.ImageID(), b.ImageID()) })
+	q.queue = append(q.queue, behind...)
 	q.mu.Unlock()
 	q.poke()
 }
@@ -212,7 +229,7 @@ func (q *sealer) sealNext(ctx context.Context) bool {
 	again := err != nil && ctx.Err() == nil && mayPass(k, err)
 	q.mu.Lock()
 	if q.sealing = nil; again {
-		q.later[k] = true
+		q.later[k] = errors.Is(err, errBehind)
 	}
 	q.mu.Unlock()
 	if ctx.Err() != nil {
@@ -340,6 +357,15 @@ var errBehind = errors.New("an older snapshot of the volume is not sealed, or ha
 // write-back or its sync, and none is spared its own. A delete of the volume ends
 // it with context.Canceled.
 func (s *Store) seal(ctx context.Context, k *volume.VLUN) error {
+	for _, j := range s.foundedBelow(k) { // its other volume was deleted, perhaps
+		if err := s.sealAlone(ctx, j); err != nil {
+			return err
+		}
+	}
+	return s.sealAlone(ctx, k)
+}
+
+func (s *Store) sealAlone(ctx context.Context, k *volume.VLUN) error {
 	s.mu.Lock()
 	d := s.byVolume[k.Volume()]
 	s.mu.Unlock()
@@ -376,33 +402,66 @@ func (s *Store) seal(ctx context.Context, k *volume.VLUN) error {
 	if err != nil {
 		return err
 	}
-	if err := k.SyncForSeal(); err != nil {
+	d.founding.Lock()
+	defer d.founding.Unlock()
+	if err := s.fasten(d, k); err != nil {
 		return err
 	}
 	img, err := s.withSums(k.Image(), k, hash)
 	if err != nil {
 		return err
 	}
-	if err := sealed.WriteTable(s.fs, imagesDir(s.dir), k.ImageID(), k.Table(), 1); err != nil {
-		return errors.Join(err, img.CloseSums())
-	}
-	s.mu.Lock()
-	unnamed := d.snapshots[k] == nil // it was deleted, or given up, before
-	d.sealed[k] = &seal{hash: hash, table: 1, due: unnamed, unsure: true}
-	s.mu.Unlock()
-	if err := s.putLinks(d, volume.Sealed, k); err != nil {
-		s.mu.Lock()
-		delete(d.sealed, k)
-		s.mu.Unlock()
+	due, err := s.recordSeal(d, k, &seal{hash: hash, table: 1, unsure: true})
+	if err != nil {
 		return errors.Join(err, img.CloseSums())
 	}
 	s.sealedAs(d, k, img)
 	k.Table().Pack()
 	s.leaveJournal(d, k)
-	if unnamed {
+	if due {
 		s.sealer.punch(toPunch(k))
 	}
 	return nil
+}
+
+// recordSeal records a seal in all chains that the image stands in. Its punch is due if
+// it has no name: that was deleted, or given up, before; or if it may have stood in
+// chains that are gone.
+func (s *Store) recordSeal(d *disk, k *volume.VLUN, rec *seal) (due bool, err error) {
+	s.chains.RLock() // no branch is made with it meanwhile
+	defer s.chains.RUnlock()
+	err = s.catalog.Update(func(tx *catalog.Tx) error {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		rec.due = d.snapshots[k] == nil || d.founded[k]
+		due = rec.due
+		for _, h := range s.holdersLocked(k.ImageID()) {
+			h.disk.sealed[h.vlun] = rec
+		}
+		return s.putLinkLocked(tx, d, k, volume.Sealed)
+	})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, h := range s.holdersLocked(k.ImageID()) {
+		if err != nil {
+			delete(h.disk.sealed, h.vlun)
+		}
+	}
+	return due, err
+}
+
+// fasten makes a drained image what lasts by itself, but for its checksums: what newer
+// images must not lose for it is flushed, if there is anything (volume.VLUN.SyncForSeal),
+// and its table is written beside it. Of one that is founded that is done. disk.founding
+// is held.
+func (s *Store) fasten(d *disk, k *volume.VLUN) error {
+	if s.isFounded(d, k) {
+		return nil
+	}
+	if err := k.SyncForSeal(); err != nil {
+		return err
+	}
+	return sealed.WriteTable(s.fs, imagesDir(s.dir), k.ImageID(), k.Table(), 1)
 }
 
 // leaveJournal lets the journal forget an image whose table lies beside it, as the
@@ -417,16 +476,20 @@ func (s *Store) leaveJournal(d *disk, k *volume.VLUN) {
 func (s *Store) sealedAs(d *disk, k *volume.VLUN, img *sealed.Image) {
 	s.chains.RLock() // no branch is made with what it was before
 	defer s.chains.RUnlock()
+	holding := map[*volume.Volume]bool{}
 	s.mu.Lock()
 	for _, h := range s.holdersLocked(k.ImageID()) {
 		h.disk.images[k.ImageID()] = img
 		h.vlun.SetSealed(img)
+		delete(h.disk.founded, h.vlun)
+		holding[h.disk.volume] = true
 	}
 	if snap := d.snapshots[k]; snap != nil {
 		snap.failed = ""
 		snap.settle()
 	}
 	s.mu.Unlock()
+	s.sealer.tryBehind(holding)
 	s.scans.poke()
 }
 

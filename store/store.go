@@ -162,7 +162,9 @@ type disk struct {
 	images    map[image.ID]image.Image
 	snapshots map[*volume.VLUN]*snapshot // by own VLUN; guarded by Store.mu
 	sealed    map[*volume.VLUN]*seal     // their record says so, or is about to; guarded by Store.mu
+	founded   map[*volume.VLUN]bool      // not sealed yet, and branches may rest on them (found); guarded by Store.mu
 	files     sync.Mutex                 // held by whoever works on the images in the background
+	founding  sync.Mutex                 // held by whoever founds or records a seal; taken after files
 	deleted   bool                       // guarded by files
 }
 
@@ -258,6 +260,7 @@ func Open(dir string, o Options) (_ *Store, err error) {
 	if err := s.recoverVolumes(state.Volumes); err != nil {
 		return nil, fmt.Errorf("open %s: %w", dir, err)
 	}
+	s.sealRecovered()
 	if err := s.openSchedules(state); err != nil {
 		return nil, fmt.Errorf("open %s: %w", dir, err)
 	}
@@ -564,7 +567,8 @@ func (s *Store) newDisk(record catalog.Volume, j *journal.Journal, images map[im
 		return nil, err
 	}
 	d := &disk{
-		record: record, journal: j, images: images, snapshots: map[*volume.VLUN]*snapshot{}, sealed: map[*volume.VLUN]*seal{},
+		record: record, journal: j, images: images, snapshots: map[*volume.VLUN]*snapshot{},
+		sealed: map[*volume.VLUN]*seal{}, founded: map[*volume.VLUN]bool{},
 		kick: make(chan struct{}, 1), stop: make(chan struct{}), kicked: make(chan struct{}),
 	}
 	d.ctx, d.cancel = context.WithCancel(context.Background())
@@ -786,6 +790,8 @@ func (s *Store) deleteBranch(d *disk, heir *Incoming) error {
 	s.mu.Unlock()
 	d.files.Lock() // a seal of it that is under way ends first
 	defer d.files.Unlock()
+	d.founding.Lock()
+	defer d.founding.Unlock()
 	var unknown error
 	s.chains.Lock() // until nobody finds it among the holders of its images
 	unlock := sync.OnceFunc(s.chains.Unlock)
@@ -845,6 +851,7 @@ func (s *Store) deleteBranch(d *disk, heir *Incoming) error {
 		return fmt.Errorf("delete volume %s: whether it is deleted shows when the directory is opened again: %w", name, unknown)
 	}
 	s.sealer.punch(due...)
+	s.sealElsewhere(d)
 	if err := s.removeFiles(d, held); err != nil {
 		return fmt.Errorf("volume %s is deleted, but not all of its files: %w", name, err)
 	}
@@ -864,6 +871,9 @@ func (s *Store) dropBranch(tx *catalog.Tx, m *marking, d *disk) (due []punching,
 	}
 	for _, k := range s.protectedLocked(d) {
 		rec := d.sealed[k] // the same for all that have the image
+		if rec == nil {
+			continue // when it is sealed it is its turn
+		}
 		m.set(rec, rec.punched, true)
 		due = append(due, toPunch(k))
 		for _, h := range s.holdersLocked(k.ImageID()) {

@@ -281,6 +281,16 @@ func (v *Volume) commitLog(end journal.LSN) error {
 	return nil
 }
 
+// Unsynced returns the blocks of a drained VLUN's image that may not be on the disk. It
+// is to be read only.
+func (k *VLUN) Unsynced() *lookup.Table {
+	current := k.unsynced.current.Load() // first: a sync that begins now puts it in the place of before
+	if k.unsynced.all.Load() || k.unsynced.before.Load() != nil {
+		return k.table
+	}
+	return current
+}
+
 // SyncFailed tells the volume that a write-back or a sync of the image failed
 // on another handle than its own: the kernel may tell of a failure only once.
 // From then on it is as after a flush that failed; the error says so. It waits

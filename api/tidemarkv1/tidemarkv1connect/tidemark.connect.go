@@ -217,7 +217,8 @@ type TidemarkServiceClient interface {
 	// Needs: read on the snapshot.
 	GetSnapshot(context.Context, *tidemarkv1.GetSnapshotRequest) (*tidemarkv1.GetSnapshotResponse, error)
 	// CloneVolume makes a volume that begins as a snapshot is and shares its images:
-	// nothing is copied. It waits until the snapshot is sealed.
+	// nothing is copied. The snapshot has drained, and need not be sealed: it waits until
+	// what was not flushed of it is on the disk.
 	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_EXISTS, REASON_DRAINING,
 	// REASON_LIMIT (the high-water mark), REASON_NO_SPACE.
 	// Needs: admin on the volume of the snapshot and on the name of the new one.
@@ -299,8 +300,7 @@ type TidemarkServiceClient interface {
 	// Needs: to be on the access list.
 	AwaitReclaim(context.Context, *tidemarkv1.AwaitReclaimRequest) (*connect.ServerStreamForClient[tidemarkv1.AwaitReclaimResponse], error)
 	// HoldSnapshot keeps a snapshot from being deleted, by anybody: until it is
-	// released, or until a time, which nothing shortens. It waits until the snapshot is
-	// sealed.
+	// released, or until a time, which nothing shortens. The snapshot has drained.
 	// Errors: REASON_NOT_FOUND, REASON_INVALID (also for an end that is past),
 	// REASON_DRAINING, REASON_HELD (for an end before the one that it has), REASON_CLOCK.
 	// Needs: admin on its volume.
@@ -310,7 +310,7 @@ type TidemarkServiceClient interface {
 	// nothing has changed; REASON_CLOCK.
 	// Needs: admin on its volume.
 	ReleaseSnapshot(context.Context, *tidemarkv1.ReleaseSnapshotRequest) (*tidemarkv1.ReleaseSnapshotResponse, error)
-	// LabelSnapshot sets and removes labels. It waits until the snapshot is sealed.
+	// LabelSnapshot sets and removes labels of a snapshot that has drained.
 	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_DRAINING.
 	// Needs: preserve on its volume.
 	LabelSnapshot(context.Context, *tidemarkv1.LabelSnapshotRequest) (*tidemarkv1.LabelSnapshotResponse, error)
@@ -1070,7 +1070,8 @@ type TidemarkServiceHandler interface {
 	// Needs: read on the snapshot.
 	GetSnapshot(context.Context, *tidemarkv1.GetSnapshotRequest) (*tidemarkv1.GetSnapshotResponse, error)
 	// CloneVolume makes a volume that begins as a snapshot is and shares its images:
-	// nothing is copied. It waits until the snapshot is sealed.
+	// nothing is copied. The snapshot has drained, and need not be sealed: it waits until
+	// what was not flushed of it is on the disk.
 	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_EXISTS, REASON_DRAINING,
 	// REASON_LIMIT (the high-water mark), REASON_NO_SPACE.
 	// Needs: admin on the volume of the snapshot and on the name of the new one.
@@ -1152,8 +1153,7 @@ type TidemarkServiceHandler interface {
 	// Needs: to be on the access list.
 	AwaitReclaim(context.Context, *tidemarkv1.AwaitReclaimRequest, *connect.ServerStream[tidemarkv1.AwaitReclaimResponse]) error
 	// HoldSnapshot keeps a snapshot from being deleted, by anybody: until it is
-	// released, or until a time, which nothing shortens. It waits until the snapshot is
-	// sealed.
+	// released, or until a time, which nothing shortens. The snapshot has drained.
 	// Errors: REASON_NOT_FOUND, REASON_INVALID (also for an end that is past),
 	// REASON_DRAINING, REASON_HELD (for an end before the one that it has), REASON_CLOCK.
 	// Needs: admin on its volume.
@@ -1163,7 +1163,7 @@ type TidemarkServiceHandler interface {
 	// nothing has changed; REASON_CLOCK.
 	// Needs: admin on its volume.
 	ReleaseSnapshot(context.Context, *tidemarkv1.ReleaseSnapshotRequest) (*tidemarkv1.ReleaseSnapshotResponse, error)
-	// LabelSnapshot sets and removes labels. It waits until the snapshot is sealed.
+	// LabelSnapshot sets and removes labels of a snapshot that has drained.
 	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_DRAINING.
 	// Needs: preserve on its volume.
 	LabelSnapshot(context.Context, *tidemarkv1.LabelSnapshotRequest) (*tidemarkv1.LabelSnapshotResponse, error)

@@ -1,0 +1,158 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/tidemark/tidemark/image"
+	"github.com/tidemark/tidemark/image/file"
+	"github.com/tidemark/tidemark/internal/vfs"
+	"github.com/tidemark/tidemark/volume"
+)
+
+// found lets branches rest on a snapshot that has drained and is not sealed. Its seal
+// reads all that it holds, for the checksums; whoever wants a clone need not wait for
+// that. An image is founded when, as by its seal, it is durable and has its table beside
+// it, and the catalog says so: then it may stand in many chains. What is still to be done
+// for that is in proportion to what was written and not flushed.
+//
+//  1. Images are founded in the order of their chain. So below one there are only such
+//     that are founded or sealed, and above one that is neither there are no others.
+//  2. It stays Sealing in every chain that it stands in, and nobody asks for checksums
+//     that it has not. Its seal ends that in all of them, with one commit.
+//  3. Whoever deletes a volume lets another that has the image seal it (sealElsewhere).
+//  4. A crash before the record leaves a table file that the seal writes again.
+//
+// Rejected: a clone whose flushes flush the snapshot's volume too until that is done (one
+// volume's promise would hang on another's journal); founding every snapshot before it
+// is sealed (one more commit of the catalog for each).
+func (s *Store) found(ctx context.Context, full string) error {
+	s.mu.Lock()
+	d, k, _, err := s.snapshotLocked(full)
+	switch {
+	case err != nil:
+	case s.closed:
+		err = ErrClosed
+	default:
+		s.preserves.Add(1) // a close waits
+		defer s.preserves.Done()
+	}
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	for _, j := range d.volume.VLUNs() {
+		if err := s.foundImage(ctx, d, j); err != nil {
+			return fmt.Errorf("make snapshot %s durable: %w", full, err)
+		}
+		if j == k {
+			break
+		}
+	}
+	return nil
+}
+
+func (s *Store) foundImage(ctx context.Context, d *disk, k *volume.VLUN) error {
+	if s.isFounded(d, k) {
+		return nil
+	}
+	if err := s.writeBackUnsynced(ctx, d, k); err != nil {
+		return err
+	}
+	d.founding.Lock()
+	defer d.founding.Unlock()
+	s.mu.Lock()
+	gone := s.byVolume[d.volume] != d
+	s.mu.Unlock()
+	switch {
+	case gone:
+		return fmt.Errorf("volume %s %w", d.record.Name, ErrNotFound)
+	case s.isFounded(d, k):
+		return nil
+	}
+	if err := s.fasten(d, k); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	d.founded[k] = true
+	s.mu.Unlock()
+	if err := s.putLinks(d, volume.Sealing, k); err != nil {
+		s.mu.Lock()
+		delete(d.founded, k)
+		s.mu.Unlock()
+		return err
+	}
+	s.leaveJournal(d, k)
+	return nil
+}
+
+// isFounded tells whether branches may rest on an image; it may be sealed too.
+func (s *Store) isFounded(d *disk, k *volume.VLUN) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return d.foundedLocked(k)
+}
+
+// foundedLocked is isFounded; Store.mu is held.
+func (d *disk) foundedLocked(k *volume.VLUN) bool { return d.founded[k] || k.State() == volume.Sealed }
+
+// writeBackUnsynced writes back, gently, what of an image may not be on the disk: of a
+// large one that was flushed that is little.
+func (s *Store) writeBackUnsynced(ctx context.Context, d *disk, k *volume.VLUN) (err error) {
+	s.mu.Lock()
+	work := d.ctx
+	s.mu.Unlock()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(work, cancel)()
+	defer func() {
+		if work.Err() != nil { // a delete of the volume
+			err = fmt.Errorf("volume %s %w", d.record.Name, ErrNotFound)
+		}
+	}()
+	img, err := file.Open(vfs.Labelled{FS: s.fs, Label: "found"}, imagesDir(s.dir), k.ImageID(), file.Options{SizeBytes: k.SizeBytes()})
+	if err != nil {
+		return err
+	}
+	err = writeBack(ctx, img, k.Unsynced())
+	if errors.Is(err, image.ErrSyncFailed) { // the kernel tells each handle, or the first that asks
+		err = k.SyncFailed(err)
+	}
+	return errors.Join(err, img.Close())
+}
+
+// foundedBelow lists the images below one in its chain that are founded.
+func (s *Store) foundedBelow(k *volume.VLUN) (list []*volume.VLUN) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d := s.byVolume[k.Volume()]
+	for _, j := range k.Volume().VLUNs() {
+		if j == k || d == nil {
+			break
+		}
+		if d.founded[j] {
+			list = append(list, j)
+		}
+	}
+	return list
+}
+
+// sealElsewhere has the images of a volume that was deleted sealed that it shared and
+// that are not sealed yet.
+func (s *Store) sealElsewhere(d *disk) {
+	var heirs []*volume.VLUN
+	s.mu.Lock()
+	for _, k := range d.volume.VLUNs() {
+		if !d.founded[k] {
+			continue
+		}
+		if others := s.holdersLocked(k.ImageID()); len(others) > 0 {
+			heirs = append(heirs, others[0].vlun)
+		}
+	}
+	s.mu.Unlock()
+	for _, k := range heirs {
+		s.sealer.enqueue(k)
+	}
+}

@@ -219,6 +219,9 @@ func (s *Store) branch(grafts []graft, group *catalog.Group) ([]*disk, error) {
 	s.mu.Lock()
 	for i, x := range scions {
 		scions[i].shared = x.disk.sharedLocked(x.vlun)
+		if !x.disk.foundedLocked(x.vlun) { // that could not be recorded
+			err = fmt.Errorf("snapshot %s is %w", x.full, ErrDraining)
+		}
 	}
 	s.mu.Unlock()
 	for i := 0; i < len(scions) && err == nil; i++ {

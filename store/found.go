@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/tidemark/tidemark/catalog"
 	"github.com/tidemark/tidemark/image"
 	"github.com/tidemark/tidemark/image/file"
 	"github.com/tidemark/tidemark/internal/vfs"
@@ -23,6 +24,8 @@ import (
 //     that it has not. Its seal ends that in all of them, with one commit.
 //  3. Whoever deletes a volume lets another that has the image seal it (sealElsewhere).
 //  4. A crash before the record leaves a table file that the seal writes again.
+//  5. What one link says of a seal counts for all links of the image (agree): a preserve
+//     may have recorded one of them when the seal's own commit was still to come.
 //
 // Rejected: a clone whose flushes flush the snapshot's volume too until that is done (one
 // volume's promise would hang on another's journal); founding every snapshot before it
@@ -34,15 +37,21 @@ func (s *Store) found(ctx context.Context, full string) error {
 	case err != nil:
 	case s.closed:
 		err = ErrClosed
+	case k.State() == volume.Draining: // it is another than a moment ago
+		err = fmt.Errorf("snapshot %s is %w", full, ErrDraining)
+	case s.finishedLocked(full) != nil:
+		err = s.finishedLocked(full)
 	default:
 		s.preserves.Add(1) // a close waits
 		defer s.preserves.Done()
 	}
-	s.mu.Unlock()
 	if err != nil {
+		s.mu.Unlock()
 		return err
 	}
-	for _, j := range d.volume.VLUNs() {
+	chain := d.volume.VLUNs()
+	s.mu.Unlock()
+	for _, j := range chain {
 		if err := s.foundImage(ctx, d, j); err != nil {
 			return fmt.Errorf("make snapshot %s durable: %w", full, err)
 		}
@@ -54,7 +63,15 @@ func (s *Store) found(ctx context.Context, full string) error {
 }
 
 func (s *Store) foundImage(ctx context.Context, d *disk, k *volume.VLUN) error {
-	if s.isFounded(d, k) {
+	select {
+	case <-k.Drained(): // and what is known of that is there to be recorded
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	d.founding.Lock() // else it may be about to be taken back
+	done := s.isFounded(d, k)
+	d.founding.Unlock()
+	if done {
 		return nil
 	}
 	if err := s.writeBackUnsynced(ctx, d, k); err != nil {
@@ -74,17 +91,53 @@ func (s *Store) foundImage(ctx context.Context, d *disk, k *volume.VLUN) error {
 	if err := s.fasten(d, k); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	d.founded[k] = true
-	s.mu.Unlock()
-	if err := s.putLinks(d, volume.Sealing, k); err != nil {
-		s.mu.Lock()
-		delete(d.founded, k)
-		s.mu.Unlock()
+	if err := s.recordFounded(d, k); err != nil {
 		return err
 	}
 	s.leaveJournal(d, k)
 	return nil
+}
+
+func (s *Store) recordFounded(d *disk, k *volume.VLUN) error {
+	s.chains.RLock() // no branch is made with it before that is durable
+	defer s.chains.RUnlock()
+	err := s.catalog.Update(func(tx *catalog.Tx) error {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		d.founded[k] = true
+		return s.putLinkLocked(tx, d, k, volume.Sealing)
+	})
+	if err != nil {
+		s.mu.Lock()
+		delete(d.founded, k)
+		s.mu.Unlock()
+	}
+	return err
+}
+
+// agree lets all links of an image be sealed if one is.
+func agree(volumes []catalog.VolumeState) {
+	sealedAs := map[image.ID]catalog.Link{}
+	for _, v := range volumes {
+		for _, l := range v.Chain {
+			if l.Sealed {
+				sealedAs[l.Image] = l
+			}
+		}
+	}
+	for _, v := range volumes {
+		for i, l := range v.Chain {
+			as, is := sealedAs[l.Image]
+			if !is || l.Sealed {
+				continue
+			}
+			as.Volume, as.Snapshot = l.Volume, l.Snapshot
+			if as.Snapshot != nil {
+				as.Snapshot.State = volume.Sealed.String()
+			}
+			v.Chain[i] = as
+		}
+	}
 }
 
 // isFounded tells whether branches may rest on an image; it may be sealed too.
@@ -107,8 +160,8 @@ func (s *Store) writeBackUnsynced(ctx context.Context, d *disk, k *volume.VLUN) 
 	defer cancel()
 	defer context.AfterFunc(work, cancel)()
 	defer func() {
-		if work.Err() != nil { // a delete of the volume
-			err = fmt.Errorf("volume %s %w", d.record.Name, ErrNotFound)
+		if err != nil && work.Err() != nil {
+			err = fmt.Errorf("volume %s is %w: it is being deleted", d.record.Name, ErrInUse)
 		}
 	}()
 	img, err := file.Open(vfs.Labelled{FS: s.fs, Label: "found"}, imagesDir(s.dir), k.ImageID(), file.Options{SizeBytes: k.SizeBytes()})
@@ -122,16 +175,24 @@ func (s *Store) writeBackUnsynced(ctx context.Context, d *disk, k *volume.VLUN) 
 	return errors.Join(err, img.Close())
 }
 
-// foundedBelow lists the images below one in its chain that are founded.
+// foundedBelow lists the images below one in its chain that are founded, and that nobody
+// seals by themselves.
 func (s *Store) foundedBelow(k *volume.VLUN) (list []*volume.VLUN) {
+	unsealed := s.sealer.unsealed()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	awaited := map[image.ID]bool{}
+	for _, j := range unsealed {
+		if d := s.byVolume[j.Volume()]; j != k && d != nil && d.ctx.Err() == nil { // else it is being deleted
+			awaited[j.ImageID()] = true
+		}
+	}
 	d := s.byVolume[k.Volume()]
 	for _, j := range k.Volume().VLUNs() {
 		if j == k || d == nil {
 			break
 		}
-		if d.founded[j] {
+		if d.founded[j] && !awaited[j.ImageID()] {
 			list = append(list, j)
 		}
 	}

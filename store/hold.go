@@ -123,8 +123,11 @@ func (s *Store) mark(full string, change func(*marks) error) (SnapshotInfo, erro
 	defer s.chains.Unlock()
 	s.mu.Lock()
 	snap := d.snapshots[k]
-	was, becomes := snap.marks, snap.marks
+	was, becomes, founded := snap.marks, snap.marks, d.foundedLocked(k)
 	s.mu.Unlock()
+	if !founded { // that could not be recorded
+		return SnapshotInfo{}, fmt.Errorf("snapshot %s is %w", full, ErrDraining)
+	}
 	if err := change(&becomes); err != nil {
 		return SnapshotInfo{}, err
 	}

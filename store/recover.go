@@ -410,8 +410,8 @@ func (s *Store) putLinkLocked(tx *catalog.Tx, d *disk, k *volume.VLUN, state vol
 // else is recorded of it. Store.mu is held.
 func (d *disk) link(k *volume.VLUN, state volume.State) catalog.Link {
 	l := catalog.Link{Volume: d.record.ID, Image: k.ImageID(), SizeBytes: k.SizeBytes()}
-	if d.founded[k] {
-		l.Table = 1
+	if d.founded[k] { // so it has drained, whatever is to be recorded
+		l.Table, state = 1, volume.Sealing
 	}
 	if rec := d.sealed[k]; rec != nil {
 		state = volume.Sealed

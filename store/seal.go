@@ -415,7 +415,7 @@ func (s *Store) sealAlone(ctx context.Context, k *volume.VLUN) error {
 	if err != nil {
 		return errors.Join(err, img.CloseSums())
 	}
-	s.sealedAs(d, k, img)
+	s.sealedAs(k, img)
 	k.Table().Pack()
 	s.leaveJournal(d, k)
 	if due {
@@ -473,7 +473,7 @@ func (s *Store) leaveJournal(d *disk, k *volume.VLUN) {
 }
 
 // sealedAs shows a VLUN as sealed that is recorded so.
-func (s *Store) sealedAs(d *disk, k *volume.VLUN, img *sealed.Image) {
+func (s *Store) sealedAs(k *volume.VLUN, img *sealed.Image) {
 	s.chains.RLock() // no branch is made with what it was before
 	defer s.chains.RUnlock()
 	holding := map[*volume.Volume]bool{}
@@ -483,10 +483,10 @@ func (s *Store) sealedAs(d *disk, k *volume.VLUN, img *sealed.Image) {
 		h.vlun.SetSealed(img)
 		delete(h.disk.founded, h.vlun)
 		holding[h.disk.volume] = true
-	}
-	if snap := d.snapshots[k]; snap != nil {
-		snap.failed = ""
-		snap.settle()
+		if snap := h.disk.snapshots[h.vlun]; snap != nil {
+			snap.failed = ""
+			snap.settle()
+		}
 	}
 	s.mu.Unlock()
 	s.sealer.tryBehind(holding)
@@ -503,7 +503,7 @@ func (s *Store) sealAgain(ctx context.Context, d *disk, k *volume.VLUN, lost *se
 	s.mu.Unlock()
 	if !errors.Is(lost.Lost(), image.ErrCorrupt) { // the disk did not give it, and may give it now
 		if img, err := s.withSums(lost.Image, k, want); err == nil {
-			s.sealedAs(d, k, img)
+			s.sealedAs(k, img)
 			if due {
 				s.sealer.punch(toPunch(k))
 			}
@@ -539,7 +539,7 @@ func (s *Store) sealAgain(ctx context.Context, d *disk, k *volume.VLUN, lost *se
 	if err := s.putLinks(d, volume.Sealed, k); err != nil {
 		return errors.Join(err, img.CloseSums())
 	}
-	s.sealedAs(d, k, img)
+	s.sealedAs(k, img)
 	s.logger.Info("the checksum file of an image was lost and is made anew; its data is what was sealed", "volume", k.Volume().Name(), "image", k.ImageID())
 	return nil
 }

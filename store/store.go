@@ -252,6 +252,7 @@ func Open(dir string, o Options) (_ *Store, err error) {
 	if err := s.removeOrphans(state); err != nil {
 		return nil, fmt.Errorf("open %s: %w", dir, err)
 	}
+	agree(state.Volumes)
 	s.engine = volume.New(keeper{s}, o.MaxDraining)
 	s.spares.store = s
 	s.sealer.start(s)

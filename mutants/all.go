@@ -443,7 +443,7 @@ var all = []mutant{
 	},
 	{
 		name: "what was founded is not recorded so", file: "store/found.go",
-		old: "	if err := s.putLinks(d, volume.Sealing, k); err != nil {", new: "	if err := s.putLinks(d, volume.Sealing); err != nil {",
+		old: "		return s.putLinkLocked(tx, d, k, volume.Sealing)\n", new: "		return nil\n",
 		packages: "./store", tests: "APowerCutTakes|NoCloneAndNo",
 	},
 	{

@@ -25,7 +25,7 @@ const DefaultFoldAbove = 64
 // time that giving back room and folding take while clients are served.
 const (
 	DefaultReclaimBytesPerSecond = 64 << 20
-	DefaultReclaimPercent        = 25
+	DefaultReclaimPercent        = 5
 )
 
 // fold bounds the number of images without a name: it copies what is left of one

@@ -447,6 +447,11 @@ var all = []mutant{
 		packages: "./store", tests: "APowerCutTakes|NoCloneAndNo",
 	},
 	{
+		name: "what is founded is recorded as draining", file: "store/recover.go",
+		old: "		l.Table, state = 1, volume.Sealing\n", new: "		l.Table = 1\n",
+		packages: "./store", tests: "FoundedImage",
+	},
+	{
 		name: "nobody seals what a deleted volume leaves to its clone", file: "store/store.go",
 		old: "	s.sealElsewhere(d)\n", new: "",
 		packages: "./store", tests: "DeletedBeforeItsSnapshotIsSealed",

@@ -18,8 +18,8 @@ import (
 // it, and the catalog says so: then it may stand in many chains. What is still to be done
 // for that is in proportion to what was written and not flushed.
 //
-//  1. Images are founded in the order of their chain. So below one there are only such
-//     that are founded or sealed, and above one that is neither there are no others.
+//  1. Images are founded in the order of their chain, as they are sealed (R8): below one
+//     are only such that are founded or sealed, above one that is neither none is.
 //  2. It stays Sealing in every chain that it stands in, and nobody asks for checksums
 //     that it has not. Its seal ends that in all of them, with one commit.
 //  3. Whoever deletes a volume lets another that has the image seal it (sealElsewhere).
@@ -33,14 +33,15 @@ import (
 func (s *Store) found(ctx context.Context, full string) error {
 	s.mu.Lock()
 	d, k, _, err := s.snapshotLocked(full)
+	if err == nil {
+		err = s.finishedLocked(full)
+	}
 	switch {
 	case err != nil:
 	case s.closed:
 		err = ErrClosed
 	case k.State() == volume.Draining: // it is another than a moment ago
 		err = fmt.Errorf("snapshot %s is %w", full, ErrDraining)
-	case s.finishedLocked(full) != nil:
-		err = s.finishedLocked(full)
 	default:
 		s.preserves.Add(1) // a close waits
 		defer s.preserves.Done()

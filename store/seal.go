@@ -440,14 +440,15 @@ func (s *Store) recordSeal(d *disk, k *volume.VLUN, rec *seal) (due bool, err er
 		}
 		return s.putLinkLocked(tx, d, k, volume.Sealed)
 	})
+	if err == nil {
+		return due, nil
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, h := range s.holdersLocked(k.ImageID()) {
-		if err != nil {
-			delete(h.disk.sealed, h.vlun)
-		}
+		delete(h.disk.sealed, h.vlun)
 	}
-	return due, err
+	return false, err
 }
 
 // fasten makes a drained image what lasts by itself, but for its checksums: what newer

@@ -460,6 +460,9 @@ func (s *stoppable) readAndWrite(w *volume.View) {
 	_, whole := w.WriteAt(data, lookup.BlockSize)
 	_, part := w.WriteAt(data[:700], 5*lookup.BlockSize+100)
 	_, inline := w.TryWriteAt(data[:lookup.BlockSize], 6*lookup.BlockSize)
+	if errors.Is(inline, volume.ErrWouldBlock) { // the background has a block or the journal: as a server goes on
+		_, inline = w.WriteAt(data[:lookup.BlockSize], 6*lookup.BlockSize)
+	}
 	for _, err := range []error{whole, part, inline, w.Trim(2*lookup.BlockSize, lookup.BlockSize),
 		w.WriteZeroes(8*lookup.BlockSize, 5000, true), w.Flush()} {
 		if err != nil && !errors.Is(err, volume.ErrEnded) {

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/tidemark/tidemark/nbd/client"
 )
 
 // What the directory of section scale holds.
@@ -60,6 +62,7 @@ func (b *bench) scaleSteps() []step {
 		}
 	}
 	return []step{
+		{"scale: clone before the seal", scaleTimes * b.fillTakes(), b.cloneUnsealed},
 		{"scale: make a large directory", seconds(180), func(ctx context.Context) (err error) {
 			s, err = b.largeDirectory(ctx)
 			return err
@@ -69,6 +72,54 @@ func (b *bench) scaleSteps() []step {
 		{"scale: delete its snapshots", seconds(120), on(b.deleteAll)},
 		{"scale: end", seconds(5), on(func(context.Context, *server) error { return s.end() })},
 	}
+}
+
+// cloneUnsealed clones a full volume as soon as it is preserved, when all of it has
+// yet to be read for the checksums of its snapshot; and tells how long that takes.
+func (b *bench) cloneUnsealed(ctx context.Context) (err error) {
+	s, err := b.startFilled(ctx, peers[0], "unix", fillBytes)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.end()) }()
+	var clone, sealed []float64
+	for i := range scaleTimes {
+		snapshot := "v@s" + strconv.Itoa(i)
+		if i > 0 {
+			if err := b.fill(ctx, s, fillBytes); err != nil {
+				return err
+			}
+		}
+		if err := s.flush(ctx); err != nil {
+			return err
+		}
+		if _, err := s.tidemark(ctx, "preserve", "v", "--name", "s"+strconv.Itoa(i)); err != nil {
+			return err
+		}
+		begin := time.Now()
+		if _, err := s.tidemark(ctx, "clone", snapshot, "c"+strconv.Itoa(i)); err != nil {
+			return err
+		}
+		clone = append(clone, time.Since(begin).Seconds()*1e3)
+		if _, err := s.tidemark(ctx, "preserve", "v", "--name", "t"+strconv.Itoa(i), "--until", "sealed"); err != nil { // waits for the older one too
+			return err
+		}
+		sealed = append(sealed, time.Since(begin).Seconds())
+	}
+	slices.Sort(clone)
+	slices.Sort(sealed)
+	return errors.Join(
+		b.add(record{Section: "scale", Case: fmt.Sprintf("clone of a full volume of %s just preserved", b.size), Peer: "tidemark", Values: map[string]float64{
+			"p50Millis": percentile(clone, 0.5), "maxMillis": percentile(clone, 1)}}),
+		b.add(record{Section: "scale", Case: "until that snapshot is sealed", Peer: "tidemark", Values: map[string]float64{"seconds": percentile(sealed, 0.5)}}))
+}
+
+func (s *server) flush(ctx context.Context) error {
+	c, err := client.Dial(ctx, s.uri)
+	if err != nil {
+		return err
+	}
+	return errors.Join(c.Flush(), c.Close())
 }
 
 func (b *bench) largeDirectory(ctx context.Context) (*server, error) {

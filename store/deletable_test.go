@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tidemark/tidemark/internal/vfs"
 	"github.com/tidemark/tidemark/store"
 	"github.com/tidemark/tidemark/volume"
 )
@@ -53,4 +54,18 @@ func TestWhetherSnapshotsCanBeDeletedIsToldBeforeOneIs(t *testing.T) {
 	if list, err := s.Snapshots("v"); len(list) != 6 || err != nil {
 		t.Errorf("now there are %+v, %v", list, err)
 	}
+}
+
+func TestWhetherASnapshotCanBeDeletedIsToldWhileAnotherIsBeing(t *testing.T) {
+	s, commit := stoppedStore(t, func(op vfs.Op) bool { return op.Kind == vfs.OpCommitted })
+	for _, name := range []string{"one", "two"} {
+		mustSeal(t, s, name, "v")
+	}
+	commit.armed.Store(true)
+	deleted := make(chan error, 1)
+	go func() { deleted <- s.DeleteSnapshot("v@one") }()
+	<-commit.reached
+	noError(t, s.Deletable("v@two"))
+	close(commit.open)
+	noError(t, <-deleted)
 }

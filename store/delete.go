@@ -43,8 +43,6 @@ func (s *Store) DeleteSnapshot(full string) error {
 // deletes none. Errors: ErrInvalid if one is named twice; else those of
 // DeleteSnapshot, for the first that could not be deleted.
 func (s *Store) Deletable(fulls ...string) error {
-	s.admin.Lock()
-	defer s.admin.Unlock()
 	for i, full := range fulls {
 		if slices.Contains(fulls[:i], full) {
 			return fmt.Errorf("%w: snapshot %s is named twice", ErrInvalid, full)

@@ -329,6 +329,7 @@ type copying struct {
 	from   *sealed.Image
 	to     *file.Image
 	shares bool // the file system may share what is copied
+	lone   lone
 
 	// Of this step:
 	sizeBytes  int64
@@ -348,6 +349,7 @@ func (c *copying) copy(first lookup.BlockNum, count uint64) error {
 		c.shares = err == nil
 	}
 	if errors.Is(err, errors.ErrUnsupported) {
+		c.lone.reserve(c.to, off, int64(len(data)))
 		_, err = c.to.WriteAt(data, off)
 	}
 	if err != nil {

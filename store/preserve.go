@@ -1,7 +1,6 @@
 package store
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -153,12 +152,11 @@ func (s *Store) findLocked(volumeName, name string) (*disk, *volume.VLUN, *snaps
 // branchesLocked lists the volume that has a name and those that had it before a
 // rollback, oldest first; not those that are still being received. Store.mu is held.
 func (s *Store) branchesLocked(volumeName string) (list []*disk) {
-	for _, d := range s.byVolume {
-		if d.record.Name == volumeName && !d.record.Staged {
+	for _, d := range s.byName[volumeName] {
+		if !d.record.Staged {
 			list = append(list, d)
 		}
 	}
-	slices.SortFunc(list, func(a, b *disk) int { return cmp.Compare(a.record.ID, b.record.ID) })
 	return list
 }
 

@@ -578,9 +578,6 @@ func lost(k *volume.VLUN) bool {
 	return ok && img.Lost() != nil
 }
 
-// writeBackStep is how much is written back at once.
-const writeBackStep = 4 << 20
-
 // writeDown writes the checksum file of an image, and all of its data back. The
 // sums, which may be more than all of the reserve, don't draw on it: table changes
 // need it more.
@@ -599,7 +596,7 @@ func (s *Store) writeDown(ctx context.Context, d *disk, k *volume.VLUN) (hash se
 	if hash, err = sealed.Write(ctx, sealing); err != nil {
 		return sealed.Hash{}, err
 	}
-	if err := writeBack(ctx, img, k.Table()); err != nil {
+	if err := writeBack(ctx, img, k.Unsynced()); err != nil {
 		return sealed.Hash{}, fmt.Errorf("write back image %d: %w", k.ImageID(), err)
 	}
 	return hash, nil
@@ -650,38 +647,6 @@ func (s *Store) below(ctx context.Context, d *disk, k *volume.VLUN) (x sealed.Se
 		x.Below, err = x.Older[:i+1].Hash(ctx, x.Below)
 	}
 	return x, err
-}
-
-// writeBack writes an image back in steps of so much data, wherever it lies, and
-// syncs it.
-func writeBack(ctx context.Context, img image.Image, t *lookup.Table) error {
-	begin, end, dataBytes := int64(0), int64(0), int64(0)
-	step := func() error {
-		if err := ctx.Err(); err != nil || dataBytes == 0 {
-			return err
-		}
-		dataBytes = 0
-		return img.WriteBack(begin, end-begin)
-	}
-	for x := range t.Extents(0, lastBlock) {
-		off, left := int64(x.Block)*lookup.BlockSize, int64(x.Count)*lookup.BlockSize
-		for x.State == lookup.Data && left > 0 {
-			if dataBytes == 0 {
-				begin = off
-			}
-			n := min(left, writeBackStep-dataBytes)
-			off, left, dataBytes = off+n, left-n, dataBytes+n
-			if end = off; dataBytes == writeBackStep {
-				if err := step(); err != nil {
-					return err
-				}
-			}
-		}
-	}
-	if err := errors.Join(step(), ctx.Err()); err != nil {
-		return err
-	}
-	return img.Sync()
 }
 
 // lastBlock is as many blocks as any table has.

@@ -142,9 +142,10 @@ type Store struct {
 	volumes   map[string]*disk // by name; not those that a rollback has left behind
 	groups    map[string]catalog.Group
 	byVolume  map[*volume.Volume]*disk
-	stuck     map[image.ID]bool // a fold has failed, and nobody touches their files
-	reserved  map[string]bool   // VOLUME@SNAP names of preserves on their way
-	marked    map[string]marks  // and what is to be put on them, if anything
+	byName    map[string][]*disk // all of byVolume, oldest first
+	stuck     map[image.ID]bool  // a fold has failed, and nobody touches their files
+	reserved  map[string]bool    // VOLUME@SNAP names of preserves on their way
+	marked    map[string]marks   // and what is to be put on them, if anything
 	closed    bool
 	preserves sync.WaitGroup
 }
@@ -210,7 +211,7 @@ func Open(dir string, o Options) (_ *Store, err error) {
 	}
 	s := &Store{
 		fs: o.FS, dir: dir, logger: o.Logger,
-		volumes: map[string]*disk{}, groups: map[string]catalog.Group{}, byVolume: map[*volume.Volume]*disk{}, reserved: map[string]bool{},
+		volumes: map[string]*disk{}, groups: map[string]catalog.Group{}, byVolume: map[*volume.Volume]*disk{}, byName: map[string][]*disk{}, reserved: map[string]bool{},
 		marked: map[string]marks{}, stuck: map[image.ID]bool{},
 		schedules: schedules{byTarget: map[string]*schedule{}, wake: make(chan struct{}, 1), turn: make(chan struct{}, 1)},
 		driller:   o.Driller,
@@ -556,8 +557,20 @@ func (s *Store) addDisk(record catalog.Volume, j *journal.Journal, images map[im
 // showLocked gives a volume to the maps; Store.mu is held.
 func (s *Store) showLocked(d *disk) {
 	s.byVolume[d.volume] = d
+	name := d.record.Name
+	s.byName[name] = append(s.byName[name], d)
+	slices.SortFunc(s.byName[name], func(a, b *disk) int { return cmp.Compare(a.record.ID, b.record.ID) })
 	if !d.record.Past && !d.record.Staged {
-		s.volumes[d.record.Name] = d
+		s.volumes[name] = d
+	}
+}
+
+// hideLocked is the reverse; Store.mu is held.
+func (s *Store) hideLocked(d *disk) {
+	delete(s.byVolume, d.volume)
+	name := d.record.Name
+	if s.byName[name] = slices.DeleteFunc(s.byName[name], func(other *disk) bool { return other == d }); len(s.byName[name]) == 0 {
+		delete(s.byName, name)
 	}
 }
 
@@ -838,7 +851,7 @@ func (s *Store) deleteBranch(d *disk, heir *Incoming) error {
 		}
 	}
 	heir.namedLocked()
-	delete(s.byVolume, d.volume)
+	s.hideLocked(d)
 	for k := range d.snapshots {
 		d.forget(k)
 	}

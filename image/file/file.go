@@ -246,6 +246,16 @@ func (im *Image) Zero(off, lengthBytes int64) error {
 	})
 }
 
+// Reserve reserves storage for a range, which reads as before. errors.ErrUnsupported
+// where the file system can't.
+func (im *Image) Reserve(off, lengthBytes int64) error {
+	return im.eachSegment(off, lengthBytes, im.locateOrMake, func(seg *segment, within, length int64) error {
+		err := seg.Allocate(within, length)
+		seg.markDirty()
+		return err
+	})
+}
+
 // Clone makes a range hold what the same range of another image holds, and copies
 // nothing. errors.ErrUnsupported where the file system can't, or the other was never
 // written to there: then the range may hold either.

@@ -359,7 +359,7 @@ var all = []mutant{
 	},
 	{
 		name: "punch: it begins before every volume is there", file: "store/seal.go",
-		old: "if !q.opened || len(q.punches)", new: "if len(q.punches)",
+		old: "if !q.opened || !q.toReclaim()", new: "if !q.toReclaim()",
 		packages: "./store", tests: "AtRandom|ALife", flags: "-life.seeds 200 -life.crashes 20",
 	},
 	{

@@ -39,12 +39,18 @@ func (s *Store) EndWork(name string) {
 	s.volumes[name].cancel()
 }
 
-// AwaitPunches waits until nothing is left to seal, to punch or to fold.
+// RemovingInPieces has all files removed as large ones are.
+func RemovingInPieces(o Options) Options {
+	o.atOnceBytes = 1
+	return o
+}
+
+// AwaitPunches waits until nothing is left to seal, to remove, to punch or to fold.
 func (s *Store) AwaitPunches() {
 	q := &s.sealer
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for len(q.queue)+len(q.punches) > 0 || q.foldsNow() || q.working {
+	for len(q.queue) > 0 || q.toReclaim() || q.working {
 		q.rested.Wait()
 	}
 }
@@ -247,4 +253,12 @@ func (s *Store) Branches(name string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.branchesLocked(name))
+}
+
+// Pieces are those in which what a table has between two blocks is punched, or all.
+func Pieces(t *lookup.Table, from, to lookup.BlockNum, all bool, do func(from, to lookup.BlockNum, dataBytes int64) error) error {
+	if all {
+		return everyPiece(t, from, to, do)
+	}
+	return deadPieces(t, from, to, do)
 }

@@ -65,7 +65,11 @@ func newLifeOn(t *testing.T, seed uint64, fs vfs.FS, dir string) *lives {
 
 func (l *lives) open(fs vfs.FS) *store.Store {
 	l.t.Helper()
-	return openWith(l.t, l.dir, store.Options{FS: fs, FoldAbove: l.fold, ReclaimBytesPerSecond: 1 << 40, ReclaimPercent: 100})
+	o := store.Options{FS: fs, FoldAbove: l.fold, ReclaimBytesPerSecond: 1 << 40, ReclaimPercent: 100}
+	if l.fold == 3 {
+		o = store.RemovingInPieces(o)
+	}
+	return openWith(l.t, l.dir, o)
 }
 
 func (l *lives) log(format string, args ...any) { l.did = append(l.did, fmt.Sprintf(format, args...)) }

@@ -65,7 +65,7 @@ func TestNoRequestWaitsForASnapshotsDeleteAPunchOrAFoldWhereverTheyAreStopped(t 
 		t.Run(name, func(t *testing.T) {
 			sim := vfs.NewSim(t.TempDir())
 			sim.Clones = clones
-			s := newStoppableOn(t, sim, store.Options{FoldAbove: 1, ReclaimPercent: 100})
+			s := newStoppableOn(t, sim, store.RemovingInPieces(store.Options{FoldAbove: 1, ReclaimPercent: 100}))
 			copied := "write images/#.img"
 			if clones {
 				copied = "clone images/#.img"

@@ -11,6 +11,7 @@ import (
 
 	"github.com/tidemark/tidemark/catalog"
 	"github.com/tidemark/tidemark/image"
+	"github.com/tidemark/tidemark/image/file"
 	"github.com/tidemark/tidemark/image/sealed"
 	"github.com/tidemark/tidemark/lookup"
 	"github.com/tidemark/tidemark/volume"
@@ -54,6 +55,9 @@ func (s *Store) punch(ctx context.Context, id image.ID, idle func()) error {
 		return err
 	}
 	defer s.reclaiming.end()
+	if p.gone != nil {
+		return s.remove(ctx, *p.gone, idle)
+	}
 	if err := p.punchAbsent(ctx, idle); errors.Is(err, fs.ErrClosed) {
 		return nil // its last volume was deleted
 	} else if err != nil {
@@ -70,6 +74,7 @@ type punch struct {
 	img   *sealed.Image
 	vlun  *volume.VLUN // one that has it
 	dead  *lookup.Table
+	gone  *removal // it is in no chain any more; nil: it stays
 	// all: the file may have more beyond its table: a fold or punch was cut short, or a
 	// write through an older VLUN, or one that failed, has left it there before the seal.
 	all bool
@@ -114,16 +119,12 @@ func (s *Store) takeDead(ctx context.Context, id image.ID, idle func()) (*punch,
 	switch {
 	case err != nil:
 	case empty:
-		bytes := bytesOf(dead)
-		if err = s.dropImage(k); err == nil {
-			s.reclaiming.done(bytes)
-		}
-		p = nil
+		p.gone, err = s.dropImage(k)
 	case found > 0:
 		s.beUnsure(rec, true)
 		err = s.shrink(k, rec, dead)
 	}
-	if err != nil || p == nil {
+	if err != nil {
 		s.reclaiming.end()
 		return nil, err
 	}
@@ -473,19 +474,21 @@ func (s *Store) shrink(k *volume.VLUN, rec *seal, dead *lookup.Table) error {
 // found something dead, or everywhere.
 func (p *punch) punchAbsent(ctx context.Context, idle func()) error {
 	share, next := p.store.reclaimShare(idle), lookup.BlockNum(0)
-	before := func(to lookup.BlockNum) error {
-		if to <= next {
-			return nil
-		}
-		deadBytes, has := dataIn(p.dead, next, to)
-		if !p.all && !has {
-			return nil
-		}
-		if err := p.img.Punch(int64(next)*lookup.BlockSize, int64(to-next)*lookup.BlockSize); err != nil {
+	piece := func(from, to lookup.BlockNum, deadBytes int64) error {
+		if err := p.img.Punch(int64(from)*lookup.BlockSize, int64(to-from)*lookup.BlockSize); err != nil {
 			return err
 		}
 		p.store.reclaiming.done(deadBytes)
 		return share.rest(ctx, 0)
+	}
+	before := func(to lookup.BlockNum) error {
+		if to <= next {
+			return nil
+		}
+		if p.all {
+			return everyPiece(p.dead, next, to, piece)
+		}
+		return deadPieces(p.dead, next, to, piece)
 	}
 	for x := range p.vlun.Table().Extents(0, lookup.MaxBlocks) {
 		if x.State != lookup.Data {
@@ -499,21 +502,65 @@ func (p *punch) punchAbsent(ctx context.Context, idle func()) error {
 	return before(lookup.BlockNum((p.vlun.SizeBytes() + lookup.BlockSize - 1) / lookup.BlockSize))
 }
 
-// dataIn counts the data that a table has from one block to another, and tells whether
-// it has anything there.
-func dataIn(t *lookup.Table, from, to lookup.BlockNum) (sizeBytes int64, has bool) {
+// pieceBlocks is how many blocks are punched at once, at most.
+const pieceBlocks = file.PieceRoomBytes / lookup.BlockSize
+
+// everyPiece calls do for all from one block to another, in pieces, with how much data
+// the table has there.
+func everyPiece(t *lookup.Table, from, to lookup.BlockNum, do func(from, to lookup.BlockNum, dataBytes int64) error) error {
+	for from < to {
+		end := min(from+pieceBlocks, to)
+		if err := do(from, end, dataIn(t, from, end)); err != nil {
+			return err
+		}
+		from = end
+	}
+	return nil
+}
+
+// deadPieces is everyPiece for what the table has only, and less where that is strewn.
+func deadPieces(t *lookup.Table, from, to lookup.BlockNum, do func(from, to lookup.BlockNum, dataBytes int64) error) error {
+	begin, end, runs := from, from, 0
+	flush := func() error {
+		if runs == 0 {
+			return nil
+		}
+		runs = 0
+		return do(begin, end, dataIn(t, begin, end))
+	}
 	for x := range t.Extents(from, uint64(to-from)) {
-		if has = true; x.State == lookup.Data {
+		for x.Count > 0 {
+			if runs == 0 {
+				begin = x.Block
+			}
+			n := min(x.Count, pieceBlocks)
+			end = x.Block + lookup.BlockNum(n)
+			x.Block, x.Count = end, x.Count-n
+			if runs++; runs == file.PieceRuns || n == pieceBlocks {
+				if err := flush(); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return flush()
+}
+
+// dataIn counts the data that a table has from one block to another.
+func dataIn(t *lookup.Table, from, to lookup.BlockNum) (sizeBytes int64) {
+	for x := range t.Extents(from, uint64(to-from)) {
+		if x.State == lookup.Data {
 			sizeBytes += int64(x.Count) * lookup.BlockSize
 		}
 	}
-	return sizeBytes, has
+	return sizeBytes
 }
 
-// dropImage takes an image of which nobody sees a block out of all chains, and
-// removes it.
-func (s *Store) dropImage(k *volume.VLUN) error {
+// dropImage takes an image of which nobody sees a block out of all chains. It is to be
+// removed then.
+func (s *Store) dropImage(k *volume.VLUN) (*removal, error) {
 	id, img := k.ImageID(), k.Image()
+	gone := &removal{id: id, sizeBytes: k.SizeBytes(), dataBytes: dataBytes(k), open: img}
 	s.chains.Lock() // no branch is made with it
 	defer s.chains.Unlock()
 	s.mu.Lock()
@@ -533,7 +580,7 @@ func (s *Store) dropImage(k *volume.VLUN) error {
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("drop image %d: %w", id, err)
+		return nil, fmt.Errorf("drop image %d: %w", id, err)
 	}
 	k.Table().Replace(lookup.NewTable())
 	s.mu.Lock()
@@ -543,8 +590,5 @@ func (s *Store) dropImage(k *volume.VLUN) error {
 		h.vlun.Drop()
 	}
 	s.mu.Unlock()
-	if err := errors.Join(img.Close(), s.removeImage(id, k.SizeBytes())); err != nil {
-		return fmt.Errorf("image %d is in no chain any more, but not all of its files are gone: %w", id, err)
-	}
-	return nil
+	return gone, nil
 }

@@ -129,7 +129,10 @@ func (r reclaimed) with(laterImages int, laterBytes int64) ReclaimInfo {
 func (s *Store) Reclaiming() ReclaimInfo {
 	q := &s.sealer
 	q.mu.Lock()
-	left, later := len(q.punches), int64(0)
+	left, later := len(q.punches)+len(q.removals), int64(0)
+	for _, r := range q.removals {
+		later += r.dataBytes
+	}
 	for _, p := range q.punches {
 		if later += p.deadBytes; p.deadBytes < 0 {
 			later = -1
@@ -175,7 +178,7 @@ const reclaimLook = 100 * time.Millisecond
 func (s *Store) reclaims() bool {
 	q := &s.sealer
 	q.mu.Lock()
-	left := len(q.punches) > 0 || q.foldsNow() || q.working && len(q.queue) == 0
+	left := q.toReclaim() || q.working && len(q.queue) == 0
 	q.mu.Unlock()
 	unsealed := q.unsealed()
 	s.mu.Lock()

@@ -22,6 +22,23 @@ import (
 	"github.com/tidemark/tidemark/volume"
 )
 
+// removeOrphan removes an image, in the background if it takes up much.
+func (s *Store) removeOrphan(id image.ID) error {
+	first, err := file.Open(s.fs, imagesDir(s.dir), id, file.Options{SizeBytes: 1}) // all but the largest have no other segment
+	if err == nil {
+		var sizeBytes int64
+		sizeBytes, err = first.Allocated()
+		if err = errors.Join(err, first.Close()); err == nil && sizeBytes > s.atOnceBytes {
+			s.sealer.remove(removal{id: id, dataBytes: sizeBytes})
+			return nil
+		}
+	}
+	if errors.Is(err, fs.ErrNotExist) { // its other segments are there
+		err = nil
+	}
+	return errors.Join(err, file.Remove(s.fs, imagesDir(s.dir), id, file.Options{}))
+}
+
 // removeOrphans removes files that no record refers to: images made ahead, and
 // what a create or a delete left when it was cut short. The catalog is durable,
 // so nothing can refer to them any more.
@@ -40,7 +57,7 @@ func (s *Store) removeOrphans(state catalog.State) error {
 	removed := 0
 	for _, id := range found {
 		if !images[id] {
-			if err := file.Remove(s.fs, imagesDir(s.dir), id, file.Options{}); err != nil {
+			if err := s.removeOrphan(id); err != nil {
 				return err
 			}
 			removed++

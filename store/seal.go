@@ -32,6 +32,7 @@ type sealer struct {
 	mu       sync.Mutex
 	queue    []*volume.VLUN
 	punches  []punching
+	removals []removal
 	folds    bool                  // a volume may have too many images without a name
 	resting  bool                  // what was to be folded could not be: it is tried again later
 	working  bool                  // on what is in neither any more
@@ -136,6 +137,14 @@ func (q *sealer) punch(asked ...punching) {
 	q.poke()
 }
 
+// remove asks for an image that is in no chain to be removed.
+func (q *sealer) remove(r removal) {
+	q.mu.Lock()
+	q.removals = append(q.removals, r)
+	q.mu.Unlock()
+	q.poke()
+}
+
 // isToPunch tells whether that was asked for and has not begun.
 func (q *sealer) isToPunch(id image.ID) bool {
 	q.mu.Lock()
@@ -197,7 +206,7 @@ func (q *sealer) run(ctx, reclaim context.Context) {
 	defer close(q.done)
 	for {
 		q.mu.Lock()
-		stopping, idle := q.stopping, len(q.queue)+len(q.punches) == 0 && !q.foldsNow()
+		stopping, idle := q.stopping, len(q.queue) == 0 && !q.toReclaim()
 		if q.working = false; idle {
 			q.store.reclaiming.rest()
 			q.joined = joined{}
@@ -246,17 +255,27 @@ func (q *sealer) sealNext(ctx context.Context) bool {
 	return true
 }
 
-// reclaimNext punches one image or folds one, if there is one. Before it measures all
-// that are to be punched, one at a time: so somebody can tell how long that takes.
+// reclaimNext removes one image, punches one or folds one, if there is one. Before it
+// punches it measures all that are to be punched, one at a time: so somebody can tell
+// how long that takes.
 // Between two pieces of that it seals, as in run.
 func (q *sealer) reclaimNext(ctx, reclaim context.Context) bool {
 	q.mu.Lock()
-	if !q.opened || len(q.punches) == 0 && !q.foldsNow() {
+	if !q.opened || !q.toReclaim() {
 		q.mu.Unlock()
 		return false
 	}
 	q.working = true
 	seals := func() { q.sealNext(ctx) }
+	if len(q.removals) > 0 {
+		r := q.removals[0]
+		q.removals = q.removals[1:]
+		q.store.reclaiming.begin(r.id, false, r.dataBytes)
+		defer q.store.reclaiming.end()
+		q.mu.Unlock()
+		q.gaveBack(r.id, q.store.remove(reclaim, r, seals))
+		return true
+	}
 	if len(q.punches) == 0 {
 		q.folds = false
 		q.mu.Unlock()
@@ -281,10 +300,14 @@ func (q *sealer) reclaimNext(ctx, reclaim context.Context) bool {
 	defer q.store.reclaiming.end()
 	q.punches, q.folds = q.punches[1:], true
 	q.mu.Unlock()
-	if err := q.store.punch(reclaim, id, seals); err != nil && !errors.Is(err, context.Canceled) {
-		q.store.logger.Error("give back the room of deleted snapshots; it is tried again later", "image", id, "err", err)
-	}
+	q.gaveBack(id, q.store.punch(reclaim, id, seals))
 	return true
+}
+
+func (q *sealer) gaveBack(id image.ID, err error) {
+	if err != nil && !errors.Is(err, context.Canceled) {
+		q.store.logger.Error("give back the room of what was deleted; it is tried again later", "image", id, "err", err)
+	}
 }
 
 // fold folds one image, if a volume has too many.
@@ -304,6 +327,9 @@ func (q *sealer) fold(ctx context.Context, idle func()) {
 		q.foldLater(longestSealPause)
 	}
 }
+
+// toReclaim tells whether there is something to remove, to punch or to fold; mu is held.
+func (q *sealer) toReclaim() bool { return len(q.removals)+len(q.punches) > 0 || q.foldsNow() }
 
 // foldsNow tells whether it is time to look for something to fold; mu is held.
 func (q *sealer) foldsNow() bool { return q.folds && !q.resting }

@@ -83,6 +83,8 @@ type Options struct {
 	// keepUnnamed lets nothing be given back or folded: a test's model knows nothing of
 	// images that are dropped.
 	keepUnnamed bool
+	// atOnceBytes, if not 0, is in place of the constant, for tests.
+	atOnceBytes int64
 	// SumCacheBytes limits the memory for checksums of sealed images; 0:
 	// DefaultSumCacheBytes.
 	SumCacheBytes int64
@@ -125,6 +127,7 @@ type Store struct {
 	foldAbove      int
 	reclaimRate    int64 // bytes a second
 	reclaimPercent int
+	atOnceBytes    int64
 
 	// looking is held by verifications, which share it, and by who changes through
 	// which image a block is shown.
@@ -238,6 +241,7 @@ func Open(dir string, o Options) (_ *Store, err error) {
 	}
 	s.reclaimRate = cmp.Or(o.ReclaimBytesPerSecond, DefaultReclaimBytesPerSecond)
 	s.reclaimPercent = min(max(1, cmp.Or(o.ReclaimPercent, DefaultReclaimPercent)), 100)
+	s.atOnceBytes = cmp.Or(o.atOnceBytes, atOnceBytes)
 	s.records, s.journals = records{s.fs, s.reserve}, o.JournalBytes
 	s.catalog.reserve = s.reserve
 	if s.catalog.Catalog, err = catalog.Open(s.records, catalogName(dir)); err != nil {
@@ -867,7 +871,11 @@ func (s *Store) deleteBranch(d *disk, heir *Incoming) error {
 	s.sealer.punch(due...)
 	s.sealElsewhere(d)
 	if err := s.removeFiles(d, held); err != nil {
-		return fmt.Errorf("volume %s is deleted, but not all of its files: %w", name, err)
+		what := "volume " + name
+		if d.record.Past {
+			what = "what a rollback of volume " + name + " left behind"
+		}
+		return fmt.Errorf("%s is deleted, but not all of its files: %w", what, err)
 	}
 	return nil
 }
@@ -991,26 +999,27 @@ func (snap *snapshot) settle() {
 	}
 }
 
-// removeFiles unlinks what a volume had on disk. The catalog is free of it.
+// removeFiles removes what a volume had on disk, large images in the background. The
+// catalog is free of it.
 func (s *Store) removeFiles(d *disk, but func(image.ID) bool) (err error) {
-	sizeBytes := map[image.ID]int64{}
-	for _, k := range d.volume.VLUNs() {
-		if sizeBytes[k.ImageID()] = k.SizeBytes(); !but(k.ImageID()) {
-			s.reclaiming.gave(dataBytes(k))
-		}
-	}
+	removals := map[image.ID]removal{} // also of an image that has no VLUN any more
 	for id := range d.images {
-		if !but(id) {
-			err = errors.Join(err, s.removeImage(id, sizeBytes[id]))
+		removals[id] = removal{id: id}
+	}
+	for _, k := range d.volume.VLUNs() {
+		removals[k.ImageID()] = removal{id: k.ImageID(), sizeBytes: k.SizeBytes(), dataBytes: dataBytes(k)}
+	}
+	for id, r := range removals {
+		switch {
+		case but(id):
+		case r.dataBytes > s.atOnceBytes:
+			s.sealer.remove(r)
+		default:
+			s.reclaiming.gave(r.dataBytes)
+			err = errors.Join(err, s.removeImage(id, r.sizeBytes))
 		}
 	}
 	return errors.Join(err, s.removeVolumeDir(volumeDir(s.dir, d.record.ID)))
-}
-
-// removeImage unlinks the files of an image; a size of 0 is not known.
-func (s *Store) removeImage(id image.ID, sizeBytes int64) error {
-	dir := imagesDir(s.dir)
-	return errors.Join(file.Remove(s.fs, dir, id, file.Options{SizeBytes: sizeBytes}), sealed.Remove(s.fs, dir, id))
 }
 
 // count writes a number with its noun.

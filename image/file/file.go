@@ -233,6 +233,49 @@ func (im *Image) Punch(off, lengthBytes int64) error {
 	})
 }
 
+// A piece is what is given back between two calls of rest: the file system makes who
+// needs its log wait for one.
+const (
+	PieceRuns      = 64
+	PieceRoomBytes = 64 << 20
+)
+
+// Free gives all storage back, piece by piece, and calls rest after each with how much
+// it was: to remove a large file that is scattered over the disk takes a minute. It ends
+// with the first error. Nobody else uses the image.
+func (im *Image) Free(rest func(sizeBytes int64) error) error {
+	segments := im.segments.Load()
+	if segments == nil {
+		return im.errClosed()
+	}
+	for _, seg := range *segments {
+		for off := int64(0); ; {
+			begin, sizeBytes := off, int64(0)
+			for runs := 0; runs < PieceRuns && sizeBytes < PieceRoomBytes; runs++ {
+				start, end, err := seg.Data(off)
+				if err == io.EOF { //nolint:errorlint // as io.Reader
+					break
+				}
+				if err != nil {
+					return err
+				}
+				end = min(end, start+PieceRoomBytes)
+				off, sizeBytes = end, sizeBytes+end-start
+			}
+			if sizeBytes == 0 {
+				break
+			}
+			if err := seg.Punch(begin, off-begin); err != nil {
+				return err
+			}
+			if err := rest(sizeBytes); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // Zero implements image.Image. Where the file system can't zero a range by
 // itself, zeros are written.
 func (im *Image) Zero(off, lengthBytes int64) error {

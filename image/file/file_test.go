@@ -518,3 +518,48 @@ func wantBlock(t *testing.T, im image.Image, off int64, fill byte) {
 		t.Errorf("block at %d: %d..., %v, want %d", off, got[0], err, fill)
 	}
 }
+
+func TestFreeGivesBackAllStorageInPieces(t *testing.T) {
+	for name, at := range map[string]func(*testing.T) (vfs.FS, string){"over the operating system": onOS, "over the simulation": onSim} {
+		t.Run(name, func(t *testing.T) {
+			fsys, dir := at(t)
+			im, err := file.Create(fsys, dir, 7, file.Options{SegmentBytes: 4 << 20})
+			if err != nil {
+				t.Fatal(err)
+			}
+			const runs = 3 * file.PieceRuns / 2
+			for i := range int64(runs) { // and so many in a second segment
+				for _, off := range []int64{i * 2 * block, 4<<20 + i*2*block} {
+					if _, err := im.WriteAt(bytes.Repeat([]byte{1}, block), off); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			if err := im.Sync(); err != nil {
+				t.Fatal(err)
+			}
+			pieces, sum := 0, int64(0)
+			free := func() error {
+				return im.Free(func(sizeBytes int64) error {
+					pieces, sum = pieces+1, sum+sizeBytes
+					if pieces == 3 {
+						return fs.ErrClosed
+					}
+					return nil
+				})
+			}
+			if err := free(); !errors.Is(err, fs.ErrClosed) {
+				t.Errorf("ended by who is told of the pieces: %v", err)
+			}
+			if err := free(); err != nil {
+				t.Error(err)
+			}
+			if left, err := im.Allocated(); left != 0 || err != nil || pieces != 4 || sum != 2*runs*block {
+				t.Errorf("after %d pieces of %d bytes, %d are left, %v", pieces, sum, left, err)
+			}
+			if err := im.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}

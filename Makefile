@@ -18,7 +18,7 @@ TIMEOUT  ?= 10m # of the tests of one package
 TOOL     := go tool -modfile=tools/go.mod
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint generate fuzz model crash faults guest filesystems soak mutants vuln bench bench-scale bench-quick docs cover clean
+.PHONY: help build demo test lint generate fuzz model crash faults guest filesystems soak mutants vuln bench bench-quick docs cover clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -87,13 +87,9 @@ vuln: ## known vulnerabilities of the code that the binary calls, where the data
 		echo "make vuln: nothing was checked: no database at $(VULNDB); VULNDB=URL names another" >&2;; \
 	esac; exit $$code
 
-bench: build ## Tidemark beside its peers: docs/benchmarks.md, in more than an hour; BENCHFLAGS: see go run ./bench -help
+bench: build ## Tidemark beside its peers: docs/benchmarks.md, in an hour and a half; BENCHFLAGS: see go run ./bench -help
 	ci/install.sh bench
 	go run ./bench $(BENCHFLAGS)
-
-bench-scale: build ## a directory with a thousand snapshots and a thousand volumes: times of commands, memory; printed
-	ci/install.sh bench
-	go run ./bench -sections scale -out ""
 
 bench-quick: build ## Tidemark beside nbdkit's file plugin, in less than three minutes
 	ci/install.sh bench

@@ -43,12 +43,6 @@ func sectionNames() []string {
 	return names
 }
 
-// defaultSections are those of a run that is not told; scale, which takes long by
-// itself, is asked for by its name.
-func defaultSections() []string {
-	return slices.DeleteFunc(sectionNames(), func(name string) bool { return name == "scale" })
-}
-
 // A step is a piece of the work, with a guess of how long it takes. An error of it
 // becomes a record; those that end everything are wrapped in fatal.
 type step struct {

@@ -190,7 +190,7 @@ func TestSizes(t *testing.T) {
 	}
 }
 
-func TestADefaultRunIsNotMuchMoreThanAnHour(t *testing.T) {
+func TestADefaultRunTakesAnHourAndAHalf(t *testing.T) {
 	o, err := parse(nil)
 	if err != nil {
 		t.Fatal(err)
@@ -202,11 +202,12 @@ func TestADefaultRunIsNotMuchMoreThanAnHour(t *testing.T) {
 		if len(steps) == 0 {
 			t.Errorf("section %s does nothing", s.name)
 		}
-		if slices.Contains(strings.Split(o.sections, ","), s.name) {
-			whole += duration(steps)
+		whole += duration(steps)
+		if !slices.Contains(strings.Split(o.sections, ","), s.name) {
+			t.Errorf("section %s is not among those of a run that is told nothing", s.name)
 		}
 	}
-	if whole > 80*time.Minute {
+	if whole > 95*time.Minute {
 		t.Errorf("it takes %v", whole)
 	}
 	quick, err := parse([]string{"-quick"})

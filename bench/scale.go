@@ -63,13 +63,13 @@ func (b *bench) scaleSteps() []step {
 	}
 	return []step{
 		{"scale: clone before the seal", scaleTimes * b.fillTakes(), b.cloneUnsealed},
-		{"scale: make a large directory", seconds(180), func(ctx context.Context) (err error) {
+		{"scale: make a large directory", seconds(320), func(ctx context.Context) (err error) {
 			s, err = b.largeDirectory(ctx)
 			return err
 		}},
 		{"scale: open it", seconds(20), on(b.reopen)},
 		{"scale: commands", seconds(20), on(b.scaleCommands)},
-		{"scale: delete its snapshots", seconds(120), on(b.deleteAll)},
+		{"scale: delete its snapshots", seconds(300), on(b.deleteAll)},
 		{"scale: end", seconds(5), on(func(context.Context, *server) error { return s.end() })},
 	}
 }

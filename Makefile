@@ -55,6 +55,7 @@ fuzz: ## each fuzz target for FUZZTIME
 model: ## against the model, and histories of concurrent clients, checked: MODELCHECKS, LIVES, SNAPSHOTS, HISTORIES
 	go test -race -timeout 60m -run 'Model|Concurrent' ./volume ./store -rapid.checks $(MODELCHECKS)
 	go test -race -timeout 60m -run 'AtRandom|InAnyOrder' ./store -life.seeds $(LIVES) -life.snapshots $(SNAPSHOTS)
+	go test -timeout 60m -run HourlySnapshots ./store -keep.days 400
 	go test -race -tags yield -timeout 60m -run 'Concurrent|History' ./volume ./store -history.rounds $(HISTORIES)
 
 crash: ## power cuts at every step of CRASHSEEDS random workloads, and KILLROUNDS deaths of a real server

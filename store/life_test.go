@@ -65,11 +65,15 @@ func newLifeOn(t *testing.T, seed uint64, fs vfs.FS, dir string) *lives {
 
 func (l *lives) open(fs vfs.FS) *store.Store {
 	l.t.Helper()
+	return openWith(l.t, l.dir, l.options(fs))
+}
+
+func (l *lives) options(fs vfs.FS) store.Options {
 	o := store.Options{FS: fs, FoldAbove: l.fold, ReclaimBytesPerSecond: 1 << 40, ReclaimPercent: 100}
 	if l.fold == 3 {
 		o = store.RemovingInPieces(o)
 	}
-	return openWith(l.t, l.dir, o)
+	return o
 }
 
 func (l *lives) log(format string, args ...any) { l.did = append(l.did, fmt.Sprintf(format, args...)) }
@@ -363,7 +367,7 @@ func TestACrashOfALifeLosesNoSnapshotCloneOrRollback(t *testing.T) {
 // crash opens what a crash has left.
 func (l *lives) crash(disk *vfs.Sim, at int, last, next map[string][]byte) {
 	l.t.Helper()
-	s, err := store.Open(l.dir, store.Options{FS: disk, FoldAbove: l.fold, ReclaimBytesPerSecond: 1 << 40})
+	s, err := store.Open(l.dir, l.options(disk))
 	if err != nil {
 		l.t.Fatalf("crash at operation %d: %v\n%s", at, err, strings.Join(l.did, "\n"))
 	}
@@ -393,6 +397,9 @@ func (l *lives) crash(disk *vfs.Sim, at int, last, next map[string][]byte) {
 	after.check()
 	s.Reclaim()
 	s.AwaitPunches()
+	if dead := s.DeadBlocks(); dead > 0 {
+		l.t.Fatalf("crash at operation %d: %d blocks that nobody sees are left\n%s", at, dead, strings.Join(l.did, "\n"))
+	}
 	after.check()
 	after.reopen()
 	l.must(after.store.Close(l.t.Context()))

@@ -20,6 +20,7 @@ type sideLoad struct {
 	others   int      // volumes preserved together with it
 	ready    func(context.Context, *server) error
 	command  func(ctx context.Context, s *server, number int) error // nil: a snapshot
+	gone     bool                                                   // tell how many images went meanwhile
 }
 
 const (
@@ -71,18 +72,29 @@ func crowdLoad() sideLoad {
 
 const whileDeleted = ", while snapshots are deleted and folded"
 
+// deletesAtOnce is how many snapshots each command of deleteLoad deletes.
+const deletesAtOnce = 4
+
+// deletedBlocks are written before each of those snapshots.
+const deletedBlocks = 2000
+
 // deleteLoad has snapshots that each hold some scattered blocks deleted, in random
 // order, and what they leave folded as soon as it can be.
 func (b *bench) deleteLoad() sideLoad {
 	l := write32
 	l.name += whileDeleted
 	l.flags = []string{"--fold-above", "1", "--reclaim-every", "1s"}
+	l.gone = true
 	order := rand.Perm(b.stallCount)
 	l.ready = func(ctx context.Context, s *server) error {
-		return s.scatter(ctx, b.stallCount, 2000)
+		return s.scatter(ctx, b.stallCount, deletedBlocks)
 	}
 	l.command = func(ctx context.Context, s *server, number int) error {
-		_, err := s.tidemark(ctx, "snapshot", "delete", fmt.Sprintf("v@s%d", order[number]))
+		args := []string{"snapshot", "delete"}
+		for _, i := range order[number*deletesAtOnce:][:deletesAtOnce] {
+			args = append(args, fmt.Sprintf("v@s%d", i))
+		}
+		_, err := s.tidemark(ctx, args...)
 		return err
 	}
 	return l
@@ -154,7 +166,7 @@ func (b *bench) stallSteps() (steps []step) {
 		if round < 2 { // each makes as many snapshots before
 			cells = append(cells, cells[0])
 			last := &cells[len(cells)-1]
-			last.l, last.every, last.count = b.deleteLoad(), 0.5, b.stallCount/4
+			last.l, last.every, last.count = b.deleteLoad(), 0.5, b.stallCount/deletesAtOnce
 		}
 		for _, c := range cells {
 			if round%2 == 1 {
@@ -204,6 +216,10 @@ func (b *bench) besideStep(section string, p peer, l sideLoad, every float64, co
 		if with == control {
 			command = func(int) error { _, err := output(ctx, "true"); return err }
 		}
+		images, err := filepath.Glob(s.files)
+		if err != nil {
+			return err
+		}
 		requests, spans, err := b.beside(ctx, s, l, every, count, command)
 		if err != nil {
 			return err
@@ -213,6 +229,9 @@ func (b *bench) besideStep(section string, p peer, l sideLoad, every float64, co
 			return err
 		}
 		values["commands"] = float64(count)
+		if left, err := filepath.Glob(s.files); l.gone && with != control && err == nil {
+			values["imagesGone"] = float64(len(images) - len(left))
+		}
 		r := record{Section: section, Case: what, Peer: with, Round: round, Values: values}
 		if section == "after" {
 			r.Case, r.Series = l.name, around(requests, spans[0])

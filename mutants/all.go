@@ -333,6 +333,16 @@ var all = []mutant{
 		packages: "./store", tests: "IsGivenUpHas",
 	},
 	{
+		name: "a rollback that fails leaves its snapshot", file: "store/rollback.go",
+		old: "s.unkeep(report.Kept)\n", new: "s.unkeep(report.Kept[:0])\n",
+		packages: "./store", tests: "RollbackThatFails",
+	},
+	{
+		name: "what a rollback discards is discarded after it", file: "store/rollback.go",
+		old: "		grafts[i].discard = k\n", new: "		_, _ = i, k\n		defer s.nameless(g.past, k)\n",
+		packages: "./store", tests: "RollbackThatDiscards",
+	},
+	{
 		name: "a past without snapshots stays", file: "store/store.go",
 		old: "	s.dropEmptyPasts()\n", new: "",
 		packages: "./store", tests: "PastWithout",

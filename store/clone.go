@@ -163,8 +163,10 @@ type graft struct {
 	vlun *volume.VLUN
 	name string
 	past *disk // loses its name to the branch; nil if the name is free
-	held bool
-	as   *catalog.Volume // what is recorded of it, without its ID; nil: as of a clone
+	// discard is a snapshot of past that loses its name in the same step, nil: none does.
+	discard *volume.VLUN
+	held    bool
+	as      *catalog.Volume // what is recorded of it, without its ID; nil: as of a clone
 }
 
 // branchable returns snapshots that are sealed or founded.
@@ -214,6 +216,8 @@ func (s *Store) branch(grafts []graft, group *catalog.Group) ([]*disk, error) {
 		return nil, err
 	}
 	defer s.spares.refill()
+	var due []punching
+	defer func() { s.sealer.punch(due...) }()
 	s.chains.Lock() // what is known of the images stays as it is recorded until the branch is their holder too
 	defer s.chains.Unlock()
 	s.mu.Lock()
@@ -228,7 +232,7 @@ func (s *Store) branch(grafts []graft, group *catalog.Group) ([]*disk, error) {
 		scions[i].journal, err = s.createJournal(scions[i].record.ID, scions[i].tip.ID)
 	}
 	if err == nil {
-		err = s.catalog.Update(func(tx *catalog.Tx) error { return s.putBranches(tx, scions, group) })
+		due, err = s.putBranches(scions, group)
 	}
 	if err != nil {
 		mayHaveRecord := errors.Is(err, catalog.ErrFailed)
@@ -296,6 +300,7 @@ func (s *Store) grow(scions []scion, group *catalog.Group) ([]*disk, error) {
 		}
 		if x.past != nil {
 			x.past.record.Past = true
+			x.past.forget(x.discard)
 		}
 	}
 	if group != nil {
@@ -327,19 +332,56 @@ func (d *disk) sharedLocked(k *volume.VLUN) (x shared) {
 	return x
 }
 
-// putBranches records branches.
-func (s *Store) putBranches(tx *catalog.Tx, scions []scion, group *catalog.Group) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+// putBranches records branches, and that what they discard has no name any more. Nobody
+// may have that open.
+func (s *Store) putBranches(scions []scion, group *catalog.Group) (due []punching, err error) {
+	err = retireDiscarded(scions, func() error {
+		return s.recordMarking(func(tx *catalog.Tx, m *marking) (err error) {
+			due, err = s.putBranchesLocked(tx, m, scions, group)
+			return err
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	return due, nil
+}
+
+// retireDiscarded is volume.VLUN.Retire for all that branches discard.
+func retireDiscarded(scions []scion, record func() error) error {
+	i := slices.IndexFunc(scions, func(x scion) bool { return x.discard != nil })
+	if i < 0 {
+		return record()
+	}
+	x := scions[i]
+	err := x.discard.Retire(func() error { return retireDiscarded(scions[i+1:], record) })
+	if errors.Is(err, volume.ErrBusy) {
+		return fmt.Errorf("what it is to discard is %w: a client has it open", ErrInUse)
+	}
+	return err
+}
+
+// putBranchesLocked is putBranches in a step; Store.mu is held.
+func (s *Store) putBranchesLocked(tx *catalog.Tx, m *marking, scions []scion, group *catalog.Group) (due []punching, err error) {
+	for _, x := range scions { // first: what it marks the branches record too
+		if x.discard == nil {
+			continue
+		}
+		more, err := s.dropName(tx, m, x.past, x.discard)
+		if err != nil {
+			return nil, err
+		}
+		due = append(due, more...)
+	}
 	for _, x := range scions {
 		if err := putBranch(tx, x); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	if group != nil {
-		return tx.PutGroup(*group)
+		return due, tx.PutGroup(*group)
 	}
-	return nil
+	return due, nil
 }
 
 // putBranch records one; Store.mu is held.

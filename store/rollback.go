@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -44,7 +45,8 @@ type GroupRollbackReport struct {
 // copies nothing. The present state is preserved first, and every snapshot stays,
 // also those that are newer than the one that it goes back to. Errors: ErrInvalid,
 // ErrNotFound, ErrDraining, ErrHighWater; ErrInUse if a client is connected to the volume or a
-// process named it, and Disconnect is false: then nothing has changed.
+// process named it, and Disconnect is false: then nothing has changed. After another
+// error nothing has either, unless it names a snapshot of the present state that stays.
 func (s *Store) Rollback(ctx context.Context, r RollbackRequest) (RollbackReport, error) {
 	all, err := s.rollback(ctx, r, only(r.Snapshot))
 	var report RollbackReport
@@ -72,16 +74,7 @@ func (s *Store) rollback(ctx context.Context, r RollbackRequest, which selection
 	if err := s.foundedSoon(ctx, which); err != nil {
 		return report, err
 	}
-	if report, err = s.keepAndBranch(ctx, r, which); err != nil || !r.Discard {
-		return report, err
-	}
-	for len(report.Kept) > 0 {
-		if err := s.DeleteSnapshot(report.Kept[0]); err != nil {
-			return report, err
-		}
-		report.Kept = report.Kept[1:]
-	}
-	return report, nil
+	return s.keepAndBranch(ctx, r, which)
 }
 
 func (s *Store) keepAndBranch(ctx context.Context, r RollbackRequest, which selection) (report GroupRollbackReport, err error) {
@@ -98,9 +91,9 @@ func (s *Store) keepAndBranch(ctx context.Context, r RollbackRequest, which sele
 	if err != nil {
 		return report, err
 	}
-	unknown := false
+	stays := true
 	defer func() {
-		if err != nil && !unknown {
+		if stays {
 			thaw()
 		}
 	}()
@@ -108,24 +101,84 @@ func (s *Store) keepAndBranch(ctx context.Context, r RollbackRequest, which sele
 	for _, g := range grafts {
 		keep.Volumes = append(keep.Volumes, g.name)
 	}
-	kept, err := s.Preserve(ctx, keep)
-	if err != nil {
+	if _, err := s.Preserve(ctx, keep); err != nil {
 		return report, fmt.Errorf("roll back to %s: keep the present state: %w", r.Snapshot, err)
 	}
-	for _, k := range kept.Snapshots {
-		report.Kept = append(report.Kept, k.Volume+"@"+k.Name)
+	for _, g := range grafts {
+		report.Kept = append(report.Kept, g.name+"@"+r.Keep)
 	}
-	disks, err := s.branch(grafts, nil)
-	if unknown = errors.Is(err, catalog.ErrFailed); unknown { // what is written now, the next open may not find
+	disks, err := s.branchAndDiscard(grafts, r)
+	switch {
+	case errors.Is(err, catalog.ErrFailed): // what is written now, the next open may not find
+		stays = false
 		return report, fmt.Errorf("roll back to %s: whether it is done shows when the directory is opened again, and nobody opens the volume before: %w", r.Snapshot, err)
+	case err != nil:
+		err = fmt.Errorf("roll back to %s: %w", r.Snapshot, err)
+		stay, why := s.unkeep(report.Kept)
+		if report.Kept = stay; len(stay) > 0 {
+			err = fmt.Errorf("%w; what keeps the present state stays: %s", err, strings.Join(why, "; "))
+		}
+		return report, err
 	}
-	if err != nil {
-		return report, fmt.Errorf("roll back to %s: %w", r.Snapshot, err)
-	}
+	stays = false
 	for _, d := range disks {
 		report.Volumes = append(report.Volumes, s.volumeInfo(d))
 	}
-	return report, nil
+	if r.Discard {
+		report.Kept = nil
+		err = s.dropLeft(grafts)
+	}
+	return report, err
+}
+
+// branchAndDiscard makes the branches. What is kept of the present state, if it is to be
+// discarded, loses its names in the same step: a crash never leaves it beside them.
+func (s *Store) branchAndDiscard(grafts []graft, r RollbackRequest) ([]*disk, error) {
+	for i, g := range grafts {
+		if !r.Discard {
+			break
+		}
+		_, k, err := s.deletable(g.name + "@" + r.Keep)
+		if err != nil {
+			return nil, err
+		}
+		grafts[i].discard = k
+	}
+	return s.branch(grafts, nil)
+}
+
+// unkeep deletes the snapshots of a rollback that was not done, as nobody asked for them
+// alone. It returns those that stay, and says why of each. Store.admin is held.
+func (s *Store) unkeep(kept []string) (stay, why []string) {
+	for _, full := range kept {
+		d, k, err := s.deletable(full)
+		var due []punching
+		if err == nil {
+			due, err = s.nameless(d, k)
+		}
+		if errors.Is(err, volume.ErrBusy) {
+			err = viewedError(full)
+		}
+		if err != nil {
+			stay, why = append(stay, full), append(why, fmt.Sprintf("delete %s: %v", full, err))
+			continue
+		}
+		s.sealer.punch(due...)
+	}
+	return stay, why
+}
+
+// dropLeft deletes what a rollback leaves behind of volumes, if nobody can see any of it.
+func (s *Store) dropLeft(grafts []graft) (err error) {
+	for _, g := range grafts {
+		s.mu.Lock()
+		empty := g.past.emptyPastLocked()
+		s.mu.Unlock()
+		if empty {
+			err = errors.Join(err, s.deleteBranch(g.past, nil))
+		}
+	}
+	return err
 }
 
 // replaced finds the volumes that grafts are to take the names of, and whether what

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -38,14 +39,14 @@ func (s *service) LabelSnapshot(ctx context.Context, r *tidemarkv1.LabelSnapshot
 	return &tidemarkv1.LabelSnapshotResponse{Snapshot: toSnapshot(info)}, wireError(err, nil)
 }
 
-// mayTarget is may for the volumes of a schedule's target. Who may not read all
+// mayTarget is may for the volumes of a schedule's target, and for more. Who may not read all
 // volumes of a group is told that there is no such group.
-func (s *service) mayTarget(ctx context.Context, procedure, target string) error {
+func (s *service) mayTarget(ctx context.Context, procedure, target string, more ...string) error {
 	volumes, err := s.store.VolumesOf(target)
 	if err != nil {
 		volumes = []string{target} // who has no right learns nothing of why
 	}
-	denied := s.may(ctx, procedure, volumes...)
+	denied := s.may(ctx, procedure, append(slices.Clone(volumes), more...)...)
 	if name, is := strings.CutPrefix(target, store.GroupTarget); is && denied != nil && s.may(ctx, rpc.TidemarkServiceListSchedulesProcedure, volumes...) != nil {
 		return fmt.Errorf("group %s %w", name, store.ErrNotFound)
 	}
@@ -56,7 +57,7 @@ func (s *service) mayTarget(ctx context.Context, procedure, target string) error
 }
 
 func (s *service) SetSchedule(ctx context.Context, r *tidemarkv1.SetScheduleRequest) (*tidemarkv1.SetScheduleResponse, error) {
-	if err := s.mayTarget(ctx, rpc.TidemarkServiceSetScheduleProcedure, r.GetTarget()); err != nil {
+	if err := s.mayTarget(ctx, rpc.TidemarkServiceSetScheduleProcedure, r.GetTarget(), s.store.MadeOn(r.GetTarget())...); err != nil {
 		return nil, wireError(err, nil)
 	}
 	set, err := scheduleSettings(r)
@@ -68,7 +69,7 @@ func (s *service) SetSchedule(ctx context.Context, r *tidemarkv1.SetScheduleRequ
 }
 
 func (s *service) PreviewSchedule(ctx context.Context, r *tidemarkv1.PreviewScheduleRequest) (*tidemarkv1.PreviewScheduleResponse, error) {
-	if err := s.mayTarget(ctx, rpc.TidemarkServicePreviewScheduleProcedure, r.GetTarget()); err != nil {
+	if err := s.mayTarget(ctx, rpc.TidemarkServicePreviewScheduleProcedure, r.GetTarget(), s.store.MadeOn(r.GetTarget())...); err != nil {
 		return nil, wireError(err, nil)
 	}
 	set, err := scheduleSettings(r)

@@ -413,6 +413,44 @@ func TestADeleteLooksAtThoseThatFollowIt(t *testing.T) {
 	}
 }
 
+// What the schedule of a group lets go may be of a volume that has left the group.
+func TestAScheduleOfAGroupNeedsTheRightToAllThatHasItsSnapshots(t *testing.T) {
+	list := filepath.Join(t.TempDir(), "access.yaml")
+	must(t, os.WriteFile(list, []byte("tokens: {t: [{exports: [mine], rights: [read, admin]}]}"), 0o600))
+	guard, err := access.Open(access.Files{List: list})
+	must(t, err)
+	synctest.Test(t, func(t *testing.T) {
+		s := &service{store: inMemory(t), guard: guard}
+		for _, name := range []string{"mine", "theirs"} {
+			_, err := s.store.CreateVolume(name, 1<<20, volume.ScopeRequest)
+			must(t, err)
+		}
+		_, err := s.store.CreateGroup("g", []string{"mine", "theirs"}, false)
+		must(t, err)
+		_, err = s.store.SetSchedule("group:g", store.ScheduleSettings{Every: "1h", Keep: "1d:1h"})
+		must(t, err)
+		time.Sleep(time.Hour) // of the bubble's clock
+		synctest.Wait()
+		_, err = s.store.ChangeGroup("g", nil, []string{"theirs"}, nil)
+		must(t, err)
+		ctx := probe{t.Context(), func() {}}
+		set := func() error {
+			_, err := s.SetSchedule(ctx, &tidemarkv1.SetScheduleRequest{Target: "group:g", Every: "1h", Keep: "1h:1h"})
+			return err
+		}
+		preview := func() error {
+			_, err := s.PreviewSchedule(ctx, &tidemarkv1.PreviewScheduleRequest{Target: "group:g", Every: "1h", Keep: "1h:1h"})
+			return err
+		}
+		if err := errors.Join(preview(), set()); !denied(preview()) || !denied(set()) {
+			t.Errorf("with snapshots of a volume that is another's: %v", err)
+		}
+		must(t, s.store.DeleteVolume("theirs", true))
+		must(t, preview())
+		must(t, set())
+	})
+}
+
 // probe is a call's context that runs a function whenever it is asked who calls.
 type probe struct {
 	context.Context

@@ -21,8 +21,8 @@ func (a *app) groupCommand() *cobra.Command {
 (clone --group, rollback --group).
 
 A group follows the names of its volumes: a rollback changes nothing in it, a
-volume that is deleted leaves it, and with its last volume it goes. A volume may
-be in many groups.`,
+volume that is deleted leaves it, and with its last volume it goes, and so does
+its schedule. A volume may be in many groups.`,
 		Example: "  tidemark group create shop db wal\n  tidemark preserve --group shop --name before-upgrade\n  tidemark rollback --group shop@before-upgrade",
 	}, a.groupCreateCommand(), a.groupAddCommand(), a.groupRemoveCommand(), a.groupListCommand(), a.groupShowCommand(), a.groupDeleteCommand())
 }
@@ -86,8 +86,10 @@ func (a *app) groupRemoveCommand() *cobra.Command {
 	return exits(&cobra.Command{
 		Use:   "remove GROUP VOLUME...",
 		Short: "Take volumes out of a group",
-		Long: `Take volumes out of a group. The volumes stay, and their snapshots. A group has
-at least one volume: delete it instead of taking out the last.`,
+		Long: `Take volumes out of a group. The volumes stay, and their snapshots. Those that
+the schedule of the group has made it still lets go when they expire, but for
+the newest of each volume. A group has at least one volume: delete it instead of
+taking out the last.`,
 		Example:           "  tidemark group remove shop images",
 		Args:              cobra.MinimumNArgs(2),
 		ValidArgsFunction: a.afterFirst(listGroupNames, listVolumeNames),
@@ -179,9 +181,13 @@ func (a *app) showGroup(c *cobra.Command, name string) error {
 
 func (a *app) groupDeleteCommand() *cobra.Command {
 	return exits(&cobra.Command{
-		Use:               "delete GROUP",
-		Aliases:           []string{"rm"},
-		Short:             "Delete a group, and none of its volumes",
+		Use:     "delete GROUP",
+		Aliases: []string{"rm"},
+		Short:   "Delete a group, and none of its volumes",
+		Long: `Delete a group, and none of its volumes. Its schedule goes with it. All
+snapshots stay, those of the schedule too: nothing lets them go any more but
+'tidemark snapshot delete', or the schedule of a new group of that name, if
+their volume is in it.`,
 		Example:           "  tidemark group delete shop",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.complete(1, listGroupNames),

@@ -37,7 +37,8 @@ no more. It deletes only what this schedule has made, and nothing that is held,
 open or draining: that has its turn the next time.
 
 With group:GROUP it is the schedule of a group: the volumes that it has just
-then are preserved at one cut. POLICY says what is kept of each, by itself.
+then are preserved at one cut. POLICY says what is kept of each, by itself, and
+of a volume that has left the group too, as long as the group has a schedule.
 
 WHEN is a period, as 15m, 1h, 1d or 1w, counted on the clock (1h is at each full
 hour, 1w on Mondays); or five fields of cron; or @hourly, @daily, @weekly,
@@ -202,11 +203,12 @@ func (a *app) scheduleListCommand() *cobra.Command {
 		Short:   "List the schedules",
 		Long: `List the schedules. TARGET is a volume, or group:GROUP. NEXT is when each is
 due, LAST the cut of the newest snapshot that it made, SNAPSHOTS how many it
-made that are there, on all volumes of a group together. STATE is ok,
-or failed when it did not do what was due the last time; 'tidemark schedule
-show' says why. DRILL is what came of the last drills: passed or failed, and of
-which snapshot, by its cut; of a group, of the volume that failed. It is failed
-too when no drill could be made, none if none was yet, and - without --drill.`,
+made that are there, on all volumes of a group together, and on those that have
+left it. STATE is ok, or failed when it did not do what was due the last time;
+'tidemark schedule show' says why. DRILL is what came of the last drills: passed
+or failed, and of which snapshot, by its cut; of a group, of the volume that
+failed. It is failed too when no drill could be made, none if none was yet, and
+- without --drill.`,
 		Example: `  tidemark schedule list
   tidemark schedule ls --json | jq -r '.schedules[] | select(.failed) | .target'
   tidemark schedule ls --json | jq -r '.schedules[].drill.last[]? | select(.passed | not) | .snapshot'`,
@@ -316,7 +318,7 @@ func (a *app) scheduleRemoveCommand() *cobra.Command {
 		Use:               "remove VOLUME|group:GROUP",
 		Aliases:           []string{"rm"},
 		Short:             "Remove the schedule of a volume or a group",
-		Long:              "Remove the schedule of a volume or a group. The snapshots that it made stay,\nuntil somebody deletes them or sets another schedule. A drill that runs ends.",
+		Long:              "Remove the schedule of a volume or a group. The snapshots that it made stay,\nuntil somebody deletes them or sets another schedule of the same volume or\ngroup. A drill that runs ends.",
 		Example:           "  tidemark schedule remove db\n  tidemark schedule remove group:shop",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.complete(1, listScheduleTargets),

@@ -605,8 +605,13 @@ var all = []mutant{
 	},
 	{
 		name: "schedule: it deletes what a person made", file: "store/schedule.go",
-		old: "return i.Schedule != x.record.Target })", new: "return i.Name == \"\" })",
+		old: "return i.Schedule != x.record.Target ||", new: "return i.Name == \"\" ||",
 		packages: "./store", tests: "Schedule|Retention",
+	},
+	{
+		name: "schedule: it lets go what another group of its name made", file: "store/schedule.go",
+		old: "		return g.Created\n", new: "		return time.Time{}\n",
+		packages: "./store", tests: "VolumeThatHasLeft",
 	},
 	{
 		name: "schedule: it stays when its volume goes", file: "store/store.go",

@@ -220,8 +220,9 @@ func (s *Store) scheduleInfoLocked(x *schedule) ScheduleInfo {
 // when the newest was cut; Store.mu is held.
 func (s *Store) madeLocked(target string) (n int, last time.Time) {
 	for _, d := range s.byVolume {
+		since := s.sinceLocked(target, d.record.Name)
 		for k, snap := range d.snapshots {
-			if snap.schedule != target || !k.Cut() {
+			if snap.schedule != target || !k.Cut() || snap.cutTime.Before(since) {
 				continue
 			}
 			n++
@@ -231,6 +232,35 @@ func (s *Store) madeLocked(target string) (n int, last time.Time) {
 		}
 	}
 	return n, last
+}
+
+// sinceLocked is from which cut on a schedule has the snapshots of a volume that bear
+// its target. What it made of a volume that has left its group stays its own, as nobody
+// else lets that go; but older ones are of another group that had the name before.
+// Store.mu is held.
+func (s *Store) sinceLocked(target, volumeName string) time.Time {
+	name, is := strings.CutPrefix(target, GroupTarget)
+	if g, there := s.groups[name]; is && there && !slices.Contains(g.Volumes, volumeName) {
+		return g.Created
+	}
+	return time.Time{}
+}
+
+// MadeOn lists the volumes that have snapshots which the schedule of a target has made,
+// and may let go: also those that have left its group.
+func (s *Store) MadeOn(target string) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	names := map[string]bool{}
+	for _, d := range s.byVolume {
+		since := s.sinceLocked(target, d.record.Name)
+		for _, snap := range d.snapshots {
+			if snap.schedule == target && !snap.cutTime.Before(since) {
+				names[d.record.Name] = true
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(names))
 }
 
 // givenSchedule is newSchedule of what somebody has said just now.
@@ -446,12 +476,12 @@ func (s *Store) preserveScheduled(ctx context.Context, x *schedule) error {
 	return err
 }
 
-// letGo deletes the snapshots of a schedule that have expired. What is in use, drains
-// or was held meanwhile has its turn the next time.
+// letGo deletes the snapshots of a schedule that have expired, as long as it is the one
+// of its target. What is in use, drains or was held meanwhile has its turn the next time.
 func (s *Store) letGo(ctx context.Context, x *schedule) error {
 	expired, err := s.expired(x, time.Now())
 	for _, full := range expired {
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || !s.keepsTo(x) {
 			return ctx.Err()
 		}
 		gone := s.DeleteSnapshot(full)
@@ -460,6 +490,13 @@ func (s *Store) letGo(ctx context.Context, x *schedule) error {
 		}
 	}
 	return err
+}
+
+// keepsTo tells whether a schedule was neither removed nor replaced.
+func (s *Store) keepsTo(x *schedule) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.schedules.byTarget[x.record.Target] == x
 }
 
 func later(err error) bool {
@@ -475,12 +512,11 @@ func later(err error) bool {
 // volume the oldest first. Those that are held, are being drilled or are the last word
 // of drills count among them, and stay.
 func (s *Store) expired(x *schedule, now time.Time) (fulls []string, err error) {
-	volumes, err := s.VolumesOf(x.record.Target)
-	if err != nil {
-		return nil, err
-	}
-	for _, name := range volumes {
+	for _, name := range s.MadeOn(x.record.Target) {
 		made, err := s.madeBy(x, name)
+		if errors.Is(err, ErrNotFound) {
+			continue // it went meanwhile
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -500,5 +536,10 @@ func (s *Store) expired(x *schedule, now time.Time) (fulls []string, err error) 
 // madeBy lists the snapshots of a volume that a schedule of the target has made.
 func (s *Store) madeBy(x *schedule, volumeName string) ([]SnapshotInfo, error) {
 	made, err := s.Snapshots(volumeName)
-	return slices.DeleteFunc(made, func(i SnapshotInfo) bool { return i.Schedule != x.record.Target }), err
+	s.mu.Lock()
+	since := s.sinceLocked(x.record.Target, volumeName)
+	s.mu.Unlock()
+	return slices.DeleteFunc(made, func(i SnapshotInfo) bool {
+		return i.Schedule != x.record.Target || i.CutTime.Before(since)
+	}), err
 }

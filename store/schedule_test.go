@@ -145,6 +145,54 @@ func TestAScheduleOfAGroupMakesOneCutAndLetsEachVolumeGoByItself(t *testing.T) {
 	})
 }
 
+// While a group has its schedule, that lets go what it made also on a volume that has
+// left the group: but nothing that a group of the same name made before.
+func TestAScheduleOfAGroupLetsGoWhatItMadeOfAVolumeThatHasLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := path.Join(memoryDir(t), "data")
+		s := grouped(t, dir, store.Options{})
+		every := store.ScheduleSettings{Every: "1h", Keep: "3h:1h"}
+		setSchedule(t, s, "group:g", every.Every, every.Keep)
+		pass(3*time.Hour + time.Minute)
+		noError(t, second(s.ChangeGroup("g", nil, []string{"b"}, nil)))
+		mustPreserve(t, s, "mine", "b")
+		wantCuts(t, s, "b", "01-01 01:00", "01-01 02:00", "01-01 03:00", "01-01 03:01")
+		closeStore(t, s)
+		s = openStore(t, dir)
+		defer func() { closeStore(t, s) }()
+		pass(3*time.Hour + time.Minute)
+		wantCuts(t, s, "b", "01-01 03:00", "01-01 03:01")
+		wantCuts(t, s, "a", "01-01 03:00", "01-01 04:00", "01-01 05:00", "01-01 06:00")
+		if p, err := s.PreviewSchedule("group:g", store.ScheduleSettings{Every: "1h", Keep: "1h:1h"}); err != nil || len(p.Expired) != 2 || p.Expired[1] != "a@20000101T040000.000Z" {
+			t.Errorf("a preview of another policy: %q, %v", p.Expired, err)
+		}
+		if info, err := s.Schedule("group:g"); err != nil || info.Snapshots != 5 || info.Failed != "" {
+			t.Errorf("the schedule is %+v, %v", info, err)
+		}
+		noError(t, s.DeleteVolume("b", true))
+		pass(time.Hour)
+		if info, err := s.Schedule("group:g"); err != nil || info.Failed != "" {
+			t.Errorf("when the volume is deleted the schedule is %+v, %v", info, err)
+		}
+
+		noError(t, s.DeleteGroup("g", nil))
+		pass(3 * time.Hour)
+		want := cuts(t, s, "a")
+		noError(t, second(s.CreateGroup("g", []string{"c"}, false)))
+		setSchedule(t, s, "group:g", every.Every, every.Keep)
+		pass(3 * time.Hour)
+		wantCuts(t, s, "a", want...)
+		closeStore(t, s)
+		s = openStore(t, dir)
+		pass(3 * time.Hour)
+		wantCuts(t, s, "a", want...)
+		wantCuts(t, s, "c", "01-01 13:00", "01-01 14:00", "01-01 15:00", "01-01 16:00")
+		if info, err := s.Schedule("group:g"); err != nil || info.Snapshots != 4 {
+			t.Errorf("the schedule of another group is %+v, %v", info, err)
+		}
+	})
+}
+
 func TestAScheduleOutlivesTheServerAndCatchesUpWithOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := path.Join(memoryDir(t), "data")

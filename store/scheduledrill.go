@@ -255,8 +255,9 @@ func (s *Store) neededByDrills(x *schedule, made []SnapshotInfo, at int) bool {
 func (s *Store) drilledLocked(target string) (list []DrilledSnapshot) {
 	newest := map[string]*snapshot{}
 	for _, d := range s.byVolume {
+		since := s.sinceLocked(target, d.record.Name)
 		for _, snap := range d.snapshots {
-			if last := newest[d.record.Name]; snap.schedule == target && snap.drill != nil && (last == nil || snap.cutTime.After(last.cutTime)) {
+			if last := newest[d.record.Name]; snap.schedule == target && snap.drill != nil && !snap.cutTime.Before(since) && (last == nil || snap.cutTime.After(last.cutTime)) {
 				newest[d.record.Name] = snap
 			}
 		}

@@ -267,13 +267,13 @@ func Open(dir string, o Options) (_ *Store, err error) {
 		return nil, fmt.Errorf("open %s: %w", dir, err)
 	}
 	s.sealRecovered()
+	for _, g := range state.Groups {
+		s.groups[g.Name] = g
+	}
 	if err := s.openSchedules(state); err != nil {
 		return nil, fmt.Errorf("open %s: %w", dir, err)
 	}
 	s.seen = state.Seen
-	for _, g := range state.Groups {
-		s.groups[g.Name] = g
-	}
 	if !o.keepUnnamed {
 		s.sealer.open()
 	}

@@ -499,8 +499,10 @@ func (s *Store) keepsTo(x *schedule) bool {
 	return s.schedules.byTarget[x.record.Target] == x
 }
 
+// later tells that a snapshot that was not deleted has its turn the next time, or has
+// gone. With the clock moved back nobody knows whether it is held: it is as if it were.
 func later(err error) bool {
-	for _, why := range []error{ErrInUse, ErrDraining, ErrHeld, ErrNotFound} {
+	for _, why := range []error{ErrInUse, ErrDraining, ErrHeld, ErrClock, ErrNotFound} {
 		if errors.Is(err, why) {
 			return true
 		}

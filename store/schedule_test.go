@@ -353,6 +353,37 @@ func TestRetentionLeavesWhatIsHeldOpenOrDrainingForLater(t *testing.T) {
 	})
 }
 
+// What had a hold is not judged with the clock moved back, and nothing else waits for it.
+func TestRetentionLeavesWhatWasHeldForLaterWhenTheClockWasMovedBack(t *testing.T) {
+	dir := path.Join(memoryDir(t), "data")
+	synctest.Test(t, func(t *testing.T) {
+		s := openStore(t, dir)
+		createVolume(t, s, "v")
+		setSchedule(t, s, "v", "1h", "1h:1h")
+		pass(time.Hour)
+		noError(t, s.RemoveSchedule("v"))
+		noError(t, hold(s, t, "v@20000101T010000.000Z", "10d"))
+		mustPreserve(t, s, "mine", "v")
+		noError(t, hold(s, t, "v@mine", "100d"))
+		pass(20 * 24 * time.Hour)
+		wantErr(t, "delete, which looks at the clock", s.DeleteSnapshot("v@mine"), store.ErrHeld)
+		closeStore(t, s)
+	})
+	synctest.Test(t, func(t *testing.T) { // it is 2000-01-01 again
+		s := openStore(t, dir)
+		defer closeStore(t, s)
+		pass(15 * 24 * time.Hour)
+		setSchedule(t, s, "v", "1h", "1h:1h")
+		pass(4 * time.Hour)
+		wantCuts(t, s, "v", "01-01 01:00", "01-01 01:00", "01-16 03:00", "01-16 04:00")
+		if info, err := s.Schedule("v"); err != nil || info.Failed != "" {
+			t.Errorf("the schedule is %+v, %v", info, err)
+		}
+		pass(5 * 24 * time.Hour)
+		wantCuts(t, s, "v", "01-01 01:00", "01-21 03:00", "01-21 04:00")
+	})
+}
+
 // lines keeps the lines of a log.
 type lines struct{ bytes.Buffer }
 

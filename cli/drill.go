@@ -22,7 +22,8 @@ func (a *app) drillCommand() *cobra.Command {
 		Short: "Try whether a snapshot can be restored, and record it",
 		Long: `Try whether a snapshot is of use: clone it, run a command over the clone (a file
 system check, a database, a script), and delete the clone. Without @SNAPSHOT it
-is the newest sealed snapshot of the volume. CMD finds in its environment
+is the newest snapshot of the volume that has drained; it need not be sealed
+yet, as for 'tidemark clone'. CMD finds in its environment
 
   TIDEMARK_URI       the NBD URI of the clone, which may be written to
   TIDEMARK_VOLUME    the name of the clone, VOLUME-drill- and something

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -10,13 +11,13 @@ import (
 	"github.com/tidemark/tidemark/volume"
 )
 
-// BeginDrill clones a snapshot, VOLUME@SNAPSHOT, or the newest sealed one of a VOLUME,
-// for somebody to see whether what it holds is of use. The clone is named
+// BeginDrill clones a snapshot, VOLUME@SNAPSHOT, or the newest of a VOLUME that has
+// drained, for somebody to see whether what it holds is of use. The clone is named
 // VOLUME-drill- and something, and is there until DropDrill, or the next Open of the
-// data directory. Errors: as Clone; ErrNotFound if the volume has no sealed snapshot.
+// data directory. Errors: as Clone; ErrNotFound if no snapshot of the volume has drained.
 func (s *Store) BeginDrill(ctx context.Context, name string) (snapshot string, clone VolumeInfo, err error) {
 	if snapshot = name; !strings.Contains(name, "@") {
-		if snapshot, err = s.newestSealed(name); err != nil {
+		if snapshot, err = s.newestDrained(name); err != nil {
 			return "", VolumeInfo{}, err
 		}
 	}
@@ -27,23 +28,21 @@ func (s *Store) BeginDrill(ctx context.Context, name string) (snapshot string, c
 	return snapshot, list[0], nil
 }
 
-// newestSealed returns the snapshot of a volume that was cut last of those that are
-// sealed.
-func (s *Store) newestSealed(volumeName string) (string, error) {
+// newestDrained returns the snapshot of a volume that was cut last of those that a clone
+// can be made of.
+func (s *Store) newestDrained(volumeName string) (string, error) {
 	list, err := s.Snapshots(volumeName)
 	if err != nil {
 		return "", err
 	}
-	var newest SnapshotInfo
-	for _, info := range list {
-		if info.State == volume.Sealed && s.finished(fullOf(info)) == nil && !info.CutTime.Before(newest.CutTime) {
-			newest = info
-		}
+	list = slices.DeleteFunc(list, func(i SnapshotInfo) bool {
+		return i.State == volume.Draining || s.finished(fullOf(i)) != nil
+	})
+	if len(list) == 0 {
+		return "", fmt.Errorf("snapshot of volume %s that has drained %w: preserve it first", volumeName, ErrNotFound)
 	}
-	if newest.Name == "" {
-		return "", fmt.Errorf("sealed snapshot of volume %s %w: preserve it first", volumeName, ErrNotFound)
-	}
-	return fullOf(newest), nil
+	slices.Reverse(list) // of two cut at one time, the one above the other
+	return fullOf(newestOf(list)), nil
 }
 
 // drillName begins as the name of the volume does, so that whoever has rights to

@@ -14,7 +14,7 @@ import (
 	"github.com/tidemark/tidemark/volume"
 )
 
-func TestADrillIsOfTheNewestSealedSnapshotAndIsRecordedOnIt(t *testing.T) {
+func TestADrillIsOfTheNewestSnapshotAndIsRecordedOnIt(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")
 	s := grouped(t, dir, store.Options{})
 	if _, _, err := s.BeginDrill(t.Context(), "a"); !errors.Is(err, store.ErrNotFound) {
@@ -74,6 +74,39 @@ func TestADrillIsOfTheNewestSealedSnapshotAndIsRecordedOnIt(t *testing.T) {
 	if one, err := s.Snapshot("a@one"); err != nil || one.Drill != nil || letters(t, s, "a@two", "a") != "yz" {
 		t.Errorf("%+v, %v", one.Drill, err)
 	}
+}
+
+// Right after a preserve its snapshot is not sealed, and one after that may drain.
+func TestADrillIsOfTheNewestSnapshotThatHasDrained(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, seal, _ := foundedStore(t)
+		defer func() {
+			close(seal.open)
+			closeStore(t, s)
+		}()
+		writeTo(t, s, "v", 1, 'b')
+		p, err := s.BeginProcess([]string{"v"}, "")
+		noError(t, err)
+		if _, err := s.Preserve(t.Context(), store.PreserveRequest{Volumes: []string{"v"}, Name: "two", OnTimeout: volume.TimeoutKeep}); !errors.Is(err, store.ErrDraining) {
+			t.Fatalf("a preserve that leaves its snapshot draining: %v", err)
+		}
+		drill := func(want string, first byte) {
+			t.Helper()
+			snapshot, clone, err := s.BeginDrill(t.Context(), "v")
+			if err != nil || snapshot != want {
+				t.Fatalf("it is of %s, %v; want %s", snapshot, err, want)
+			}
+			wantBlock(t, s, clone.Name, 1, first)
+			noError(t, s.DropDrill(clone.Name))
+		}
+		drill("v@one", 'a')
+		noError(t, second(s.EndProcess(p.Token, false)))
+		synctest.Wait() // it is known that nobody is left
+		drill("v@two", 'b')
+		if info, err := s.Snapshot("v@two"); err != nil || info.State != volume.Sealing {
+			t.Errorf("v@two is %v, %v; want %v", info.State, err, volume.Sealing)
+		}
+	})
 }
 
 func third[A, B any](_ A, _ B, err error) error { return err }

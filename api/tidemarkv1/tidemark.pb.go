@@ -2523,7 +2523,7 @@ func (x *RollbackGroupResponse) GetKept() []string {
 
 type HoldDrillRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// "VOLUME@SNAPSHOT", or "VOLUME" for its newest sealed snapshot.
+	// "VOLUME@SNAPSHOT", or "VOLUME" for its newest snapshot that has drained.
 	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -268,7 +268,7 @@ type TidemarkServiceClient interface {
 	// silent. The clone lasts until EndDrill, which closes the stream without an error,
 	// or until the stream breaks since the caller or the server died; what is connected
 	// to it then is disconnected.
-	// Errors: as CloneVolume; REASON_NOT_FOUND if the volume has no sealed snapshot.
+	// Errors: as CloneVolume; REASON_NOT_FOUND if the volume has no snapshot that has drained.
 	// Needs: admin on the volume of the snapshot. The clone is named
 	// "VOLUME-drill-" and something.
 	HoldDrill(context.Context, *tidemarkv1.HoldDrillRequest) (*connect.ServerStreamForClient[tidemarkv1.HoldDrillResponse], error)
@@ -319,11 +319,12 @@ type TidemarkServiceClient interface {
 	// and ends a drill of it that runs. A drill is a program that the server was given
 	// (serve --drills): none comes over the API.
 	// Errors: REASON_NOT_FOUND, REASON_INVALID.
-	// Needs: admin on the volume, or on every volume of the group.
+	// Needs: admin on the volume, or on every volume of the group, and on those that have
+	// left it and have snapshots that its schedule has made.
 	SetSchedule(context.Context, *tidemarkv1.SetScheduleRequest) (*tidemarkv1.SetScheduleResponse, error)
 	// PreviewSchedule tells what SetSchedule would bring about, and changes nothing.
 	// Errors: as SetSchedule.
-	// Needs: read on the volume, or on every volume of the group.
+	// Needs: read where SetSchedule needs admin.
 	PreviewSchedule(context.Context, *tidemarkv1.PreviewScheduleRequest) (*tidemarkv1.PreviewScheduleResponse, error)
 	// ListSchedules returns the schedules, sorted by target.
 	// Needs: read on the volumes of each; others are left out.
@@ -1121,7 +1122,7 @@ type TidemarkServiceHandler interface {
 	// silent. The clone lasts until EndDrill, which closes the stream without an error,
 	// or until the stream breaks since the caller or the server died; what is connected
 	// to it then is disconnected.
-	// Errors: as CloneVolume; REASON_NOT_FOUND if the volume has no sealed snapshot.
+	// Errors: as CloneVolume; REASON_NOT_FOUND if the volume has no snapshot that has drained.
 	// Needs: admin on the volume of the snapshot. The clone is named
 	// "VOLUME-drill-" and something.
 	HoldDrill(context.Context, *tidemarkv1.HoldDrillRequest, *connect.ServerStream[tidemarkv1.HoldDrillResponse]) error
@@ -1172,11 +1173,12 @@ type TidemarkServiceHandler interface {
 	// and ends a drill of it that runs. A drill is a program that the server was given
 	// (serve --drills): none comes over the API.
 	// Errors: REASON_NOT_FOUND, REASON_INVALID.
-	// Needs: admin on the volume, or on every volume of the group.
+	// Needs: admin on the volume, or on every volume of the group, and on those that have
+	// left it and have snapshots that its schedule has made.
 	SetSchedule(context.Context, *tidemarkv1.SetScheduleRequest) (*tidemarkv1.SetScheduleResponse, error)
 	// PreviewSchedule tells what SetSchedule would bring about, and changes nothing.
 	// Errors: as SetSchedule.
-	// Needs: read on the volume, or on every volume of the group.
+	// Needs: read where SetSchedule needs admin.
 	PreviewSchedule(context.Context, *tidemarkv1.PreviewScheduleRequest) (*tidemarkv1.PreviewScheduleResponse, error)
 	// ListSchedules returns the schedules, sorted by target.
 	// Needs: read on the volumes of each; others are left out.

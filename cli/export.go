@@ -3,15 +3,19 @@ package cli
 import (
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"github.com/tidemark/tidemark/api"
 	"github.com/tidemark/tidemark/api/tidemarkv1"
+	"github.com/tidemark/tidemark/internal/vfs"
 )
 
 func (a *app) exportCommand() *cobra.Command {
@@ -23,7 +27,8 @@ func (a *app) exportCommand() *cobra.Command {
 		Short: "Write a snapshot or a volume to an image",
 		Long: `Write a snapshot or a volume to an image. In FILE holes stay holes; - is the
 standard output, where they are zeros. An existing file is overwritten only with
---force.
+--force, and only once the export is whole: until then that is beside FILE, in a
+directory FILE.*.tidemark-part. One that a killed export left may be removed.
 
 --format says what FILE is to be. By default its suffix does (.qcow2, .vmdk,
 .vhdx, .vdi, .vpc, .vhd), and any other means raw. Formats other than raw take
@@ -42,6 +47,9 @@ a snapshot instead: 'tidemark preserve VOLUME --name NAME' makes one at once.`,
 		Args:              cobra.ExactArgs(2),
 		ValidArgsFunction: a.completeExport,
 		RunE: func(c *cobra.Command, args []string) error {
+			if force && isStandardOutput(args[1]) {
+				args[1] = "-"
+			}
 			if since != "" || format.value == formatStream {
 				return a.exportStream(c, args[0], since, args[1], format.value, force)
 			}
@@ -129,16 +137,16 @@ func (a *app) exportConverted(ctx context.Context, server api.Client, name, file
 		return moved, err
 	}
 	defer src.close()
-	path, err := imagePath(file)
-	if err != nil {
-		return moved, err
-	}
 	if moved.dataBytes, moved.holeBytes, err = src.count(src.SizeBytes()); err != nil {
 		return moved, err
 	}
 	dst, err := openTarget(file, force)
 	if err != nil {
 		return moved, err
+	}
+	path, err := imagePath(dst.file.Name())
+	if err != nil {
+		return moved, dst.finish(err)
 	}
 	args := []string{"-f", formatRaw, "-O", format}
 	if format == "vpc" {
@@ -161,53 +169,125 @@ func exists(ctx context.Context, server api.Client, name string) (err error) {
 	return err
 }
 
-// target is where an export goes.
+// partSuffix ends the name of the directory in which an export writes a file.
+const partSuffix = ".tidemark-part"
+
+// target is where an export goes. A file is written beside its place, and put
+// there when it is whole; a device or a pipe is written as it is.
 type target struct {
-	file   *os.File
-	sparse bool // a regular file, empty before: what is not written is a hole
-	made   bool // by this command: it goes when the export fails
+	file *os.File
+	// place is the name that the file is to get; empty: it is no regular file. What is
+	// not written to a regular one is a hole.
+	place string
+	claim bool  // something that has the name by then is not to be replaced
+	room  int64 // of a block device, in bytes; -1: no limit is known
 }
 
 var _ api.Target = (*target)(nil)
 
+// openTarget refuses what can't be written, and changes nothing that is there.
 func openTarget(file string, force bool) (*target, error) {
 	if file == "-" {
-		return &target{file: os.Stdout}, nil
+		return &target{file: os.Stdout, room: -1}, nil
 	}
-	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	made := err == nil
-	if errors.Is(err, fs.ErrExist) {
-		if !force {
-			return nil, &exitError{exitTaken, file + " exists; overwrite it with --force, or choose another file"}
+	info, err := os.Lstat(file)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return beside(file, nil, !force)
+	case err == nil && !force:
+		return nil, taken(file)
+	case err == nil:
+		info, err = os.Stat(file)
+	}
+	if err == nil && info.Mode().IsRegular() {
+		if file, err = filepath.EvalSymlinks(file); err == nil { // a link stays
+			return beside(file, info, false)
 		}
-		f, err = os.OpenFile(file, os.O_WRONLY|os.O_TRUNC, 0)
 	}
 	if err != nil {
 		return nil, failed("%v", err)
 	}
-	info, err := f.Stat()
-	if err != nil {
-		return nil, failed("%v", errors.Join(err, f.Close()))
+	t := &target{room: -1}
+	if t.file, err = os.OpenFile(file, os.O_WRONLY, 0); err != nil {
+		return nil, failed("%v", err)
 	}
-	return &target{file: f, sparse: info.Mode().IsRegular(), made: made}, nil
+	if info.Mode()&(os.ModeDevice|os.ModeCharDevice) == os.ModeDevice {
+		t.room, err = t.file.Seek(0, io.SeekEnd)
+		if _, e := t.file.Seek(0, io.SeekStart); err == nil {
+			err = e
+		}
+		if err != nil {
+			return nil, failed("%v", errors.Join(err, t.file.Close()))
+		}
+	}
+	return t, nil
 }
 
-func (t *target) Resize(sizeBytes int64) error {
-	if !t.sparse {
-		return nil
+func taken(file string) error {
+	return &exitError{exitTaken, file + " exists; overwrite it with --force, or choose another file"}
+}
+
+// beside makes a file that is to get a name, with the mode and the owner of the old
+// one that has it. It is in a directory of its own, so that it has its name from the
+// beginning: qemu-img writes that into a vmdk.
+func beside(place string, old fs.FileInfo, claim bool) (*target, error) {
+	base := filepath.Base(place)
+	dir, err := os.MkdirTemp(filepath.Dir(place), base[:min(len(base), 128)]+".*"+partSuffix)
+	if err != nil {
+		return nil, failed("%v (an export is written beside its place, and put there when it is whole)", err)
 	}
-	return t.file.Truncate(sizeBytes)
+	t := &target{place: place, claim: claim, room: -1}
+	if t.file, err = os.OpenFile(filepath.Join(dir, base), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
+		_ = os.Remove(dir)
+		return nil, failed("%v", err)
+	}
+	if old != nil {
+		if err := become(t.file, old); err != nil {
+			return nil, failed("%v", t.finish(err))
+		}
+	}
+	return t, nil
+}
+
+// become gives a file another one's owner, as far as the user may, and its mode.
+func become(f *os.File, old fs.FileInfo) error {
+	mode := old.Mode().Perm()
+	if was, ok := old.Sys().(*syscall.Stat_t); ok {
+		if f.Chown(-1, int(was.Gid)) != nil {
+			mode &^= 0o070 // another group is not to have that one's rights
+		}
+		_ = f.Chown(int(was.Uid), -1)
+	}
+	return f.Chmod(mode)
+}
+
+// isStandardOutput knows it by its names, as /dev/stdout.
+func isStandardOutput(file string) bool {
+	info, err := os.Stat(file)
+	out, e := os.Stdout.Stat()
+	return err == nil && e == nil && os.SameFile(info, out)
+}
+
+// Resize refuses a device that is too small, before a byte of it is written.
+func (t *target) Resize(sizeBytes int64) error {
+	switch {
+	case t.place != "":
+		return t.file.Truncate(sizeBytes)
+	case t.room >= 0 && t.room < sizeBytes:
+		return failed("%s has %d bytes, and the export %d: give a device that is as large", t.file.Name(), t.room, sizeBytes)
+	}
+	return nil
 }
 
 func (t *target) WriteAt(p []byte, off int64) (int, error) {
-	if t.sparse {
+	if t.place != "" {
 		return t.file.WriteAt(p, off)
 	}
 	return t.file.Write(p) // ranges come in order
 }
 
 func (t *target) Hole(_, lengthBytes int64) error {
-	if t.sparse {
+	if t.place != "" {
 		return nil
 	}
 	for zeros := make([]byte, 1<<20); lengthBytes > 0; {
@@ -220,20 +300,47 @@ func (t *target) Hole(_, lengthBytes int64) error {
 	return nil
 }
 
-// finish makes the file durable and closes it. After an error, of the export or
-// its own, it removes a file that it made: half an image looks like a whole.
+// finish makes the file durable, closes it and puts it in its place. After an
+// error, of the export or its own, the place is as it was: half an image looks like
+// a whole.
 func (t *target) finish(err error) error {
 	if t.file == os.Stdout {
 		return err
 	}
 	if err == nil {
 		err = t.file.Sync()
+		if t.place == "" && errors.Is(err, syscall.EINVAL) {
+			err = nil // a pipe: nothing of it lasts
+		}
 	}
 	if e := t.file.Close(); err == nil {
 		err = e
 	}
-	if err != nil && t.made {
-		_ = os.Remove(t.file.Name()) // the first error is what counts
+	if t.place == "" {
+		return err
+	}
+	if err == nil {
+		err = t.put()
+	}
+	_ = os.RemoveAll(filepath.Dir(t.file.Name())) // the first error is what counts
+	return err
+}
+
+// put gives the file its name.
+func (t *target) put() error {
+	if t.claim {
+		f, err := os.OpenFile(t.place, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if errors.Is(err, fs.ErrExist) {
+			return taken(t.place)
+		}
+		if err != nil {
+			return err
+		}
+		_ = f.Close() // nothing was written to it
+	}
+	err := vfs.Place(vfs.OS{}, t.file.Name(), t.place)
+	if err != nil && t.claim {
+		_ = os.Remove(t.place)
 	}
 	return err
 }

@@ -29,6 +29,13 @@ func Replace(fsys FS, name string, write func(io.Writer) error) error {
 	if err := writeSynced(fsys, temp, write); err != nil {
 		return fmt.Errorf("replace %s: %w", name, removeAfter(err, fsys, temp))
 	}
+	return Place(fsys, temp, name)
+}
+
+// Place is the second half of Replace, for a temporary file that something else
+// wrote, synced and closed, on the file system of name: the file takes the name.
+// It returns what Replace returns.
+func Place(fsys FS, temp, name string) error {
 	if err := fsys.Rename(temp, name); err != nil {
 		return fmt.Errorf("replace %s: %w", name, removeAfter(err, fsys, temp))
 	}

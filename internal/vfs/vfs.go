@@ -37,7 +37,7 @@ type FS interface {
 	// Remove unlinks a file or an empty directory; durable after SyncDir.
 	Remove(name string) error
 	// Rename replaces newName by oldName in one step; durable after SyncDir.
-	// Only Replace may call it.
+	// Only Place may call it, with which Replace ends.
 	Rename(oldName, newName string) error
 	// MkdirAll makes a directory and its missing parents; each is durable after
 	// SyncDir of the one above it.

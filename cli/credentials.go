@@ -36,19 +36,35 @@ func (f *credentialFlags) add(c *cobra.Command) {
 	flags.StringVar(&f.token, "api-token-file", "", "`FILE` of the token to show (default $"+tokenFileVariable+", or the token itself in $"+tokenVariable+")")
 }
 
-// load reads the files. TLS is used when any of its files is given.
+// load reads the files.
 func (f *credentialFlags) load() (show api.Credentials, err error) {
-	ca, certificate, key := given(f.ca, caVariable), given(f.certificate, certificateVariable), given(f.key, keyVariable)
-	if (certificate == "") != (key == "") {
-		return show, usage("--api-cert and --api-key belong together: give both or none")
-	}
-	if ca != "" || certificate != "" {
-		if show.TLS, err = access.ClientTLS(ca, certificate, key, time.Now()); err != nil {
-			return show, failed("%v", err)
-		}
+	if show.TLS, err = f.files().load(); err != nil {
+		return show, err
 	}
 	show.Token, err = f.loadToken()
 	return show, err
+}
+
+// tlsFiles are the names of the files for TLS, empty where none is given.
+type tlsFiles struct{ ca, certificate, key string }
+
+func (f *credentialFlags) files() tlsFiles {
+	return tlsFiles{given(f.ca, caVariable), given(f.certificate, certificateVariable), given(f.key, keyVariable)}
+}
+
+// load reads them. TLS is used when any of them is given; else there is none.
+func (f tlsFiles) load() (*tls.Config, error) {
+	switch {
+	case (f.certificate == "") != (f.key == ""):
+		return nil, usage("--api-cert and --api-key belong together: give both or none")
+	case f == tlsFiles{}:
+		return nil, nil
+	}
+	config, err := access.ClientTLS(f.ca, f.certificate, f.key, time.Now())
+	if err != nil {
+		return nil, failed("%v", err)
+	}
+	return config, nil
 }
 
 func (f *credentialFlags) loadToken() (string, error) {

@@ -32,8 +32,8 @@ directory FILE.*.tidemark-part. One that a killed export left may be removed.
 
 --format says what FILE is to be. By default its suffix does (.qcow2, .vmdk,
 .vhdx, .vdi, .vpc, .vhd), and any other means raw. Formats other than raw take
-qemu-img, and an NBD address of the server that is reachable from here, without
-TLS.
+qemu-img, and an NBD address of the server that is reachable from here; where
+that wants TLS, --api-ca, --api-cert and --api-key are for it too.
 
 --since A writes a stream: what the snapshot has that A, another snapshot of the
 volume, has not. --format stream writes all of the snapshot so. 'tidemark import
@@ -152,7 +152,7 @@ func (a *app) exportConverted(ctx context.Context, server api.Client, name, file
 	if format == "vpc" {
 		args = append(args, "-o", "force_size=on") // or it would be rounded up to whole cylinders
 	}
-	err = convert(ctx, newProgress(a.stderr), src.SizeBytes(), append(args, src.uri, path)...)
+	err = convert(ctx, newProgress(a.stderr), src.SizeBytes(), slices.Concat(args, src.object, []string{src.image, path})...)
 	if err == nil {
 		err = checkImage(ctx, file, path, format)
 	}

@@ -67,8 +67,9 @@ off or does not fit, nothing has changed.
 // formatHelp is the part of the help that all commands with --format FILE have.
 const formatHelp = `--format says what FILE is. By default a regular file is looked at; a pipe and a
 block device are raw. Formats other than raw take qemu-img, and an NBD address
-of the server that is reachable from here, without TLS. The image must not
-change meanwhile. One that names other files (a backing file, a data file, a
+of the server that is reachable from here; where that wants TLS, --api-ca,
+--api-cert and --api-key are for it too. The image must not change meanwhile.
+One that names other files (a backing file, a data file, a
 parent, extents) is refused: it could name any file of yours. --allow-backing
 reads them.`
 
@@ -284,7 +285,7 @@ func (a *app) writeConverted(ctx context.Context, server api.Client, src *source
 	if isNew {
 		args = append(args, "--target-is-zero") // at 60 TiB, zeros take long too
 	}
-	if err := convert(ctx, newProgress(a.stderr), src.sizeBytes, append(args, path, dst.uri)...); err != nil {
+	if err := convert(ctx, newProgress(a.stderr), src.sizeBytes, slices.Concat(args, dst.object, []string{path, dst.image})...); err != nil {
 		return moved, err
 	}
 	// qemu-img hides an error of its own flush.

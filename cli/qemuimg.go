@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -237,7 +238,9 @@ func (p *percents) Write(text []byte) (int, error) {
 // delete takes it from under qemu-img.
 type export struct {
 	*client.Client
-	uri string
+	image  string   // what qemu-img calls it
+	object []string // and what it needs besides
+	links  string   // the directory of its credentials, empty if it has none
 }
 
 // openNBD opens an export at the first of the server's addresses that answers.
@@ -251,8 +254,15 @@ func (a *app) openNBD(ctx context.Context, server api.Client, name string) (*exp
 		return nil, err
 	}
 	const instead = "; a raw image goes without NBD, and qemu-img convert makes one"
+	var dialer client.Dialer
+	files := a.credentials.files()
 	if info.GetNbdTls() {
-		return nil, failed("qemu-img needs the server's NBD, and that takes clients with TLS only, which is not supported here%s", instead)
+		if files.ca == "" { // qemu-img does not know the system's
+			return nil, failed("qemu-img needs the server's NBD, and that takes clients with TLS only: say who signs its certificate with --api-ca, and show one with --api-cert and --api-key if it wants that%s", instead)
+		}
+		if dialer.TLS, err = files.load(); err != nil {
+			return nil, err
+		}
 	}
 	if !strings.Contains(name, "@") {
 		name += ":request" // as the API does: a session would hold up preserves
@@ -268,21 +278,85 @@ func (a *app) openNBD(ctx context.Context, server api.Client, name string) (*exp
 			why = text + " is reachable on the server's machine only"
 			continue
 		}
-		uri := addr.NBDURI(name, false)
+		uri := addr.NBDURI(name, dialer.TLS != nil)
 		dialCtx, cancel := context.WithTimeout(ctx, dialWait)
-		c, err := client.Dial(dialCtx, uri)
+		c, err := dialer.Dial(dialCtx, uri)
 		cancel()
 		switch {
+		case err == nil && dialer.TLS != nil:
+			return overTLS(c, uri, files)
 		case err == nil:
-			return &export{c, uri}, nil
+			return &export{Client: c, image: uri}, nil
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
 		case errors.As(err, new(*client.RefusedError)):
 			return nil, benchFailure(err)
+		case distrust(err) != "":
+			why = text + ": " + oneLine(distrust(err))
+			continue
 		}
 		why = fmt.Sprintf("%s does not answer: %v", text, lastCause(err))
 	}
 	return nil, failed("qemu-img needs the server's NBD: %s%s", why, instead)
+}
+
+// overTLS says to qemu-img what a URI can't: by which files it knows the server, and
+// shows itself. c is closed after an error.
+func overTLS(c *client.Client, uri string, files tlsFiles) (*export, error) {
+	e := &export{Client: c}
+	err := e.link(files)
+	if err == nil {
+		err = e.name(uri)
+	}
+	if err != nil {
+		e.close()
+		return nil, failed("%v", err)
+	}
+	return e, nil
+}
+
+// link makes the directory in which qemu-img looks for credentials, by fixed names.
+// Links will do: no key is copied.
+func (e *export) link(files tlsFiles) (err error) {
+	if e.links, err = os.MkdirTemp("", "tidemark-tls-"); err != nil {
+		return err
+	}
+	for name, file := range map[string]string{"ca-cert.pem": files.ca, "client-cert.pem": files.certificate, "client-key.pem": files.key} {
+		if file == "" {
+			continue
+		}
+		path, err := filepath.Abs(file)
+		if err == nil {
+			err = os.Symlink(path, filepath.Join(e.links, name))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	// They were good enough for the handshake of e.Client.
+	e.object = []string{"--object", "tls-creds-x509,id=tls,endpoint=client,sanity-check=off,dir=" + strings.ReplaceAll(e.links, ",", ",,")}
+	return nil
+}
+
+// name makes the name of an export that uses the object.
+func (e *export) name(uri string) error {
+	at, err := client.ParseURI(uri)
+	if err != nil {
+		return err
+	}
+	nbd := map[string]any{"driver": "nbd", "export": at.Export, "tls-creds": "tls"}
+	if at.Network == "unix" {
+		nbd["server"], nbd["tls-hostname"] = map[string]string{"type": "unix", "path": at.Addr}, client.LocalName
+	} else {
+		host, port, err := net.SplitHostPort(at.Addr)
+		if err != nil {
+			return err
+		}
+		nbd["server"] = map[string]string{"type": "inet", "host": host, "port": port}
+	}
+	image, err := json.Marshal(map[string]any{"driver": formatRaw, "file": nbd})
+	e.image = "json:" + string(image)
+	return err
 }
 
 // count says how much of the first bytes is data, and how much reads as zeros.
@@ -299,4 +373,9 @@ func (e *export) count(sizeBytes int64) (dataBytes, holeBytes int64, err error) 
 }
 
 // close ends a connection that has nothing left to lose.
-func (e *export) close() { _ = e.Close() }
+func (e *export) close() {
+	_ = e.Close()
+	if e.links != "" {
+		_ = os.RemoveAll(e.links)
+	}
+}

@@ -88,10 +88,13 @@ type Extent struct {
 	Depth  uint32 // qemu:allocation-depth; 0 also when the server does not offer it
 }
 
+// LocalName is the name that a server has at a unix socket, to TLS.
+const LocalName = "localhost"
+
 // A Dialer says how to open an export. The zero value is what Dial uses.
 type Dialer struct {
 	// TLS, if it is set, is insisted on: a server without it is refused. Its
-	// ServerName, if empty, is the host that is dialled.
+	// ServerName, if empty, is the host that is dialled: localhost, at a unix socket.
 	TLS *tls.Config
 	// Compact does without extended headers, also where the server has them.
 	Compact bool
@@ -165,13 +168,16 @@ func DialExport(ctx context.Context, network, addr, export string) (*Client, err
 
 // DialExport is the function of the same name, as d says.
 func (d Dialer) DialExport(ctx context.Context, network, addr, export string) (*Client, error) {
-	if d.TLS != nil && d.TLS.ServerName == "" && network == "tcp" {
-		host, _, err := net.SplitHostPort(addr)
-		if err != nil {
-			return nil, fmt.Errorf("nbd client: %w", err)
-		}
+	if d.TLS != nil && d.TLS.ServerName == "" {
 		d.TLS = d.TLS.Clone()
-		d.TLS.ServerName = host
+		d.TLS.ServerName = LocalName
+		if network == "tcp" {
+			host, _, err := net.SplitHostPort(addr)
+			if err != nil {
+				return nil, fmt.Errorf("nbd client: %w", err)
+			}
+			d.TLS.ServerName = host
+		}
 	}
 	var plain net.Dialer
 	nc, err := plain.DialContext(ctx, network, addr)

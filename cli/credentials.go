@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"time"
 
@@ -110,7 +111,7 @@ func distrust(err error) string {
 		return fmt.Sprintf("the server's certificate is not to be trusted: %v; say who signs it with --api-ca", unverified.Err)
 	case errors.As(err, &remote) && remote.Op == "remote error": // of crypto/tls: the server's alert
 		return fmt.Sprintf("the server refuses the connection: %v; show a certificate that its --tls-client-ca signed, with --api-cert and --api-key", remote.Err)
-	case errors.As(err, &plain):
+	case errors.As(err, &plain), errors.Is(err, http.ErrSchemeMismatch):
 		return "the server does not speak TLS there; leave --api-ca and --api-cert out, or give it --tls-cert"
 	}
 	return ""

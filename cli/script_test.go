@@ -37,8 +37,8 @@ func TestMain(m *testing.M) {
 //
 //	start NAME CMD...        run a server until it says that it serves; NAME.pid has its id,
 //	                         $NBD and $API what it serves on (NBD: the last)
-//	stop NAME                SIGTERM; its log is NAME.log then, and it must exit with 0
-//	kill NAME                SIGKILL
+//	shutdown NAME            SIGTERM; its log is NAME.log then, and it must exit with 0
+//	sigkill NAME             SIGKILL
 //	ok LINE CMD...           exit code 0, and LINE is all that it prints
 //	fails CODE LINE CMD...   that exit code, nothing on stdout, and LINE on stderr
 //	exits CODE CMD...        that exit code; stdout and stderr may be looked at
@@ -58,6 +58,29 @@ func TestScripts(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
+	own := map[string]func(*testscript.TestScript, bool, []string){
+		"start":      startServer,
+		"shutdown":   stopServer,
+		"sigkill":    killServer,
+		"ok":         ok,
+		"fails":      fails,
+		"exits":      exitsWith,
+		"connect":    connectClient,
+		"usable":     usable,
+		"disconnect": disconnect,
+		"gone":       gone,
+		"image":      makeImage,
+		"blocks":     blocks,
+		"authority":  makeAuthority(t),
+		"issue":      issue,
+		"hangup":     hangup,
+	}
+	// testscript's own would go before them: its stop ends a script there, as passed.
+	for _, name := range []string{"cd", "chmod", "cmp", "cmpenv", "cp", "env", "exec", "exists", "grep", "kill", "mkdir", "mv", "rm", "skip", "stderr", "stdin", "stdout", "stop", "symlink", "unquote", "wait"} {
+		if own[name] != nil {
+			t.Fatalf("the command %s is testscript's own", name)
+		}
+	}
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(env *testscript.Env) error {
@@ -71,23 +94,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("PATH", commands+":"+env.Getenv("PATH"))
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"start":      startServer,
-			"stop":       stopServer,
-			"kill":       killServer,
-			"ok":         ok,
-			"fails":      fails,
-			"exits":      exitsWith,
-			"connect":    connectClient,
-			"usable":     usable,
-			"disconnect": disconnect,
-			"gone":       gone,
-			"image":      makeImage,
-			"blocks":     blocks,
-			"authority":  makeAuthority(t),
-			"issue":      issue,
-			"hangup":     hangup,
-		},
+		Cmds: own,
 	})
 }
 

@@ -53,6 +53,8 @@ var procedures = []struct {
 	{rpc.TidemarkServiceImportProcedure, true},
 	{rpc.TidemarkServiceExportProcedure, true},
 	{rpc.TidemarkServiceApplyProcedure, true},
+	{rpc.TidemarkServiceHoldVolumeProcedure, true},
+	{rpc.TidemarkServiceEndVolumeProcedure, false},
 }
 
 // inMemory is a store in memory with a volume v, its snapshot v@s and a process t.
@@ -104,6 +106,9 @@ func FuzzRequest(f *testing.F) {
 	}
 	add(rpc.TidemarkServiceCreateVolumeProcedure, &tidemarkv1.CreateVolumeRequest{Name: "w", SizeBytes: 1 << 48, Scope: 2})
 	add(rpc.TidemarkServiceCreateVolumeProcedure, &tidemarkv1.CreateVolumeRequest{Name: "../w", SizeBytes: -1, Scope: 99})
+	add(rpc.TidemarkServiceHoldVolumeProcedure, &tidemarkv1.HoldVolumeRequest{})
+	add(rpc.TidemarkServiceHoldVolumeProcedure, &tidemarkv1.HoldVolumeRequest{Volume: &tidemarkv1.CreateVolumeRequest{Name: "v", SizeBytes: 1 << 20}})
+	add(rpc.TidemarkServiceEndVolumeProcedure, &tidemarkv1.EndVolumeRequest{Name: "v", Keep: true})
 	add(rpc.TidemarkServiceResizeVolumeProcedure, &tidemarkv1.ResizeVolumeRequest{Name: "v", SizeBytes: 1<<63 - 1})
 	add(rpc.TidemarkServiceDeleteVolumeProcedure, &tidemarkv1.DeleteVolumeRequest{Name: "v", WithSnapshots: true})
 	add(rpc.TidemarkServicePreserveProcedure, &tidemarkv1.PreserveRequest{Volumes: []string{"v", "v"}, Name: "s"})

@@ -14,6 +14,8 @@ import (
 var rights = map[string]access.Rights{
 	rpc.TidemarkServiceGetServerInfoProcedure:  0, // to be on the list at all
 	rpc.TidemarkServiceCreateVolumeProcedure:   access.Admin,
+	rpc.TidemarkServiceHoldVolumeProcedure:     access.Admin,
+	rpc.TidemarkServiceEndVolumeProcedure:      access.Admin,
 	rpc.TidemarkServiceListVolumesProcedure:    access.Read,
 	rpc.TidemarkServiceGetVolumeProcedure:      access.Read,
 	rpc.TidemarkServiceResizeVolumeProcedure:   access.Admin,

@@ -188,6 +188,18 @@ func calls(ctx context.Context, c Client, v, p string) map[string]func() error {
 		"RollbackGroup": func() error {
 			return unary(c.RollbackGroup(ctx, &tidemarkv1.RollbackGroupRequest{Snapshot: v + "group@s"}))
 		},
+		"HoldVolume": func() error {
+			ctx, cancel := context.WithCancel(ctx)
+			defer cancel()
+			stream, err := c.HoldVolume(ctx, &tidemarkv1.HoldVolumeRequest{Volume: &tidemarkv1.CreateVolumeRequest{Name: v + "held", SizeBytes: 1 << 20}})
+			if err == nil && !stream.Receive() {
+				err = stream.Err()
+			}
+			return err
+		},
+		"EndVolume": func() error {
+			return unary(c.EndVolume(ctx, &tidemarkv1.EndVolumeRequest{Name: v + "none"}))
+		},
 		"HoldDrill": func() error {
 			ctx, cancel := context.WithCancel(ctx)
 			defer cancel()

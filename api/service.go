@@ -28,14 +28,14 @@ import (
 const DefaultWait = store.DefaultWait
 
 // service implements the handlers. It has no state of its own but who holds a
-// process or a drill.
+// process or a volume.
 type service struct {
 	store  *store.Store
 	guard  *access.Guard
 	info   *tidemarkv1.GetServerInfoResponse
 	logger *slog.Logger
 	holds  holds
-	drills drills
+	loans  loans
 }
 
 var _ rpc.TidemarkServiceHandler = (*service)(nil)
@@ -56,15 +56,20 @@ func (s *service) GetServerInfo(ctx context.Context, _ *tidemarkv1.GetServerInfo
 }
 
 func (s *service) CreateVolume(ctx context.Context, r *tidemarkv1.CreateVolumeRequest) (*tidemarkv1.CreateVolumeResponse, error) {
-	if err := s.may(ctx, rpc.TidemarkServiceCreateVolumeProcedure, r.GetName()); err != nil {
-		return nil, wireError(err, nil)
+	v, err := s.create(ctx, rpc.TidemarkServiceCreateVolumeProcedure, r, s.store.CreateVolume)
+	return &tidemarkv1.CreateVolumeResponse{Volume: toVolume(v)}, wireError(err, nil)
+}
+
+// create makes a volume in one of the store's ways.
+func (s *service) create(ctx context.Context, procedure string, r *tidemarkv1.CreateVolumeRequest, way func(string, int64, volume.Scope) (store.VolumeInfo, error)) (store.VolumeInfo, error) {
+	if err := s.may(ctx, procedure, r.GetName()); err != nil {
+		return store.VolumeInfo{}, err
 	}
 	scope, err := fromEnum("scope", r.GetScope(), volume.ScopeRequest, volume.ScopeSession)
 	if err != nil {
-		return nil, wireError(err, nil)
+		return store.VolumeInfo{}, err
 	}
-	v, err := s.store.CreateVolume(r.GetName(), r.GetSizeBytes(), scope)
-	return &tidemarkv1.CreateVolumeResponse{Volume: toVolume(v)}, wireError(err, nil)
+	return way(r.GetName(), r.GetSizeBytes(), scope)
 }
 
 func (s *service) ListVolumes(ctx context.Context, r *tidemarkv1.ListVolumesRequest) (*tidemarkv1.ListVolumesResponse, error) {

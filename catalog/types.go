@@ -38,8 +38,8 @@ type Volume struct {
 	// Past: another volume has the name now. Nothing is written to this one any
 	// more; its snapshots are those that a rollback has left behind.
 	Past bool `json:"past,omitempty"`
-	// Held: it is the clone of a restore drill, and goes with whoever holds it: the
-	// next open of the data directory deletes it.
+	// Held: it is the clone of a restore drill, or new and still being filled, and goes
+	// with whoever holds it: the next open of the data directory deletes it.
 	Held bool `json:"held,omitempty"`
 	// Staged: it is still being received, and will have the name when it is whole.
 	// One that a crash left has none, and is deleted when the directory is opened.

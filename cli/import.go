@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
 	"slices"
@@ -14,9 +15,9 @@ import (
 	"github.com/tidemark/tidemark/lookup"
 )
 
-// deleteWait is how long a volume that did not get its image may still be in use
-// by the connection that was to write it.
-const deleteWait = 10 * time.Second
+// dropWait is how long the server may take to delete a volume that did not get its
+// image, and which the connection that was to write it may still use.
+const dropWait = 10 * time.Second
 
 func (a *app) importCommand() *cobra.Command {
 	var create, apply bool
@@ -29,8 +30,9 @@ image and blocks of zeros become holes of the volume. FILE may be a block
 device; - is the standard input. What lies beyond the end of the image stays.
 
 The volume must exist and be large enough; --create makes it, as large as the
-image (rounded up to 4 KiB), and deletes it again if the import fails. Each
-write is a request of its own: a preserve meanwhile has a part of the image.
+image (rounded up to 4 KiB). It goes again if the import fails or is killed, or
+the server is. Each write is a request of its own: a preserve meanwhile has a
+part of the image.
 
 --apply reads FILE as a stream, as 'tidemark export --since' writes it, and
 makes the snapshot that it was made of, under the same name. A stream of all of
@@ -203,46 +205,54 @@ func openFile(file string) (f *os.File, sizeBytes int64, regular bool, err error
 }
 
 // createFrom creates a volume and writes an image into it. A volume that did not
-// get all of it is deleted again: half an image looks like a whole.
-func (a *app) createFrom(c *cobra.Command, server api.Client, src *source, volume *tidemarkv1.CreateVolumeRequest, ifExists string) (amounts, error) {
+// get all of it goes again, also when this program is killed: half an image looks
+// like a whole. So the server holds it for this call, until it is told to keep it.
+func (a *app) createFrom(c *cobra.Command, server api.Client, src *source, volume *tidemarkv1.CreateVolumeRequest, ifExists string) (moved amounts, err error) {
 	if src.sizeBytes == 0 {
-		return amounts{}, failed("the image is empty: there is no size to create %s at", volume.GetName())
+		return moved, failed("the image is empty: there is no size to create %s at", volume.GetName())
 	}
-	if _, err := server.CreateVolume(c.Context(), volume); err != nil {
-		return amounts{}, hint(err, tidemarkv1.Reason_REASON_EXISTS, ifExists)
-	}
-	moved, err := a.write(c.Context(), server, src, volume.GetName(), true)
+	ctx, cancel := context.WithCancel(context.WithoutCancel(c.Context())) // an interrupt ends the writing, and then this
+	defer cancel()
+	waits := context.AfterFunc(c.Context(), cancel)
+	held, err := holdVolume(ctx, server, volume)
 	if err != nil {
-		err = takeBack(c.Context(), server, volume.GetName(), err)
+		return moved, hint(err, tidemarkv1.Reason_REASON_EXISTS, ifExists)
 	}
-	return moved, err
+	if !waits() {
+		return moved, c.Context().Err()
+	}
+	moved, err = a.write(c.Context(), server, src, volume.GetName(), true)
+	return moved, endVolume(ctx, server, held, err)
 }
 
-// takeBack deletes a volume that was made for an image which did not get in. It
-// returns the cause of that, and says so if the volume stays.
-func takeBack(ctx context.Context, server api.Client, volume string, cause error) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), deleteWait) // an interrupt may be the cause
-	defer cancel()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		_, err := server.DeleteVolume(ctx, &tidemarkv1.DeleteVolumeRequest{Name: volume})
-		reason := api.Detail(err).GetReason()
-		if err == nil || reason == tidemarkv1.Reason_REASON_NOT_FOUND {
-			return cause
-		}
-		// The server may not have seen yet that the writer is gone.
-		if reason == tidemarkv1.Reason_REASON_IN_USE {
-			select {
-			case <-tick.C:
-				continue
-			case <-ctx.Done():
-			}
-		}
-		line, code := explain(cause)
-		why, _ := explain(err)
-		return &exitError{code, line + "; volume " + volume + " stays, with a part of the image at most: " + why}
+// holdVolume creates a volume that lasts as long as ctx, until endVolume.
+func holdVolume(ctx context.Context, server api.Client, volume *tidemarkv1.CreateVolumeRequest) (*tidemarkv1.HoldVolumeResponse, error) {
+	stream, err := server.HoldVolume(ctx, &tidemarkv1.HoldVolumeRequest{Volume: volume})
+	if err != nil {
+		return nil, err
 	}
+	if !stream.Receive() {
+		return nil, errors.Join(stream.Err(), stream.Close())
+	}
+	return stream.Msg(), nil
+}
+
+// endVolume keeps a volume, or deletes it and returns the cause of that.
+func endVolume(ctx context.Context, server api.Client, held *tidemarkv1.HoldVolumeResponse, cause error) error {
+	end := &tidemarkv1.EndVolumeRequest{Name: held.GetVolume().GetName(), Token: held.GetToken(), Keep: cause == nil}
+	if end.Keep {
+		_, err := server.EndVolume(ctx, end)
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, dropWait)
+	defer cancel()
+	_, err := server.EndVolume(ctx, end)
+	if api.Detail(err).GetReason() != tidemarkv1.Reason_REASON_IN_USE {
+		return cause // it is gone, or goes when the server sees that this program has
+	}
+	line, code := explain(cause)
+	why, _ := explain(err)
+	return &exitError{code, line + "; volume " + end.Name + " stays until the next start of the server, with a part of the image at most: " + why}
 }
 
 // fits refuses an image that is too large before a byte of it is written.

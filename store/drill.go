@@ -13,7 +13,7 @@ import (
 
 // BeginDrill clones a snapshot, VOLUME@SNAPSHOT, or the newest of a VOLUME that has
 // drained, for somebody to see whether what it holds is of use. The clone is named
-// VOLUME-drill- and something, and is there until DropDrill, or the next Open of the
+// VOLUME-drill- and something, and is there until DropHeld, or the next Open of the
 // data directory. Errors: as Clone; ErrNotFound if no snapshot of the volume has drained.
 func (s *Store) BeginDrill(ctx context.Context, name string) (snapshot string, clone VolumeInfo, err error) {
 	if snapshot = name; !strings.Contains(name, "@") {
@@ -92,41 +92,4 @@ func head(text string, most int) string {
 
 func tail(text string, most int) string {
 	return strings.ToValidUTF8(text[max(0, len(text)-most):], "")
-}
-
-// DropDrill deletes the clone of a drill, with all that was made of it, and
-// disconnects who has it open. Errors: ErrNotFound; ErrInvalid for any other volume;
-// ErrInUse if a client's request hangs.
-func (s *Store) DropDrill(clone string) error {
-	d, err := s.disk(clone)
-	if err != nil {
-		return err
-	}
-	if !s.held(d) {
-		return fmt.Errorf("%w: volume %s is no clone of a drill", ErrInvalid, clone)
-	}
-	d.volume.Evict(evictGrace)
-	return s.DeleteVolume(clone, true)
-}
-
-func (s *Store) held(d *disk) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return d.record.Held
-}
-
-// dropHeld deletes the clones of drills that the last life of the server did not see
-// the end of.
-func (s *Store) dropHeld() {
-	for _, v := range s.Volumes() {
-		d, err := s.disk(v.Name)
-		if err != nil || !s.held(d) {
-			continue
-		}
-		if err := s.DeleteVolume(v.Name, true); err != nil {
-			s.note("volume %s, the clone of a drill that was cut short, can't be deleted: %v", v.Name, err)
-			continue
-		}
-		s.note("deleted volume %s, the clone of a drill that was cut short", v.Name)
-	}
 }

@@ -40,7 +40,7 @@ func TestADrillIsOfTheNewestSnapshotAndIsRecordedOnIt(t *testing.T) {
 		t.Errorf("%+v", d)
 	}
 	w := attend(t, s, clone.Name, false)
-	if err := s.DropDrill(clone.Name); err != nil {
+	if err := s.DropHeld(clone.Name); err != nil {
 		t.Error(err)
 	}
 	if _, err := w.WriteAt([]byte{'!'}, 0); err == nil {
@@ -50,8 +50,8 @@ func TestADrillIsOfTheNewestSnapshotAndIsRecordedOnIt(t *testing.T) {
 		err  error
 		want error
 	}{
-		"to drop it again":                {s.DropDrill(clone.Name), store.ErrNotFound},
-		"to drop a volume":                {s.DropDrill("a"), store.ErrInvalid},
+		"to drop it again":                {s.DropHeld(clone.Name), store.ErrNotFound},
+		"to drop a volume":                {s.DropHeld("a"), store.ErrInvalid},
 		"to record on no snapshot":        {second(s.RecordDrill("a@none", long)), store.ErrNotFound},
 		"to drill an unknown snapshot":    {third(s.BeginDrill(t.Context(), "a@none")), store.ErrNotFound},
 		"to drill an unknown volume":      {third(s.BeginDrill(t.Context(), "none")), store.ErrNotFound},
@@ -148,7 +148,7 @@ func TestACrashLeavesNoCloneOfADrill(t *testing.T) {
 			t.Fatal(err)
 		}
 		recorded := sim.Ops()
-		if err := s.DropDrill(clone.Name); err != nil {
+		if err := s.DropHeld(clone.Name); err != nil {
 			t.Fatal(err)
 		}
 		for at := from; at <= sim.Ops(); at += 3 {

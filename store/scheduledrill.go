@@ -221,7 +221,7 @@ func (s *Store) setDrilled(d drilled) {
 }
 
 func (s *Store) dropDrill(clone string) {
-	if err := s.DropDrill(clone); err != nil && !errors.Is(err, ErrNotFound) {
+	if err := s.DropHeld(clone); err != nil && !errors.Is(err, ErrNotFound) {
 		s.logger.Warn("the clone of a drill stays until the next start; delete it", "volume", clone, "err", err)
 	}
 }

@@ -471,6 +471,10 @@ func (s *Store) diskLocked(name string) (*disk, error) {
 // CreateVolume makes a volume of zeros that takes no storage. Errors:
 // ErrInvalid, ErrExists, ErrNoSpace.
 func (s *Store) CreateVolume(name string, sizeBytes int64, scope volume.Scope) (VolumeInfo, error) {
+	return s.newVolume(name, sizeBytes, scope, false)
+}
+
+func (s *Store) newVolume(name string, sizeBytes int64, scope volume.Scope, held bool) (VolumeInfo, error) {
 	if err := errors.Join(checkName("volume", name), checkSize(sizeBytes)); err != nil {
 		return VolumeInfo{}, err
 	}
@@ -488,7 +492,7 @@ func (s *Store) CreateVolume(name string, sizeBytes int64, scope volume.Scope) (
 	if err := s.reserve.spare(); err != nil {
 		return VolumeInfo{}, fmt.Errorf("create volume %s: %w", name, err)
 	}
-	d, err := s.createVolume(catalog.Volume{Name: name, SizeBytes: sizeBytes, Scope: scope.String(), Created: time.Now().UTC()})
+	d, err := s.createVolume(catalog.Volume{Name: name, SizeBytes: sizeBytes, Scope: scope.String(), Created: time.Now().UTC(), Held: held})
 	if err != nil {
 		return VolumeInfo{}, fmt.Errorf("create volume %s: %w", name, err)
 	}

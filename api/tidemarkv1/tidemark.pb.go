@@ -1166,6 +1166,201 @@ func (x *CreateVolumeResponse) GetVolume() *Volume {
 	return nil
 }
 
+type HoldVolumeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        *CreateVolumeRequest   `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldVolumeRequest) Reset() {
+	*x = HoldVolumeRequest{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldVolumeRequest) ProtoMessage() {}
+
+func (x *HoldVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldVolumeRequest.ProtoReflect.Descriptor instead.
+func (*HoldVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *HoldVolumeRequest) GetVolume() *CreateVolumeRequest {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
+type HoldVolumeResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Volume *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	// Names this hold: a volume made later under the same name has another.
+	Token         string `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldVolumeResponse) Reset() {
+	*x = HoldVolumeResponse{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldVolumeResponse) ProtoMessage() {}
+
+func (x *HoldVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldVolumeResponse.ProtoReflect.Descriptor instead.
+func (*HoldVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *HoldVolumeResponse) GetVolume() *Volume {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
+func (x *HoldVolumeResponse) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+type EndVolumeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What HoldVolume has sent.
+	Name  string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Token string `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
+	// Keep it, with all that was flushed; else it is deleted.
+	Keep          bool `protobuf:"varint,3,opt,name=keep,proto3" json:"keep,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndVolumeRequest) Reset() {
+	*x = EndVolumeRequest{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndVolumeRequest) ProtoMessage() {}
+
+func (x *EndVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndVolumeRequest.ProtoReflect.Descriptor instead.
+func (*EndVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *EndVolumeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *EndVolumeRequest) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *EndVolumeRequest) GetKeep() bool {
+	if x != nil {
+		return x.Keep
+	}
+	return false
+}
+
+type EndVolumeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndVolumeResponse) Reset() {
+	*x = EndVolumeResponse{}
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndVolumeResponse) ProtoMessage() {}
+
+func (x *EndVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndVolumeResponse.ProtoReflect.Descriptor instead.
+func (*EndVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{12}
+}
+
 type ListVolumesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Measure each volume too: the time of it is that of its tables.
@@ -1176,7 +1371,7 @@ type ListVolumesRequest struct {
 
 func (x *ListVolumesRequest) Reset() {
 	*x = ListVolumesRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[9]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1188,7 +1383,7 @@ func (x *ListVolumesRequest) String() string {
 func (*ListVolumesRequest) ProtoMessage() {}
 
 func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[9]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1201,7 +1396,7 @@ func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesRequest.ProtoReflect.Descriptor instead.
 func (*ListVolumesRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{9}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListVolumesRequest) GetSizes() bool {
@@ -1220,7 +1415,7 @@ type ListVolumesResponse struct {
 
 func (x *ListVolumesResponse) Reset() {
 	*x = ListVolumesResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[10]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1232,7 +1427,7 @@ func (x *ListVolumesResponse) String() string {
 func (*ListVolumesResponse) ProtoMessage() {}
 
 func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[10]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1245,7 +1440,7 @@ func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesResponse.ProtoReflect.Descriptor instead.
 func (*ListVolumesResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{10}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListVolumesResponse) GetVolumes() []*Volume {
@@ -1264,7 +1459,7 @@ type GetVolumeRequest struct {
 
 func (x *GetVolumeRequest) Reset() {
 	*x = GetVolumeRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[11]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1276,7 +1471,7 @@ func (x *GetVolumeRequest) String() string {
 func (*GetVolumeRequest) ProtoMessage() {}
 
 func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[11]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1289,7 +1484,7 @@ func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVolumeRequest.ProtoReflect.Descriptor instead.
 func (*GetVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{11}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetVolumeRequest) GetName() string {
@@ -1308,7 +1503,7 @@ type GetVolumeResponse struct {
 
 func (x *GetVolumeResponse) Reset() {
 	*x = GetVolumeResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[12]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1320,7 +1515,7 @@ func (x *GetVolumeResponse) String() string {
 func (*GetVolumeResponse) ProtoMessage() {}
 
 func (x *GetVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[12]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1333,7 +1528,7 @@ func (x *GetVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVolumeResponse.ProtoReflect.Descriptor instead.
 func (*GetVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{12}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetVolumeResponse) GetVolume() *Volume {
@@ -1354,7 +1549,7 @@ type ResizeVolumeRequest struct {
 
 func (x *ResizeVolumeRequest) Reset() {
 	*x = ResizeVolumeRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[13]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1366,7 +1561,7 @@ func (x *ResizeVolumeRequest) String() string {
 func (*ResizeVolumeRequest) ProtoMessage() {}
 
 func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[13]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1379,7 +1574,7 @@ func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{13}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ResizeVolumeRequest) GetName() string {
@@ -1405,7 +1600,7 @@ type ResizeVolumeResponse struct {
 
 func (x *ResizeVolumeResponse) Reset() {
 	*x = ResizeVolumeResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[14]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1417,7 +1612,7 @@ func (x *ResizeVolumeResponse) String() string {
 func (*ResizeVolumeResponse) ProtoMessage() {}
 
 func (x *ResizeVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[14]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1430,7 +1625,7 @@ func (x *ResizeVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeResponse.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{14}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ResizeVolumeResponse) GetVolume() *Volume {
@@ -1451,7 +1646,7 @@ type DeleteVolumeRequest struct {
 
 func (x *DeleteVolumeRequest) Reset() {
 	*x = DeleteVolumeRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[15]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1463,7 +1658,7 @@ func (x *DeleteVolumeRequest) String() string {
 func (*DeleteVolumeRequest) ProtoMessage() {}
 
 func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[15]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1476,7 +1671,7 @@ func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{15}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DeleteVolumeRequest) GetName() string {
@@ -1501,7 +1696,7 @@ type DeleteVolumeResponse struct {
 
 func (x *DeleteVolumeResponse) Reset() {
 	*x = DeleteVolumeResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[16]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1513,7 +1708,7 @@ func (x *DeleteVolumeResponse) String() string {
 func (*DeleteVolumeResponse) ProtoMessage() {}
 
 func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[16]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1526,7 +1721,7 @@ func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{16}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{20}
 }
 
 type CloneVolumeRequest struct {
@@ -1541,7 +1736,7 @@ type CloneVolumeRequest struct {
 
 func (x *CloneVolumeRequest) Reset() {
 	*x = CloneVolumeRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[17]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1553,7 +1748,7 @@ func (x *CloneVolumeRequest) String() string {
 func (*CloneVolumeRequest) ProtoMessage() {}
 
 func (x *CloneVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[17]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1566,7 +1761,7 @@ func (x *CloneVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CloneVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{17}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CloneVolumeRequest) GetSnapshot() string {
@@ -1592,7 +1787,7 @@ type CloneVolumeResponse struct {
 
 func (x *CloneVolumeResponse) Reset() {
 	*x = CloneVolumeResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[18]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1604,7 +1799,7 @@ func (x *CloneVolumeResponse) String() string {
 func (*CloneVolumeResponse) ProtoMessage() {}
 
 func (x *CloneVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[18]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1617,7 +1812,7 @@ func (x *CloneVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneVolumeResponse.ProtoReflect.Descriptor instead.
 func (*CloneVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{18}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CloneVolumeResponse) GetVolume() *Volume {
@@ -1645,7 +1840,7 @@ type RollbackVolumeRequest struct {
 
 func (x *RollbackVolumeRequest) Reset() {
 	*x = RollbackVolumeRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[19]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1657,7 +1852,7 @@ func (x *RollbackVolumeRequest) String() string {
 func (*RollbackVolumeRequest) ProtoMessage() {}
 
 func (x *RollbackVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[19]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1670,7 +1865,7 @@ func (x *RollbackVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackVolumeRequest.ProtoReflect.Descriptor instead.
 func (*RollbackVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{19}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RollbackVolumeRequest) GetSnapshot() string {
@@ -1712,7 +1907,7 @@ type RollbackVolumeResponse struct {
 
 func (x *RollbackVolumeResponse) Reset() {
 	*x = RollbackVolumeResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[20]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1724,7 +1919,7 @@ func (x *RollbackVolumeResponse) String() string {
 func (*RollbackVolumeResponse) ProtoMessage() {}
 
 func (x *RollbackVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[20]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1737,7 +1932,7 @@ func (x *RollbackVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackVolumeResponse.ProtoReflect.Descriptor instead.
 func (*RollbackVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{20}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RollbackVolumeResponse) GetVolume() *Volume {
@@ -1770,7 +1965,7 @@ type Group struct {
 
 func (x *Group) Reset() {
 	*x = Group{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[21]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1782,7 +1977,7 @@ func (x *Group) String() string {
 func (*Group) ProtoMessage() {}
 
 func (x *Group) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[21]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1795,7 +1990,7 @@ func (x *Group) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Group.ProtoReflect.Descriptor instead.
 func (*Group) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{21}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Group) GetName() string {
@@ -1839,7 +2034,7 @@ type CreateGroupRequest struct {
 
 func (x *CreateGroupRequest) Reset() {
 	*x = CreateGroupRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[22]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1851,7 +2046,7 @@ func (x *CreateGroupRequest) String() string {
 func (*CreateGroupRequest) ProtoMessage() {}
 
 func (x *CreateGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[22]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1864,7 +2059,7 @@ func (x *CreateGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGroupRequest.ProtoReflect.Descriptor instead.
 func (*CreateGroupRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{22}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *CreateGroupRequest) GetName() string {
@@ -1897,7 +2092,7 @@ type CreateGroupResponse struct {
 
 func (x *CreateGroupResponse) Reset() {
 	*x = CreateGroupResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[23]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1909,7 +2104,7 @@ func (x *CreateGroupResponse) String() string {
 func (*CreateGroupResponse) ProtoMessage() {}
 
 func (x *CreateGroupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[23]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1922,7 +2117,7 @@ func (x *CreateGroupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGroupResponse.ProtoReflect.Descriptor instead.
 func (*CreateGroupResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{23}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CreateGroupResponse) GetGroup() *Group {
@@ -1945,7 +2140,7 @@ type ChangeGroupRequest struct {
 
 func (x *ChangeGroupRequest) Reset() {
 	*x = ChangeGroupRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[24]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1957,7 +2152,7 @@ func (x *ChangeGroupRequest) String() string {
 func (*ChangeGroupRequest) ProtoMessage() {}
 
 func (x *ChangeGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[24]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1970,7 +2165,7 @@ func (x *ChangeGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeGroupRequest.ProtoReflect.Descriptor instead.
 func (*ChangeGroupRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{24}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ChangeGroupRequest) GetName() string {
@@ -2003,7 +2198,7 @@ type ChangeGroupResponse struct {
 
 func (x *ChangeGroupResponse) Reset() {
 	*x = ChangeGroupResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[25]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2015,7 +2210,7 @@ func (x *ChangeGroupResponse) String() string {
 func (*ChangeGroupResponse) ProtoMessage() {}
 
 func (x *ChangeGroupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[25]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2028,7 +2223,7 @@ func (x *ChangeGroupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeGroupResponse.ProtoReflect.Descriptor instead.
 func (*ChangeGroupResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{25}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ChangeGroupResponse) GetGroup() *Group {
@@ -2047,7 +2242,7 @@ type DeleteGroupRequest struct {
 
 func (x *DeleteGroupRequest) Reset() {
 	*x = DeleteGroupRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[26]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2059,7 +2254,7 @@ func (x *DeleteGroupRequest) String() string {
 func (*DeleteGroupRequest) ProtoMessage() {}
 
 func (x *DeleteGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[26]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2072,7 +2267,7 @@ func (x *DeleteGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteGroupRequest.ProtoReflect.Descriptor instead.
 func (*DeleteGroupRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{26}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DeleteGroupRequest) GetName() string {
@@ -2090,7 +2285,7 @@ type DeleteGroupResponse struct {
 
 func (x *DeleteGroupResponse) Reset() {
 	*x = DeleteGroupResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[27]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2102,7 +2297,7 @@ func (x *DeleteGroupResponse) String() string {
 func (*DeleteGroupResponse) ProtoMessage() {}
 
 func (x *DeleteGroupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[27]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2115,7 +2310,7 @@ func (x *DeleteGroupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteGroupResponse.ProtoReflect.Descriptor instead.
 func (*DeleteGroupResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{27}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{31}
 }
 
 type GetGroupRequest struct {
@@ -2127,7 +2322,7 @@ type GetGroupRequest struct {
 
 func (x *GetGroupRequest) Reset() {
 	*x = GetGroupRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[28]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2139,7 +2334,7 @@ func (x *GetGroupRequest) String() string {
 func (*GetGroupRequest) ProtoMessage() {}
 
 func (x *GetGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[28]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2152,7 +2347,7 @@ func (x *GetGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetGroupRequest.ProtoReflect.Descriptor instead.
 func (*GetGroupRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{28}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *GetGroupRequest) GetName() string {
@@ -2171,7 +2366,7 @@ type GetGroupResponse struct {
 
 func (x *GetGroupResponse) Reset() {
 	*x = GetGroupResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[29]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2183,7 +2378,7 @@ func (x *GetGroupResponse) String() string {
 func (*GetGroupResponse) ProtoMessage() {}
 
 func (x *GetGroupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[29]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2196,7 +2391,7 @@ func (x *GetGroupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetGroupResponse.ProtoReflect.Descriptor instead.
 func (*GetGroupResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{29}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *GetGroupResponse) GetGroup() *Group {
@@ -2214,7 +2409,7 @@ type ListGroupsRequest struct {
 
 func (x *ListGroupsRequest) Reset() {
 	*x = ListGroupsRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[30]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2226,7 +2421,7 @@ func (x *ListGroupsRequest) String() string {
 func (*ListGroupsRequest) ProtoMessage() {}
 
 func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[30]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2239,7 +2434,7 @@ func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupsRequest.ProtoReflect.Descriptor instead.
 func (*ListGroupsRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{30}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{34}
 }
 
 type ListGroupsResponse struct {
@@ -2251,7 +2446,7 @@ type ListGroupsResponse struct {
 
 func (x *ListGroupsResponse) Reset() {
 	*x = ListGroupsResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[31]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2263,7 +2458,7 @@ func (x *ListGroupsResponse) String() string {
 func (*ListGroupsResponse) ProtoMessage() {}
 
 func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[31]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2276,7 +2471,7 @@ func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupsResponse.ProtoReflect.Descriptor instead.
 func (*ListGroupsResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{31}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListGroupsResponse) GetGroups() []*Group {
@@ -2299,7 +2494,7 @@ type CloneGroupRequest struct {
 
 func (x *CloneGroupRequest) Reset() {
 	*x = CloneGroupRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[32]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2311,7 +2506,7 @@ func (x *CloneGroupRequest) String() string {
 func (*CloneGroupRequest) ProtoMessage() {}
 
 func (x *CloneGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[32]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2324,7 +2519,7 @@ func (x *CloneGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneGroupRequest.ProtoReflect.Descriptor instead.
 func (*CloneGroupRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{32}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *CloneGroupRequest) GetSnapshot() string {
@@ -2351,7 +2546,7 @@ type CloneGroupResponse struct {
 
 func (x *CloneGroupResponse) Reset() {
 	*x = CloneGroupResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[33]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2363,7 +2558,7 @@ func (x *CloneGroupResponse) String() string {
 func (*CloneGroupResponse) ProtoMessage() {}
 
 func (x *CloneGroupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[33]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2376,7 +2571,7 @@ func (x *CloneGroupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneGroupResponse.ProtoReflect.Descriptor instead.
 func (*CloneGroupResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{33}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *CloneGroupResponse) GetGroup() *Group {
@@ -2411,7 +2606,7 @@ type RollbackGroupRequest struct {
 
 func (x *RollbackGroupRequest) Reset() {
 	*x = RollbackGroupRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[34]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2423,7 +2618,7 @@ func (x *RollbackGroupRequest) String() string {
 func (*RollbackGroupRequest) ProtoMessage() {}
 
 func (x *RollbackGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[34]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2436,7 +2631,7 @@ func (x *RollbackGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackGroupRequest.ProtoReflect.Descriptor instead.
 func (*RollbackGroupRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{34}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RollbackGroupRequest) GetSnapshot() string {
@@ -2479,7 +2674,7 @@ type RollbackGroupResponse struct {
 
 func (x *RollbackGroupResponse) Reset() {
 	*x = RollbackGroupResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[35]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2491,7 +2686,7 @@ func (x *RollbackGroupResponse) String() string {
 func (*RollbackGroupResponse) ProtoMessage() {}
 
 func (x *RollbackGroupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[35]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2504,7 +2699,7 @@ func (x *RollbackGroupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackGroupResponse.ProtoReflect.Descriptor instead.
 func (*RollbackGroupResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{35}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *RollbackGroupResponse) GetVolumes() []*Volume {
@@ -2531,7 +2726,7 @@ type HoldDrillRequest struct {
 
 func (x *HoldDrillRequest) Reset() {
 	*x = HoldDrillRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[36]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2543,7 +2738,7 @@ func (x *HoldDrillRequest) String() string {
 func (*HoldDrillRequest) ProtoMessage() {}
 
 func (x *HoldDrillRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[36]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2556,7 +2751,7 @@ func (x *HoldDrillRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldDrillRequest.ProtoReflect.Descriptor instead.
 func (*HoldDrillRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{36}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *HoldDrillRequest) GetName() string {
@@ -2578,7 +2773,7 @@ type HoldDrillResponse struct {
 
 func (x *HoldDrillResponse) Reset() {
 	*x = HoldDrillResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[37]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2590,7 +2785,7 @@ func (x *HoldDrillResponse) String() string {
 func (*HoldDrillResponse) ProtoMessage() {}
 
 func (x *HoldDrillResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[37]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2603,7 +2798,7 @@ func (x *HoldDrillResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldDrillResponse.ProtoReflect.Descriptor instead.
 func (*HoldDrillResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{37}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *HoldDrillResponse) GetSnapshot() string {
@@ -2633,7 +2828,7 @@ type EndDrillRequest struct {
 
 func (x *EndDrillRequest) Reset() {
 	*x = EndDrillRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[38]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2645,7 +2840,7 @@ func (x *EndDrillRequest) String() string {
 func (*EndDrillRequest) ProtoMessage() {}
 
 func (x *EndDrillRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[38]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2658,7 +2853,7 @@ func (x *EndDrillRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndDrillRequest.ProtoReflect.Descriptor instead.
 func (*EndDrillRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{38}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *EndDrillRequest) GetSnapshot() string {
@@ -2691,7 +2886,7 @@ type EndDrillResponse struct {
 
 func (x *EndDrillResponse) Reset() {
 	*x = EndDrillResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[39]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2703,7 +2898,7 @@ func (x *EndDrillResponse) String() string {
 func (*EndDrillResponse) ProtoMessage() {}
 
 func (x *EndDrillResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[39]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2716,7 +2911,7 @@ func (x *EndDrillResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndDrillResponse.ProtoReflect.Descriptor instead.
 func (*EndDrillResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{39}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *EndDrillResponse) GetSnapshot() *Snapshot {
@@ -2745,7 +2940,7 @@ type Drill struct {
 
 func (x *Drill) Reset() {
 	*x = Drill{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[40]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2757,7 +2952,7 @@ func (x *Drill) String() string {
 func (*Drill) ProtoMessage() {}
 
 func (x *Drill) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[40]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2770,7 +2965,7 @@ func (x *Drill) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drill.ProtoReflect.Descriptor instead.
 func (*Drill) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{40}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Drill) GetTime() *timestamppb.Timestamp {
@@ -2821,7 +3016,7 @@ type DeleteSnapshotRequest struct {
 
 func (x *DeleteSnapshotRequest) Reset() {
 	*x = DeleteSnapshotRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[41]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2833,7 +3028,7 @@ func (x *DeleteSnapshotRequest) String() string {
 func (*DeleteSnapshotRequest) ProtoMessage() {}
 
 func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[41]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2846,7 +3041,7 @@ func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{41}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *DeleteSnapshotRequest) GetName() string {
@@ -2871,7 +3066,7 @@ type DeleteSnapshotResponse struct {
 
 func (x *DeleteSnapshotResponse) Reset() {
 	*x = DeleteSnapshotResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[42]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2883,7 +3078,7 @@ func (x *DeleteSnapshotResponse) String() string {
 func (*DeleteSnapshotResponse) ProtoMessage() {}
 
 func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[42]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2896,7 +3091,7 @@ func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{42}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{46}
 }
 
 type PreviewDeleteRequest struct {
@@ -2909,7 +3104,7 @@ type PreviewDeleteRequest struct {
 
 func (x *PreviewDeleteRequest) Reset() {
 	*x = PreviewDeleteRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[43]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2921,7 +3116,7 @@ func (x *PreviewDeleteRequest) String() string {
 func (*PreviewDeleteRequest) ProtoMessage() {}
 
 func (x *PreviewDeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[43]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2934,7 +3129,7 @@ func (x *PreviewDeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreviewDeleteRequest.ProtoReflect.Descriptor instead.
 func (*PreviewDeleteRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{43}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *PreviewDeleteRequest) GetNames() []string {
@@ -2956,7 +3151,7 @@ type PreviewDeleteResponse struct {
 
 func (x *PreviewDeleteResponse) Reset() {
 	*x = PreviewDeleteResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[44]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2968,7 +3163,7 @@ func (x *PreviewDeleteResponse) String() string {
 func (*PreviewDeleteResponse) ProtoMessage() {}
 
 func (x *PreviewDeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[44]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2981,7 +3176,7 @@ func (x *PreviewDeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreviewDeleteResponse.ProtoReflect.Descriptor instead.
 func (*PreviewDeleteResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{44}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *PreviewDeleteResponse) GetFreedBytes() int64 {
@@ -3006,7 +3201,7 @@ type AwaitReclaimRequest struct {
 
 func (x *AwaitReclaimRequest) Reset() {
 	*x = AwaitReclaimRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[45]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3018,7 +3213,7 @@ func (x *AwaitReclaimRequest) String() string {
 func (*AwaitReclaimRequest) ProtoMessage() {}
 
 func (x *AwaitReclaimRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[45]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3031,7 +3226,7 @@ func (x *AwaitReclaimRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AwaitReclaimRequest.ProtoReflect.Descriptor instead.
 func (*AwaitReclaimRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{45}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{49}
 }
 
 type AwaitReclaimResponse struct {
@@ -3043,7 +3238,7 @@ type AwaitReclaimResponse struct {
 
 func (x *AwaitReclaimResponse) Reset() {
 	*x = AwaitReclaimResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[46]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3055,7 +3250,7 @@ func (x *AwaitReclaimResponse) String() string {
 func (*AwaitReclaimResponse) ProtoMessage() {}
 
 func (x *AwaitReclaimResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[46]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3068,7 +3263,7 @@ func (x *AwaitReclaimResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AwaitReclaimResponse.ProtoReflect.Descriptor instead.
 func (*AwaitReclaimResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{46}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *AwaitReclaimResponse) GetReclaim() *Reclaim {
@@ -3105,7 +3300,7 @@ type Reclaim struct {
 
 func (x *Reclaim) Reset() {
 	*x = Reclaim{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[47]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3117,7 +3312,7 @@ func (x *Reclaim) String() string {
 func (*Reclaim) ProtoMessage() {}
 
 func (x *Reclaim) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[47]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3130,7 +3325,7 @@ func (x *Reclaim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reclaim.ProtoReflect.Descriptor instead.
 func (*Reclaim) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{47}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Reclaim) GetImagesLeft() int32 {
@@ -3201,7 +3396,7 @@ type DiffSnapshotsRequest struct {
 
 func (x *DiffSnapshotsRequest) Reset() {
 	*x = DiffSnapshotsRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[48]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3213,7 +3408,7 @@ func (x *DiffSnapshotsRequest) String() string {
 func (*DiffSnapshotsRequest) ProtoMessage() {}
 
 func (x *DiffSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[48]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3226,7 +3421,7 @@ func (x *DiffSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*DiffSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{48}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *DiffSnapshotsRequest) GetFrom() string {
@@ -3253,7 +3448,7 @@ type DiffSnapshotsResponse struct {
 
 func (x *DiffSnapshotsResponse) Reset() {
 	*x = DiffSnapshotsResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[49]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3265,7 +3460,7 @@ func (x *DiffSnapshotsResponse) String() string {
 func (*DiffSnapshotsResponse) ProtoMessage() {}
 
 func (x *DiffSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[49]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3278,7 +3473,7 @@ func (x *DiffSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*DiffSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{49}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *DiffSnapshotsResponse) GetExtents() []*DiffExtent {
@@ -3301,7 +3496,7 @@ type DiffExtent struct {
 
 func (x *DiffExtent) Reset() {
 	*x = DiffExtent{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[50]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3313,7 +3508,7 @@ func (x *DiffExtent) String() string {
 func (*DiffExtent) ProtoMessage() {}
 
 func (x *DiffExtent) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[50]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3326,7 +3521,7 @@ func (x *DiffExtent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffExtent.ProtoReflect.Descriptor instead.
 func (*DiffExtent) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{50}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *DiffExtent) GetOffsetBytes() int64 {
@@ -3396,7 +3591,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[51]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3408,7 +3603,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[51]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3421,7 +3616,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{51}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Snapshot) GetVolume() string {
@@ -3577,7 +3772,7 @@ type HoldSnapshotRequest struct {
 
 func (x *HoldSnapshotRequest) Reset() {
 	*x = HoldSnapshotRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[52]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3589,7 +3784,7 @@ func (x *HoldSnapshotRequest) String() string {
 func (*HoldSnapshotRequest) ProtoMessage() {}
 
 func (x *HoldSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[52]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3602,7 +3797,7 @@ func (x *HoldSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*HoldSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{52}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *HoldSnapshotRequest) GetName() string {
@@ -3628,7 +3823,7 @@ type HoldSnapshotResponse struct {
 
 func (x *HoldSnapshotResponse) Reset() {
 	*x = HoldSnapshotResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[53]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3640,7 +3835,7 @@ func (x *HoldSnapshotResponse) String() string {
 func (*HoldSnapshotResponse) ProtoMessage() {}
 
 func (x *HoldSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[53]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3653,7 +3848,7 @@ func (x *HoldSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*HoldSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{53}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *HoldSnapshotResponse) GetSnapshot() *Snapshot {
@@ -3673,7 +3868,7 @@ type ReleaseSnapshotRequest struct {
 
 func (x *ReleaseSnapshotRequest) Reset() {
 	*x = ReleaseSnapshotRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[54]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3685,7 +3880,7 @@ func (x *ReleaseSnapshotRequest) String() string {
 func (*ReleaseSnapshotRequest) ProtoMessage() {}
 
 func (x *ReleaseSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[54]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3698,7 +3893,7 @@ func (x *ReleaseSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{54}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ReleaseSnapshotRequest) GetName() string {
@@ -3717,7 +3912,7 @@ type ReleaseSnapshotResponse struct {
 
 func (x *ReleaseSnapshotResponse) Reset() {
 	*x = ReleaseSnapshotResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[55]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3729,7 +3924,7 @@ func (x *ReleaseSnapshotResponse) String() string {
 func (*ReleaseSnapshotResponse) ProtoMessage() {}
 
 func (x *ReleaseSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[55]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3742,7 +3937,7 @@ func (x *ReleaseSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*ReleaseSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{55}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ReleaseSnapshotResponse) GetSnapshot() *Snapshot {
@@ -3767,7 +3962,7 @@ type LabelSnapshotRequest struct {
 
 func (x *LabelSnapshotRequest) Reset() {
 	*x = LabelSnapshotRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[56]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3779,7 +3974,7 @@ func (x *LabelSnapshotRequest) String() string {
 func (*LabelSnapshotRequest) ProtoMessage() {}
 
 func (x *LabelSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[56]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3792,7 +3987,7 @@ func (x *LabelSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*LabelSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{56}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *LabelSnapshotRequest) GetName() string {
@@ -3825,7 +4020,7 @@ type LabelSnapshotResponse struct {
 
 func (x *LabelSnapshotResponse) Reset() {
 	*x = LabelSnapshotResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[57]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3837,7 +4032,7 @@ func (x *LabelSnapshotResponse) String() string {
 func (*LabelSnapshotResponse) ProtoMessage() {}
 
 func (x *LabelSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[57]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3850,7 +4045,7 @@ func (x *LabelSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*LabelSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{57}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *LabelSnapshotResponse) GetSnapshot() *Snapshot {
@@ -3903,7 +4098,7 @@ type Schedule struct {
 
 func (x *Schedule) Reset() {
 	*x = Schedule{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[58]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3915,7 +4110,7 @@ func (x *Schedule) String() string {
 func (*Schedule) ProtoMessage() {}
 
 func (x *Schedule) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[58]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3928,7 +4123,7 @@ func (x *Schedule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Schedule.ProtoReflect.Descriptor instead.
 func (*Schedule) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{58}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Schedule) GetTarget() string {
@@ -4049,7 +4244,7 @@ type DrilledSnapshot struct {
 
 func (x *DrilledSnapshot) Reset() {
 	*x = DrilledSnapshot{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[59]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4061,7 +4256,7 @@ func (x *DrilledSnapshot) String() string {
 func (*DrilledSnapshot) ProtoMessage() {}
 
 func (x *DrilledSnapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[59]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4074,7 +4269,7 @@ func (x *DrilledSnapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrilledSnapshot.ProtoReflect.Descriptor instead.
 func (*DrilledSnapshot) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{59}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *DrilledSnapshot) GetName() string {
@@ -4109,7 +4304,7 @@ type SetScheduleRequest struct {
 
 func (x *SetScheduleRequest) Reset() {
 	*x = SetScheduleRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[60]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4121,7 +4316,7 @@ func (x *SetScheduleRequest) String() string {
 func (*SetScheduleRequest) ProtoMessage() {}
 
 func (x *SetScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[60]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4134,7 +4329,7 @@ func (x *SetScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetScheduleRequest.ProtoReflect.Descriptor instead.
 func (*SetScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{60}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *SetScheduleRequest) GetTarget() string {
@@ -4195,7 +4390,7 @@ type SetScheduleResponse struct {
 
 func (x *SetScheduleResponse) Reset() {
 	*x = SetScheduleResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[61]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4207,7 +4402,7 @@ func (x *SetScheduleResponse) String() string {
 func (*SetScheduleResponse) ProtoMessage() {}
 
 func (x *SetScheduleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[61]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4220,7 +4415,7 @@ func (x *SetScheduleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetScheduleResponse.ProtoReflect.Descriptor instead.
 func (*SetScheduleResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{61}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *SetScheduleResponse) GetSchedule() *Schedule {
@@ -4248,7 +4443,7 @@ type PreviewScheduleRequest struct {
 
 func (x *PreviewScheduleRequest) Reset() {
 	*x = PreviewScheduleRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[62]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4260,7 +4455,7 @@ func (x *PreviewScheduleRequest) String() string {
 func (*PreviewScheduleRequest) ProtoMessage() {}
 
 func (x *PreviewScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[62]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4273,7 +4468,7 @@ func (x *PreviewScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreviewScheduleRequest.ProtoReflect.Descriptor instead.
 func (*PreviewScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{62}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *PreviewScheduleRequest) GetTarget() string {
@@ -4338,7 +4533,7 @@ type PreviewScheduleResponse struct {
 
 func (x *PreviewScheduleResponse) Reset() {
 	*x = PreviewScheduleResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[63]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4350,7 +4545,7 @@ func (x *PreviewScheduleResponse) String() string {
 func (*PreviewScheduleResponse) ProtoMessage() {}
 
 func (x *PreviewScheduleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[63]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4363,7 +4558,7 @@ func (x *PreviewScheduleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreviewScheduleResponse.ProtoReflect.Descriptor instead.
 func (*PreviewScheduleResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{63}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *PreviewScheduleResponse) GetNextTimes() []*timestamppb.Timestamp {
@@ -4388,7 +4583,7 @@ type ListSchedulesRequest struct {
 
 func (x *ListSchedulesRequest) Reset() {
 	*x = ListSchedulesRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[64]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4400,7 +4595,7 @@ func (x *ListSchedulesRequest) String() string {
 func (*ListSchedulesRequest) ProtoMessage() {}
 
 func (x *ListSchedulesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[64]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4413,7 +4608,7 @@ func (x *ListSchedulesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSchedulesRequest.ProtoReflect.Descriptor instead.
 func (*ListSchedulesRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{64}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{68}
 }
 
 type ListSchedulesResponse struct {
@@ -4425,7 +4620,7 @@ type ListSchedulesResponse struct {
 
 func (x *ListSchedulesResponse) Reset() {
 	*x = ListSchedulesResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[65]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4437,7 +4632,7 @@ func (x *ListSchedulesResponse) String() string {
 func (*ListSchedulesResponse) ProtoMessage() {}
 
 func (x *ListSchedulesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[65]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4450,7 +4645,7 @@ func (x *ListSchedulesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSchedulesResponse.ProtoReflect.Descriptor instead.
 func (*ListSchedulesResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{65}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ListSchedulesResponse) GetSchedules() []*Schedule {
@@ -4470,7 +4665,7 @@ type GetScheduleRequest struct {
 
 func (x *GetScheduleRequest) Reset() {
 	*x = GetScheduleRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[66]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4482,7 +4677,7 @@ func (x *GetScheduleRequest) String() string {
 func (*GetScheduleRequest) ProtoMessage() {}
 
 func (x *GetScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[66]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4495,7 +4690,7 @@ func (x *GetScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetScheduleRequest.ProtoReflect.Descriptor instead.
 func (*GetScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{66}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *GetScheduleRequest) GetTarget() string {
@@ -4514,7 +4709,7 @@ type GetScheduleResponse struct {
 
 func (x *GetScheduleResponse) Reset() {
 	*x = GetScheduleResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[67]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4526,7 +4721,7 @@ func (x *GetScheduleResponse) String() string {
 func (*GetScheduleResponse) ProtoMessage() {}
 
 func (x *GetScheduleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[67]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4539,7 +4734,7 @@ func (x *GetScheduleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetScheduleResponse.ProtoReflect.Descriptor instead.
 func (*GetScheduleResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{67}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *GetScheduleResponse) GetSchedule() *Schedule {
@@ -4559,7 +4754,7 @@ type RemoveScheduleRequest struct {
 
 func (x *RemoveScheduleRequest) Reset() {
 	*x = RemoveScheduleRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[68]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4571,7 +4766,7 @@ func (x *RemoveScheduleRequest) String() string {
 func (*RemoveScheduleRequest) ProtoMessage() {}
 
 func (x *RemoveScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[68]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4584,7 +4779,7 @@ func (x *RemoveScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveScheduleRequest.ProtoReflect.Descriptor instead.
 func (*RemoveScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{68}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *RemoveScheduleRequest) GetTarget() string {
@@ -4602,7 +4797,7 @@ type RemoveScheduleResponse struct {
 
 func (x *RemoveScheduleResponse) Reset() {
 	*x = RemoveScheduleResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[69]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4614,7 +4809,7 @@ func (x *RemoveScheduleResponse) String() string {
 func (*RemoveScheduleResponse) ProtoMessage() {}
 
 func (x *RemoveScheduleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[69]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4627,7 +4822,7 @@ func (x *RemoveScheduleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveScheduleResponse.ProtoReflect.Descriptor instead.
 func (*RemoveScheduleResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{69}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{73}
 }
 
 // Verification of a snapshot: the present one, or the last.
@@ -4647,7 +4842,7 @@ type Verification struct {
 
 func (x *Verification) Reset() {
 	*x = Verification{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[70]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4659,7 +4854,7 @@ func (x *Verification) String() string {
 func (*Verification) ProtoMessage() {}
 
 func (x *Verification) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[70]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4672,7 +4867,7 @@ func (x *Verification) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verification.ProtoReflect.Descriptor instead.
 func (*Verification) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{70}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *Verification) GetState() VerifyState {
@@ -4732,7 +4927,7 @@ type PreserveRequest struct {
 
 func (x *PreserveRequest) Reset() {
 	*x = PreserveRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[71]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4744,7 +4939,7 @@ func (x *PreserveRequest) String() string {
 func (*PreserveRequest) ProtoMessage() {}
 
 func (x *PreserveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[71]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4757,7 +4952,7 @@ func (x *PreserveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreserveRequest.ProtoReflect.Descriptor instead.
 func (*PreserveRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{71}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *PreserveRequest) GetVolumes() []string {
@@ -4825,7 +5020,7 @@ type PreserveResponse struct {
 
 func (x *PreserveResponse) Reset() {
 	*x = PreserveResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[72]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4837,7 +5032,7 @@ func (x *PreserveResponse) String() string {
 func (*PreserveResponse) ProtoMessage() {}
 
 func (x *PreserveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[72]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4850,7 +5045,7 @@ func (x *PreserveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreserveResponse.ProtoReflect.Descriptor instead.
 func (*PreserveResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{72}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *PreserveResponse) GetReport() *PreserveReport {
@@ -4881,7 +5076,7 @@ type PreserveReport struct {
 
 func (x *PreserveReport) Reset() {
 	*x = PreserveReport{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[73]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4893,7 +5088,7 @@ func (x *PreserveReport) String() string {
 func (*PreserveReport) ProtoMessage() {}
 
 func (x *PreserveReport) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[73]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4906,7 +5101,7 @@ func (x *PreserveReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreserveReport.ProtoReflect.Descriptor instead.
 func (*PreserveReport) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{73}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *PreserveReport) GetCutTime() *timestamppb.Timestamp {
@@ -4972,7 +5167,7 @@ type ListSnapshotsRequest struct {
 
 func (x *ListSnapshotsRequest) Reset() {
 	*x = ListSnapshotsRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[74]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4984,7 +5179,7 @@ func (x *ListSnapshotsRequest) String() string {
 func (*ListSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[74]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4997,7 +5192,7 @@ func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{74}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ListSnapshotsRequest) GetVolume() string {
@@ -5032,7 +5227,7 @@ type ListSnapshotsResponse struct {
 
 func (x *ListSnapshotsResponse) Reset() {
 	*x = ListSnapshotsResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[75]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5044,7 +5239,7 @@ func (x *ListSnapshotsResponse) String() string {
 func (*ListSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[75]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5057,7 +5252,7 @@ func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{75}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ListSnapshotsResponse) GetSnapshots() []*Snapshot {
@@ -5084,7 +5279,7 @@ type GetSnapshotRequest struct {
 
 func (x *GetSnapshotRequest) Reset() {
 	*x = GetSnapshotRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[76]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5096,7 +5291,7 @@ func (x *GetSnapshotRequest) String() string {
 func (*GetSnapshotRequest) ProtoMessage() {}
 
 func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[76]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5109,7 +5304,7 @@ func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*GetSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{76}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *GetSnapshotRequest) GetName() string {
@@ -5128,7 +5323,7 @@ type GetSnapshotResponse struct {
 
 func (x *GetSnapshotResponse) Reset() {
 	*x = GetSnapshotResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[77]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5140,7 +5335,7 @@ func (x *GetSnapshotResponse) String() string {
 func (*GetSnapshotResponse) ProtoMessage() {}
 
 func (x *GetSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[77]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5153,7 +5348,7 @@ func (x *GetSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*GetSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{77}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *GetSnapshotResponse) GetSnapshot() *Snapshot {
@@ -5173,7 +5368,7 @@ type VerifySnapshotRequest struct {
 
 func (x *VerifySnapshotRequest) Reset() {
 	*x = VerifySnapshotRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[78]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5185,7 +5380,7 @@ func (x *VerifySnapshotRequest) String() string {
 func (*VerifySnapshotRequest) ProtoMessage() {}
 
 func (x *VerifySnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[78]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5198,7 +5393,7 @@ func (x *VerifySnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifySnapshotRequest.ProtoReflect.Descriptor instead.
 func (*VerifySnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{78}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *VerifySnapshotRequest) GetName() string {
@@ -5221,7 +5416,7 @@ type VerifySnapshotResponse struct {
 
 func (x *VerifySnapshotResponse) Reset() {
 	*x = VerifySnapshotResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[79]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5233,7 +5428,7 @@ func (x *VerifySnapshotResponse) String() string {
 func (*VerifySnapshotResponse) ProtoMessage() {}
 
 func (x *VerifySnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[79]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5246,7 +5441,7 @@ func (x *VerifySnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifySnapshotResponse.ProtoReflect.Descriptor instead.
 func (*VerifySnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{79}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *VerifySnapshotResponse) GetContent() isVerifySnapshotResponse_Content {
@@ -5302,7 +5497,7 @@ type VerifyProgress struct {
 
 func (x *VerifyProgress) Reset() {
 	*x = VerifyProgress{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[80]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5314,7 +5509,7 @@ func (x *VerifyProgress) String() string {
 func (*VerifyProgress) ProtoMessage() {}
 
 func (x *VerifyProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[80]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5327,7 +5522,7 @@ func (x *VerifyProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyProgress.ProtoReflect.Descriptor instead.
 func (*VerifyProgress) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{80}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *VerifyProgress) GetDoneBytes() int64 {
@@ -5368,7 +5563,7 @@ type VerifyReport struct {
 
 func (x *VerifyReport) Reset() {
 	*x = VerifyReport{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[81]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5380,7 +5575,7 @@ func (x *VerifyReport) String() string {
 func (*VerifyReport) ProtoMessage() {}
 
 func (x *VerifyReport) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[81]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5393,7 +5588,7 @@ func (x *VerifyReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyReport.ProtoReflect.Descriptor instead.
 func (*VerifyReport) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{81}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *VerifyReport) GetSnapshot() string {
@@ -5467,7 +5662,7 @@ type BadBlock struct {
 
 func (x *BadBlock) Reset() {
 	*x = BadBlock{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[82]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5479,7 +5674,7 @@ func (x *BadBlock) String() string {
 func (*BadBlock) ProtoMessage() {}
 
 func (x *BadBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[82]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5492,7 +5687,7 @@ func (x *BadBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BadBlock.ProtoReflect.Descriptor instead.
 func (*BadBlock) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{82}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *BadBlock) GetImage() uint64 {
@@ -5540,7 +5735,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[83]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5552,7 +5747,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[83]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5565,7 +5760,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{83}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *Process) GetToken() string {
@@ -5638,7 +5833,7 @@ type BeginProcessRequest struct {
 
 func (x *BeginProcessRequest) Reset() {
 	*x = BeginProcessRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[84]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5650,7 +5845,7 @@ func (x *BeginProcessRequest) String() string {
 func (*BeginProcessRequest) ProtoMessage() {}
 
 func (x *BeginProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[84]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5663,7 +5858,7 @@ func (x *BeginProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeginProcessRequest.ProtoReflect.Descriptor instead.
 func (*BeginProcessRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{84}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *BeginProcessRequest) GetVolumes() []string {
@@ -5696,7 +5891,7 @@ type BeginProcessResponse struct {
 
 func (x *BeginProcessResponse) Reset() {
 	*x = BeginProcessResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[85]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5708,7 +5903,7 @@ func (x *BeginProcessResponse) String() string {
 func (*BeginProcessResponse) ProtoMessage() {}
 
 func (x *BeginProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[85]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5721,7 +5916,7 @@ func (x *BeginProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeginProcessResponse.ProtoReflect.Descriptor instead.
 func (*BeginProcessResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{85}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *BeginProcessResponse) GetProcess() *Process {
@@ -5742,7 +5937,7 @@ type EndProcessRequest struct {
 
 func (x *EndProcessRequest) Reset() {
 	*x = EndProcessRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[86]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5754,7 +5949,7 @@ func (x *EndProcessRequest) String() string {
 func (*EndProcessRequest) ProtoMessage() {}
 
 func (x *EndProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[86]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5767,7 +5962,7 @@ func (x *EndProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndProcessRequest.ProtoReflect.Descriptor instead.
 func (*EndProcessRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{86}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *EndProcessRequest) GetToken() string {
@@ -5793,7 +5988,7 @@ type EndProcessResponse struct {
 
 func (x *EndProcessResponse) Reset() {
 	*x = EndProcessResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[87]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5805,7 +6000,7 @@ func (x *EndProcessResponse) String() string {
 func (*EndProcessResponse) ProtoMessage() {}
 
 func (x *EndProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[87]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5818,7 +6013,7 @@ func (x *EndProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndProcessResponse.ProtoReflect.Descriptor instead.
 func (*EndProcessResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{87}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *EndProcessResponse) GetProcess() *Process {
@@ -5836,7 +6031,7 @@ type ListProcessesRequest struct {
 
 func (x *ListProcessesRequest) Reset() {
 	*x = ListProcessesRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[88]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5848,7 +6043,7 @@ func (x *ListProcessesRequest) String() string {
 func (*ListProcessesRequest) ProtoMessage() {}
 
 func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[88]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5861,7 +6056,7 @@ func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ListProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{88}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{92}
 }
 
 type ListProcessesResponse struct {
@@ -5873,7 +6068,7 @@ type ListProcessesResponse struct {
 
 func (x *ListProcessesResponse) Reset() {
 	*x = ListProcessesResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[89]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5885,7 +6080,7 @@ func (x *ListProcessesResponse) String() string {
 func (*ListProcessesResponse) ProtoMessage() {}
 
 func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[89]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5898,7 +6093,7 @@ func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ListProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{89}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *ListProcessesResponse) GetProcesses() []*Process {
@@ -5922,7 +6117,7 @@ type HoldProcessRequest struct {
 
 func (x *HoldProcessRequest) Reset() {
 	*x = HoldProcessRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[90]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5934,7 +6129,7 @@ func (x *HoldProcessRequest) String() string {
 func (*HoldProcessRequest) ProtoMessage() {}
 
 func (x *HoldProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[90]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5947,7 +6142,7 @@ func (x *HoldProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldProcessRequest.ProtoReflect.Descriptor instead.
 func (*HoldProcessRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{90}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *HoldProcessRequest) GetVolumes() []string {
@@ -5980,7 +6175,7 @@ type HoldProcessResponse struct {
 
 func (x *HoldProcessResponse) Reset() {
 	*x = HoldProcessResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[91]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5992,7 +6187,7 @@ func (x *HoldProcessResponse) String() string {
 func (*HoldProcessResponse) ProtoMessage() {}
 
 func (x *HoldProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[91]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6005,7 +6200,7 @@ func (x *HoldProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldProcessResponse.ProtoReflect.Descriptor instead.
 func (*HoldProcessResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{91}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *HoldProcessResponse) GetProcess() *Process {
@@ -6032,7 +6227,7 @@ type ImportRequest struct {
 
 func (x *ImportRequest) Reset() {
 	*x = ImportRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[92]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6044,7 +6239,7 @@ func (x *ImportRequest) String() string {
 func (*ImportRequest) ProtoMessage() {}
 
 func (x *ImportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[92]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6057,7 +6252,7 @@ func (x *ImportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportRequest.ProtoReflect.Descriptor instead.
 func (*ImportRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{92}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *ImportRequest) GetVolume() string {
@@ -6128,7 +6323,7 @@ type ImportResponse struct {
 
 func (x *ImportResponse) Reset() {
 	*x = ImportResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[93]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6140,7 +6335,7 @@ func (x *ImportResponse) String() string {
 func (*ImportResponse) ProtoMessage() {}
 
 func (x *ImportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[93]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6153,7 +6348,7 @@ func (x *ImportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportResponse.ProtoReflect.Descriptor instead.
 func (*ImportResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{93}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *ImportResponse) GetDataBytes() int64 {
@@ -6185,7 +6380,7 @@ type ExportRequest struct {
 
 func (x *ExportRequest) Reset() {
 	*x = ExportRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[94]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6197,7 +6392,7 @@ func (x *ExportRequest) String() string {
 func (*ExportRequest) ProtoMessage() {}
 
 func (x *ExportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[94]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6210,7 +6405,7 @@ func (x *ExportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
 func (*ExportRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{94}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *ExportRequest) GetName() string {
@@ -6258,7 +6453,7 @@ type ExportResponse struct {
 
 func (x *ExportResponse) Reset() {
 	*x = ExportResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[95]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6270,7 +6465,7 @@ func (x *ExportResponse) String() string {
 func (*ExportResponse) ProtoMessage() {}
 
 func (x *ExportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[95]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6283,7 +6478,7 @@ func (x *ExportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportResponse.ProtoReflect.Descriptor instead.
 func (*ExportResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{95}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *ExportResponse) GetSizeBytes() int64 {
@@ -6389,7 +6584,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[96]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6401,7 +6596,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[96]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6414,7 +6609,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{96}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *ApplyRequest) GetHeader() *ApplyHeader {
@@ -6508,7 +6703,7 @@ type ApplyHeader struct {
 
 func (x *ApplyHeader) Reset() {
 	*x = ApplyHeader{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[97]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6520,7 +6715,7 @@ func (x *ApplyHeader) String() string {
 func (*ApplyHeader) ProtoMessage() {}
 
 func (x *ApplyHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[97]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6533,7 +6728,7 @@ func (x *ApplyHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyHeader.ProtoReflect.Descriptor instead.
 func (*ApplyHeader) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{97}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *ApplyHeader) GetVolume() string {
@@ -6591,7 +6786,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[98]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6603,7 +6798,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tidemark_v1_tidemark_proto_msgTypes[98]
+	mi := &file_tidemark_v1_tidemark_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6616,7 +6811,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{98}
+	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *ApplyResponse) GetSnapshot() *Snapshot {
@@ -6705,7 +6900,17 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"size_bytes\x18\x02 \x01(\x03R\tsizeBytes\x12(\n" +
 	"\x05scope\x18\x03 \x01(\x0e2\x12.tidemark.v1.ScopeR\x05scope\"C\n" +
 	"\x14CreateVolumeResponse\x12+\n" +
-	"\x06volume\x18\x01 \x01(\v2\x13.tidemark.v1.VolumeR\x06volume\"*\n" +
+	"\x06volume\x18\x01 \x01(\v2\x13.tidemark.v1.VolumeR\x06volume\"M\n" +
+	"\x11HoldVolumeRequest\x128\n" +
+	"\x06volume\x18\x01 \x01(\v2 .tidemark.v1.CreateVolumeRequestR\x06volume\"W\n" +
+	"\x12HoldVolumeResponse\x12+\n" +
+	"\x06volume\x18\x01 \x01(\v2\x13.tidemark.v1.VolumeR\x06volume\x12\x14\n" +
+	"\x05token\x18\x02 \x01(\tR\x05token\"P\n" +
+	"\x10EndVolumeRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05token\x18\x02 \x01(\tR\x05token\x12\x12\n" +
+	"\x04keep\x18\x03 \x01(\bR\x04keep\"\x13\n" +
+	"\x11EndVolumeResponse\"*\n" +
 	"\x12ListVolumesRequest\x12\x14\n" +
 	"\x05sizes\x18\n" +
 	" \x01(\bR\x05sizes\"D\n" +
@@ -7144,10 +7349,13 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\x18VERIFY_STATE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14VERIFY_STATE_RUNNING\x10\x01\x12\x13\n" +
 	"\x0fVERIFY_STATE_OK\x10\x02\x12\x14\n" +
-	"\x10VERIFY_STATE_BAD\x10\x032\xcb\x1a\n" +
+	"\x10VERIFY_STATE_BAD\x10\x032\xe8\x1b\n" +
 	"\x0fTidemarkService\x12[\n" +
 	"\rGetServerInfo\x12!.tidemark.v1.GetServerInfoRequest\x1a\".tidemark.v1.GetServerInfoResponse\"\x03\x90\x02\x01\x12S\n" +
-	"\fCreateVolume\x12 .tidemark.v1.CreateVolumeRequest\x1a!.tidemark.v1.CreateVolumeResponse\x12U\n" +
+	"\fCreateVolume\x12 .tidemark.v1.CreateVolumeRequest\x1a!.tidemark.v1.CreateVolumeResponse\x12O\n" +
+	"\n" +
+	"HoldVolume\x12\x1e.tidemark.v1.HoldVolumeRequest\x1a\x1f.tidemark.v1.HoldVolumeResponse0\x01\x12J\n" +
+	"\tEndVolume\x12\x1d.tidemark.v1.EndVolumeRequest\x1a\x1e.tidemark.v1.EndVolumeResponse\x12U\n" +
 	"\vListVolumes\x12\x1f.tidemark.v1.ListVolumesRequest\x1a .tidemark.v1.ListVolumesResponse\"\x03\x90\x02\x01\x12O\n" +
 	"\tGetVolume\x12\x1d.tidemark.v1.GetVolumeRequest\x1a\x1e.tidemark.v1.GetVolumeResponse\"\x03\x90\x02\x01\x12S\n" +
 	"\fResizeVolume\x12 .tidemark.v1.ResizeVolumeRequest\x1a!.tidemark.v1.ResizeVolumeResponse\x12S\n" +
@@ -7204,7 +7412,7 @@ func file_tidemark_v1_tidemark_proto_rawDescGZIP() []byte {
 }
 
 var file_tidemark_v1_tidemark_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_tidemark_v1_tidemark_proto_msgTypes = make([]protoimpl.MessageInfo, 103)
+var file_tidemark_v1_tidemark_proto_msgTypes = make([]protoimpl.MessageInfo, 107)
 var file_tidemark_v1_tidemark_proto_goTypes = []any{
 	(Scope)(0),                      // 0: tidemark.v1.Scope
 	(State)(0),                      // 1: tidemark.v1.State
@@ -7222,279 +7430,289 @@ var file_tidemark_v1_tidemark_proto_goTypes = []any{
 	(*Sizes)(nil),                   // 13: tidemark.v1.Sizes
 	(*CreateVolumeRequest)(nil),     // 14: tidemark.v1.CreateVolumeRequest
 	(*CreateVolumeResponse)(nil),    // 15: tidemark.v1.CreateVolumeResponse
-	(*ListVolumesRequest)(nil),      // 16: tidemark.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),     // 17: tidemark.v1.ListVolumesResponse
-	(*GetVolumeRequest)(nil),        // 18: tidemark.v1.GetVolumeRequest
-	(*GetVolumeResponse)(nil),       // 19: tidemark.v1.GetVolumeResponse
-	(*ResizeVolumeRequest)(nil),     // 20: tidemark.v1.ResizeVolumeRequest
-	(*ResizeVolumeResponse)(nil),    // 21: tidemark.v1.ResizeVolumeResponse
-	(*DeleteVolumeRequest)(nil),     // 22: tidemark.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),    // 23: tidemark.v1.DeleteVolumeResponse
-	(*CloneVolumeRequest)(nil),      // 24: tidemark.v1.CloneVolumeRequest
-	(*CloneVolumeResponse)(nil),     // 25: tidemark.v1.CloneVolumeResponse
-	(*RollbackVolumeRequest)(nil),   // 26: tidemark.v1.RollbackVolumeRequest
-	(*RollbackVolumeResponse)(nil),  // 27: tidemark.v1.RollbackVolumeResponse
-	(*Group)(nil),                   // 28: tidemark.v1.Group
-	(*CreateGroupRequest)(nil),      // 29: tidemark.v1.CreateGroupRequest
-	(*CreateGroupResponse)(nil),     // 30: tidemark.v1.CreateGroupResponse
-	(*ChangeGroupRequest)(nil),      // 31: tidemark.v1.ChangeGroupRequest
-	(*ChangeGroupResponse)(nil),     // 32: tidemark.v1.ChangeGroupResponse
-	(*DeleteGroupRequest)(nil),      // 33: tidemark.v1.DeleteGroupRequest
-	(*DeleteGroupResponse)(nil),     // 34: tidemark.v1.DeleteGroupResponse
-	(*GetGroupRequest)(nil),         // 35: tidemark.v1.GetGroupRequest
-	(*GetGroupResponse)(nil),        // 36: tidemark.v1.GetGroupResponse
-	(*ListGroupsRequest)(nil),       // 37: tidemark.v1.ListGroupsRequest
-	(*ListGroupsResponse)(nil),      // 38: tidemark.v1.ListGroupsResponse
-	(*CloneGroupRequest)(nil),       // 39: tidemark.v1.CloneGroupRequest
-	(*CloneGroupResponse)(nil),      // 40: tidemark.v1.CloneGroupResponse
-	(*RollbackGroupRequest)(nil),    // 41: tidemark.v1.RollbackGroupRequest
-	(*RollbackGroupResponse)(nil),   // 42: tidemark.v1.RollbackGroupResponse
-	(*HoldDrillRequest)(nil),        // 43: tidemark.v1.HoldDrillRequest
-	(*HoldDrillResponse)(nil),       // 44: tidemark.v1.HoldDrillResponse
-	(*EndDrillRequest)(nil),         // 45: tidemark.v1.EndDrillRequest
-	(*EndDrillResponse)(nil),        // 46: tidemark.v1.EndDrillResponse
-	(*Drill)(nil),                   // 47: tidemark.v1.Drill
-	(*DeleteSnapshotRequest)(nil),   // 48: tidemark.v1.DeleteSnapshotRequest
-	(*DeleteSnapshotResponse)(nil),  // 49: tidemark.v1.DeleteSnapshotResponse
-	(*PreviewDeleteRequest)(nil),    // 50: tidemark.v1.PreviewDeleteRequest
-	(*PreviewDeleteResponse)(nil),   // 51: tidemark.v1.PreviewDeleteResponse
-	(*AwaitReclaimRequest)(nil),     // 52: tidemark.v1.AwaitReclaimRequest
-	(*AwaitReclaimResponse)(nil),    // 53: tidemark.v1.AwaitReclaimResponse
-	(*Reclaim)(nil),                 // 54: tidemark.v1.Reclaim
-	(*DiffSnapshotsRequest)(nil),    // 55: tidemark.v1.DiffSnapshotsRequest
-	(*DiffSnapshotsResponse)(nil),   // 56: tidemark.v1.DiffSnapshotsResponse
-	(*DiffExtent)(nil),              // 57: tidemark.v1.DiffExtent
-	(*Snapshot)(nil),                // 58: tidemark.v1.Snapshot
-	(*HoldSnapshotRequest)(nil),     // 59: tidemark.v1.HoldSnapshotRequest
-	(*HoldSnapshotResponse)(nil),    // 60: tidemark.v1.HoldSnapshotResponse
-	(*ReleaseSnapshotRequest)(nil),  // 61: tidemark.v1.ReleaseSnapshotRequest
-	(*ReleaseSnapshotResponse)(nil), // 62: tidemark.v1.ReleaseSnapshotResponse
-	(*LabelSnapshotRequest)(nil),    // 63: tidemark.v1.LabelSnapshotRequest
-	(*LabelSnapshotResponse)(nil),   // 64: tidemark.v1.LabelSnapshotResponse
-	(*Schedule)(nil),                // 65: tidemark.v1.Schedule
-	(*DrilledSnapshot)(nil),         // 66: tidemark.v1.DrilledSnapshot
-	(*SetScheduleRequest)(nil),      // 67: tidemark.v1.SetScheduleRequest
-	(*SetScheduleResponse)(nil),     // 68: tidemark.v1.SetScheduleResponse
-	(*PreviewScheduleRequest)(nil),  // 69: tidemark.v1.PreviewScheduleRequest
-	(*PreviewScheduleResponse)(nil), // 70: tidemark.v1.PreviewScheduleResponse
-	(*ListSchedulesRequest)(nil),    // 71: tidemark.v1.ListSchedulesRequest
-	(*ListSchedulesResponse)(nil),   // 72: tidemark.v1.ListSchedulesResponse
-	(*GetScheduleRequest)(nil),      // 73: tidemark.v1.GetScheduleRequest
-	(*GetScheduleResponse)(nil),     // 74: tidemark.v1.GetScheduleResponse
-	(*RemoveScheduleRequest)(nil),   // 75: tidemark.v1.RemoveScheduleRequest
-	(*RemoveScheduleResponse)(nil),  // 76: tidemark.v1.RemoveScheduleResponse
-	(*Verification)(nil),            // 77: tidemark.v1.Verification
-	(*PreserveRequest)(nil),         // 78: tidemark.v1.PreserveRequest
-	(*PreserveResponse)(nil),        // 79: tidemark.v1.PreserveResponse
-	(*PreserveReport)(nil),          // 80: tidemark.v1.PreserveReport
-	(*ListSnapshotsRequest)(nil),    // 81: tidemark.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil),   // 82: tidemark.v1.ListSnapshotsResponse
-	(*GetSnapshotRequest)(nil),      // 83: tidemark.v1.GetSnapshotRequest
-	(*GetSnapshotResponse)(nil),     // 84: tidemark.v1.GetSnapshotResponse
-	(*VerifySnapshotRequest)(nil),   // 85: tidemark.v1.VerifySnapshotRequest
-	(*VerifySnapshotResponse)(nil),  // 86: tidemark.v1.VerifySnapshotResponse
-	(*VerifyProgress)(nil),          // 87: tidemark.v1.VerifyProgress
-	(*VerifyReport)(nil),            // 88: tidemark.v1.VerifyReport
-	(*BadBlock)(nil),                // 89: tidemark.v1.BadBlock
-	(*Process)(nil),                 // 90: tidemark.v1.Process
-	(*BeginProcessRequest)(nil),     // 91: tidemark.v1.BeginProcessRequest
-	(*BeginProcessResponse)(nil),    // 92: tidemark.v1.BeginProcessResponse
-	(*EndProcessRequest)(nil),       // 93: tidemark.v1.EndProcessRequest
-	(*EndProcessResponse)(nil),      // 94: tidemark.v1.EndProcessResponse
-	(*ListProcessesRequest)(nil),    // 95: tidemark.v1.ListProcessesRequest
-	(*ListProcessesResponse)(nil),   // 96: tidemark.v1.ListProcessesResponse
-	(*HoldProcessRequest)(nil),      // 97: tidemark.v1.HoldProcessRequest
-	(*HoldProcessResponse)(nil),     // 98: tidemark.v1.HoldProcessResponse
-	(*ImportRequest)(nil),           // 99: tidemark.v1.ImportRequest
-	(*ImportResponse)(nil),          // 100: tidemark.v1.ImportResponse
-	(*ExportRequest)(nil),           // 101: tidemark.v1.ExportRequest
-	(*ExportResponse)(nil),          // 102: tidemark.v1.ExportResponse
-	(*ApplyRequest)(nil),            // 103: tidemark.v1.ApplyRequest
-	(*ApplyHeader)(nil),             // 104: tidemark.v1.ApplyHeader
-	(*ApplyResponse)(nil),           // 105: tidemark.v1.ApplyResponse
-	nil,                             // 106: tidemark.v1.Snapshot.LabelsEntry
-	nil,                             // 107: tidemark.v1.LabelSnapshotRequest.SetEntry
-	nil,                             // 108: tidemark.v1.PreserveRequest.LabelsEntry
-	nil,                             // 109: tidemark.v1.ListSnapshotsRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil),   // 110: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 111: google.protobuf.Duration
+	(*HoldVolumeRequest)(nil),       // 16: tidemark.v1.HoldVolumeRequest
+	(*HoldVolumeResponse)(nil),      // 17: tidemark.v1.HoldVolumeResponse
+	(*EndVolumeRequest)(nil),        // 18: tidemark.v1.EndVolumeRequest
+	(*EndVolumeResponse)(nil),       // 19: tidemark.v1.EndVolumeResponse
+	(*ListVolumesRequest)(nil),      // 20: tidemark.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),     // 21: tidemark.v1.ListVolumesResponse
+	(*GetVolumeRequest)(nil),        // 22: tidemark.v1.GetVolumeRequest
+	(*GetVolumeResponse)(nil),       // 23: tidemark.v1.GetVolumeResponse
+	(*ResizeVolumeRequest)(nil),     // 24: tidemark.v1.ResizeVolumeRequest
+	(*ResizeVolumeResponse)(nil),    // 25: tidemark.v1.ResizeVolumeResponse
+	(*DeleteVolumeRequest)(nil),     // 26: tidemark.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),    // 27: tidemark.v1.DeleteVolumeResponse
+	(*CloneVolumeRequest)(nil),      // 28: tidemark.v1.CloneVolumeRequest
+	(*CloneVolumeResponse)(nil),     // 29: tidemark.v1.CloneVolumeResponse
+	(*RollbackVolumeRequest)(nil),   // 30: tidemark.v1.RollbackVolumeRequest
+	(*RollbackVolumeResponse)(nil),  // 31: tidemark.v1.RollbackVolumeResponse
+	(*Group)(nil),                   // 32: tidemark.v1.Group
+	(*CreateGroupRequest)(nil),      // 33: tidemark.v1.CreateGroupRequest
+	(*CreateGroupResponse)(nil),     // 34: tidemark.v1.CreateGroupResponse
+	(*ChangeGroupRequest)(nil),      // 35: tidemark.v1.ChangeGroupRequest
+	(*ChangeGroupResponse)(nil),     // 36: tidemark.v1.ChangeGroupResponse
+	(*DeleteGroupRequest)(nil),      // 37: tidemark.v1.DeleteGroupRequest
+	(*DeleteGroupResponse)(nil),     // 38: tidemark.v1.DeleteGroupResponse
+	(*GetGroupRequest)(nil),         // 39: tidemark.v1.GetGroupRequest
+	(*GetGroupResponse)(nil),        // 40: tidemark.v1.GetGroupResponse
+	(*ListGroupsRequest)(nil),       // 41: tidemark.v1.ListGroupsRequest
+	(*ListGroupsResponse)(nil),      // 42: tidemark.v1.ListGroupsResponse
+	(*CloneGroupRequest)(nil),       // 43: tidemark.v1.CloneGroupRequest
+	(*CloneGroupResponse)(nil),      // 44: tidemark.v1.CloneGroupResponse
+	(*RollbackGroupRequest)(nil),    // 45: tidemark.v1.RollbackGroupRequest
+	(*RollbackGroupResponse)(nil),   // 46: tidemark.v1.RollbackGroupResponse
+	(*HoldDrillRequest)(nil),        // 47: tidemark.v1.HoldDrillRequest
+	(*HoldDrillResponse)(nil),       // 48: tidemark.v1.HoldDrillResponse
+	(*EndDrillRequest)(nil),         // 49: tidemark.v1.EndDrillRequest
+	(*EndDrillResponse)(nil),        // 50: tidemark.v1.EndDrillResponse
+	(*Drill)(nil),                   // 51: tidemark.v1.Drill
+	(*DeleteSnapshotRequest)(nil),   // 52: tidemark.v1.DeleteSnapshotRequest
+	(*DeleteSnapshotResponse)(nil),  // 53: tidemark.v1.DeleteSnapshotResponse
+	(*PreviewDeleteRequest)(nil),    // 54: tidemark.v1.PreviewDeleteRequest
+	(*PreviewDeleteResponse)(nil),   // 55: tidemark.v1.PreviewDeleteResponse
+	(*AwaitReclaimRequest)(nil),     // 56: tidemark.v1.AwaitReclaimRequest
+	(*AwaitReclaimResponse)(nil),    // 57: tidemark.v1.AwaitReclaimResponse
+	(*Reclaim)(nil),                 // 58: tidemark.v1.Reclaim
+	(*DiffSnapshotsRequest)(nil),    // 59: tidemark.v1.DiffSnapshotsRequest
+	(*DiffSnapshotsResponse)(nil),   // 60: tidemark.v1.DiffSnapshotsResponse
+	(*DiffExtent)(nil),              // 61: tidemark.v1.DiffExtent
+	(*Snapshot)(nil),                // 62: tidemark.v1.Snapshot
+	(*HoldSnapshotRequest)(nil),     // 63: tidemark.v1.HoldSnapshotRequest
+	(*HoldSnapshotResponse)(nil),    // 64: tidemark.v1.HoldSnapshotResponse
+	(*ReleaseSnapshotRequest)(nil),  // 65: tidemark.v1.ReleaseSnapshotRequest
+	(*ReleaseSnapshotResponse)(nil), // 66: tidemark.v1.ReleaseSnapshotResponse
+	(*LabelSnapshotRequest)(nil),    // 67: tidemark.v1.LabelSnapshotRequest
+	(*LabelSnapshotResponse)(nil),   // 68: tidemark.v1.LabelSnapshotResponse
+	(*Schedule)(nil),                // 69: tidemark.v1.Schedule
+	(*DrilledSnapshot)(nil),         // 70: tidemark.v1.DrilledSnapshot
+	(*SetScheduleRequest)(nil),      // 71: tidemark.v1.SetScheduleRequest
+	(*SetScheduleResponse)(nil),     // 72: tidemark.v1.SetScheduleResponse
+	(*PreviewScheduleRequest)(nil),  // 73: tidemark.v1.PreviewScheduleRequest
+	(*PreviewScheduleResponse)(nil), // 74: tidemark.v1.PreviewScheduleResponse
+	(*ListSchedulesRequest)(nil),    // 75: tidemark.v1.ListSchedulesRequest
+	(*ListSchedulesResponse)(nil),   // 76: tidemark.v1.ListSchedulesResponse
+	(*GetScheduleRequest)(nil),      // 77: tidemark.v1.GetScheduleRequest
+	(*GetScheduleResponse)(nil),     // 78: tidemark.v1.GetScheduleResponse
+	(*RemoveScheduleRequest)(nil),   // 79: tidemark.v1.RemoveScheduleRequest
+	(*RemoveScheduleResponse)(nil),  // 80: tidemark.v1.RemoveScheduleResponse
+	(*Verification)(nil),            // 81: tidemark.v1.Verification
+	(*PreserveRequest)(nil),         // 82: tidemark.v1.PreserveRequest
+	(*PreserveResponse)(nil),        // 83: tidemark.v1.PreserveResponse
+	(*PreserveReport)(nil),          // 84: tidemark.v1.PreserveReport
+	(*ListSnapshotsRequest)(nil),    // 85: tidemark.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),   // 86: tidemark.v1.ListSnapshotsResponse
+	(*GetSnapshotRequest)(nil),      // 87: tidemark.v1.GetSnapshotRequest
+	(*GetSnapshotResponse)(nil),     // 88: tidemark.v1.GetSnapshotResponse
+	(*VerifySnapshotRequest)(nil),   // 89: tidemark.v1.VerifySnapshotRequest
+	(*VerifySnapshotResponse)(nil),  // 90: tidemark.v1.VerifySnapshotResponse
+	(*VerifyProgress)(nil),          // 91: tidemark.v1.VerifyProgress
+	(*VerifyReport)(nil),            // 92: tidemark.v1.VerifyReport
+	(*BadBlock)(nil),                // 93: tidemark.v1.BadBlock
+	(*Process)(nil),                 // 94: tidemark.v1.Process
+	(*BeginProcessRequest)(nil),     // 95: tidemark.v1.BeginProcessRequest
+	(*BeginProcessResponse)(nil),    // 96: tidemark.v1.BeginProcessResponse
+	(*EndProcessRequest)(nil),       // 97: tidemark.v1.EndProcessRequest
+	(*EndProcessResponse)(nil),      // 98: tidemark.v1.EndProcessResponse
+	(*ListProcessesRequest)(nil),    // 99: tidemark.v1.ListProcessesRequest
+	(*ListProcessesResponse)(nil),   // 100: tidemark.v1.ListProcessesResponse
+	(*HoldProcessRequest)(nil),      // 101: tidemark.v1.HoldProcessRequest
+	(*HoldProcessResponse)(nil),     // 102: tidemark.v1.HoldProcessResponse
+	(*ImportRequest)(nil),           // 103: tidemark.v1.ImportRequest
+	(*ImportResponse)(nil),          // 104: tidemark.v1.ImportResponse
+	(*ExportRequest)(nil),           // 105: tidemark.v1.ExportRequest
+	(*ExportResponse)(nil),          // 106: tidemark.v1.ExportResponse
+	(*ApplyRequest)(nil),            // 107: tidemark.v1.ApplyRequest
+	(*ApplyHeader)(nil),             // 108: tidemark.v1.ApplyHeader
+	(*ApplyResponse)(nil),           // 109: tidemark.v1.ApplyResponse
+	nil,                             // 110: tidemark.v1.Snapshot.LabelsEntry
+	nil,                             // 111: tidemark.v1.LabelSnapshotRequest.SetEntry
+	nil,                             // 112: tidemark.v1.PreserveRequest.LabelsEntry
+	nil,                             // 113: tidemark.v1.ListSnapshotsRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil),   // 114: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 115: google.protobuf.Duration
 }
 var file_tidemark_v1_tidemark_proto_depIdxs = []int32{
 	5,   // 0: tidemark.v1.ErrorDetail.reason:type_name -> tidemark.v1.Reason
-	80,  // 1: tidemark.v1.ErrorDetail.report:type_name -> tidemark.v1.PreserveReport
+	84,  // 1: tidemark.v1.ErrorDetail.report:type_name -> tidemark.v1.PreserveReport
 	10,  // 2: tidemark.v1.GetServerInfoResponse.space:type_name -> tidemark.v1.Space
 	11,  // 3: tidemark.v1.Space.warn_at:type_name -> tidemark.v1.Mark
 	11,  // 4: tidemark.v1.Space.refuse_preserves_at:type_name -> tidemark.v1.Mark
 	0,   // 5: tidemark.v1.Volume.scope:type_name -> tidemark.v1.Scope
-	110, // 6: tidemark.v1.Volume.create_time:type_name -> google.protobuf.Timestamp
+	114, // 6: tidemark.v1.Volume.create_time:type_name -> google.protobuf.Timestamp
 	13,  // 7: tidemark.v1.Volume.sizes:type_name -> tidemark.v1.Sizes
 	13,  // 8: tidemark.v1.Volume.sizes_with_snapshots:type_name -> tidemark.v1.Sizes
 	0,   // 9: tidemark.v1.CreateVolumeRequest.scope:type_name -> tidemark.v1.Scope
 	12,  // 10: tidemark.v1.CreateVolumeResponse.volume:type_name -> tidemark.v1.Volume
-	12,  // 11: tidemark.v1.ListVolumesResponse.volumes:type_name -> tidemark.v1.Volume
-	12,  // 12: tidemark.v1.GetVolumeResponse.volume:type_name -> tidemark.v1.Volume
-	12,  // 13: tidemark.v1.ResizeVolumeResponse.volume:type_name -> tidemark.v1.Volume
-	12,  // 14: tidemark.v1.CloneVolumeResponse.volume:type_name -> tidemark.v1.Volume
-	12,  // 15: tidemark.v1.RollbackVolumeResponse.volume:type_name -> tidemark.v1.Volume
-	110, // 16: tidemark.v1.Group.create_time:type_name -> google.protobuf.Timestamp
-	28,  // 17: tidemark.v1.CreateGroupResponse.group:type_name -> tidemark.v1.Group
-	28,  // 18: tidemark.v1.ChangeGroupResponse.group:type_name -> tidemark.v1.Group
-	28,  // 19: tidemark.v1.GetGroupResponse.group:type_name -> tidemark.v1.Group
-	28,  // 20: tidemark.v1.ListGroupsResponse.groups:type_name -> tidemark.v1.Group
-	28,  // 21: tidemark.v1.CloneGroupResponse.group:type_name -> tidemark.v1.Group
-	12,  // 22: tidemark.v1.CloneGroupResponse.volumes:type_name -> tidemark.v1.Volume
-	12,  // 23: tidemark.v1.RollbackGroupResponse.volumes:type_name -> tidemark.v1.Volume
-	12,  // 24: tidemark.v1.HoldDrillResponse.volume:type_name -> tidemark.v1.Volume
-	47,  // 25: tidemark.v1.EndDrillRequest.result:type_name -> tidemark.v1.Drill
-	58,  // 26: tidemark.v1.EndDrillResponse.snapshot:type_name -> tidemark.v1.Snapshot
-	110, // 27: tidemark.v1.Drill.time:type_name -> google.protobuf.Timestamp
-	111, // 28: tidemark.v1.Drill.took:type_name -> google.protobuf.Duration
-	13,  // 29: tidemark.v1.PreviewDeleteResponse.sizes:type_name -> tidemark.v1.Sizes
-	54,  // 30: tidemark.v1.AwaitReclaimResponse.reclaim:type_name -> tidemark.v1.Reclaim
-	111, // 31: tidemark.v1.Reclaim.left:type_name -> google.protobuf.Duration
-	57,  // 32: tidemark.v1.DiffSnapshotsResponse.extents:type_name -> tidemark.v1.DiffExtent
-	1,   // 33: tidemark.v1.Snapshot.state:type_name -> tidemark.v1.State
-	2,   // 34: tidemark.v1.Snapshot.consistency:type_name -> tidemark.v1.Consistency
-	110, // 35: tidemark.v1.Snapshot.cut_time:type_name -> google.protobuf.Timestamp
-	111, // 36: tidemark.v1.Snapshot.drain_duration:type_name -> google.protobuf.Duration
-	77,  // 37: tidemark.v1.Snapshot.verification:type_name -> tidemark.v1.Verification
-	106, // 38: tidemark.v1.Snapshot.labels:type_name -> tidemark.v1.Snapshot.LabelsEntry
-	110, // 39: tidemark.v1.Snapshot.held_until:type_name -> google.protobuf.Timestamp
-	47,  // 40: tidemark.v1.Snapshot.drill:type_name -> tidemark.v1.Drill
-	13,  // 41: tidemark.v1.Snapshot.sizes:type_name -> tidemark.v1.Sizes
-	58,  // 42: tidemark.v1.HoldSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
-	58,  // 43: tidemark.v1.ReleaseSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
-	107, // 44: tidemark.v1.LabelSnapshotRequest.set:type_name -> tidemark.v1.LabelSnapshotRequest.SetEntry
-	58,  // 45: tidemark.v1.LabelSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
-	110, // 46: tidemark.v1.Schedule.next_time:type_name -> google.protobuf.Timestamp
-	110, // 47: tidemark.v1.Schedule.last_time:type_name -> google.protobuf.Timestamp
-	66,  // 48: tidemark.v1.Schedule.drilled:type_name -> tidemark.v1.DrilledSnapshot
-	111, // 49: tidemark.v1.Schedule.wait:type_name -> google.protobuf.Duration
-	3,   // 50: tidemark.v1.Schedule.on_timeout:type_name -> tidemark.v1.OnTimeout
-	47,  // 51: tidemark.v1.DrilledSnapshot.drill:type_name -> tidemark.v1.Drill
-	111, // 52: tidemark.v1.SetScheduleRequest.wait:type_name -> google.protobuf.Duration
-	3,   // 53: tidemark.v1.SetScheduleRequest.on_timeout:type_name -> tidemark.v1.OnTimeout
-	65,  // 54: tidemark.v1.SetScheduleResponse.schedule:type_name -> tidemark.v1.Schedule
-	111, // 55: tidemark.v1.PreviewScheduleRequest.wait:type_name -> google.protobuf.Duration
-	3,   // 56: tidemark.v1.PreviewScheduleRequest.on_timeout:type_name -> tidemark.v1.OnTimeout
-	110, // 57: tidemark.v1.PreviewScheduleResponse.next_times:type_name -> google.protobuf.Timestamp
-	65,  // 58: tidemark.v1.ListSchedulesResponse.schedules:type_name -> tidemark.v1.Schedule
-	65,  // 59: tidemark.v1.GetScheduleResponse.schedule:type_name -> tidemark.v1.Schedule
-	6,   // 60: tidemark.v1.Verification.state:type_name -> tidemark.v1.VerifyState
-	110, // 61: tidemark.v1.Verification.last_time:type_name -> google.protobuf.Timestamp
-	111, // 62: tidemark.v1.PreserveRequest.wait:type_name -> google.protobuf.Duration
-	3,   // 63: tidemark.v1.PreserveRequest.on_timeout:type_name -> tidemark.v1.OnTimeout
-	4,   // 64: tidemark.v1.PreserveRequest.on_conflict:type_name -> tidemark.v1.OnConflict
-	108, // 65: tidemark.v1.PreserveRequest.labels:type_name -> tidemark.v1.PreserveRequest.LabelsEntry
-	80,  // 66: tidemark.v1.PreserveResponse.report:type_name -> tidemark.v1.PreserveReport
-	110, // 67: tidemark.v1.PreserveReport.cut_time:type_name -> google.protobuf.Timestamp
-	111, // 68: tidemark.v1.PreserveReport.drain_duration:type_name -> google.protobuf.Duration
-	111, // 69: tidemark.v1.PreserveReport.largest_stall:type_name -> google.protobuf.Duration
-	111, // 70: tidemark.v1.PreserveReport.largest_stall_before:type_name -> google.protobuf.Duration
-	111, // 71: tidemark.v1.PreserveReport.took:type_name -> google.protobuf.Duration
-	58,  // 72: tidemark.v1.PreserveReport.snapshots:type_name -> tidemark.v1.Snapshot
-	109, // 73: tidemark.v1.ListSnapshotsRequest.labels:type_name -> tidemark.v1.ListSnapshotsRequest.LabelsEntry
-	58,  // 74: tidemark.v1.ListSnapshotsResponse.snapshots:type_name -> tidemark.v1.Snapshot
-	54,  // 75: tidemark.v1.ListSnapshotsResponse.reclaim:type_name -> tidemark.v1.Reclaim
-	58,  // 76: tidemark.v1.GetSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
-	87,  // 77: tidemark.v1.VerifySnapshotResponse.progress:type_name -> tidemark.v1.VerifyProgress
-	88,  // 78: tidemark.v1.VerifySnapshotResponse.report:type_name -> tidemark.v1.VerifyReport
-	89,  // 79: tidemark.v1.VerifyReport.bad:type_name -> tidemark.v1.BadBlock
-	111, // 80: tidemark.v1.VerifyReport.took:type_name -> google.protobuf.Duration
-	0,   // 81: tidemark.v1.Process.scope:type_name -> tidemark.v1.Scope
-	110, // 82: tidemark.v1.Process.begin_time:type_name -> google.protobuf.Timestamp
-	110, // 83: tidemark.v1.Process.waited_since:type_name -> google.protobuf.Timestamp
-	90,  // 84: tidemark.v1.BeginProcessResponse.process:type_name -> tidemark.v1.Process
-	90,  // 85: tidemark.v1.EndProcessResponse.process:type_name -> tidemark.v1.Process
-	90,  // 86: tidemark.v1.ListProcessesResponse.processes:type_name -> tidemark.v1.Process
-	90,  // 87: tidemark.v1.HoldProcessResponse.process:type_name -> tidemark.v1.Process
-	104, // 88: tidemark.v1.ApplyRequest.header:type_name -> tidemark.v1.ApplyHeader
-	58,  // 89: tidemark.v1.ApplyResponse.snapshot:type_name -> tidemark.v1.Snapshot
-	8,   // 90: tidemark.v1.TidemarkService.GetServerInfo:input_type -> tidemark.v1.GetServerInfoRequest
-	14,  // 91: tidemark.v1.TidemarkService.CreateVolume:input_type -> tidemark.v1.CreateVolumeRequest
-	16,  // 92: tidemark.v1.TidemarkService.ListVolumes:input_type -> tidemark.v1.ListVolumesRequest
-	18,  // 93: tidemark.v1.TidemarkService.GetVolume:input_type -> tidemark.v1.GetVolumeRequest
-	20,  // 94: tidemark.v1.TidemarkService.ResizeVolume:input_type -> tidemark.v1.ResizeVolumeRequest
-	22,  // 95: tidemark.v1.TidemarkService.DeleteVolume:input_type -> tidemark.v1.DeleteVolumeRequest
-	78,  // 96: tidemark.v1.TidemarkService.Preserve:input_type -> tidemark.v1.PreserveRequest
-	81,  // 97: tidemark.v1.TidemarkService.ListSnapshots:input_type -> tidemark.v1.ListSnapshotsRequest
-	83,  // 98: tidemark.v1.TidemarkService.GetSnapshot:input_type -> tidemark.v1.GetSnapshotRequest
-	24,  // 99: tidemark.v1.TidemarkService.CloneVolume:input_type -> tidemark.v1.CloneVolumeRequest
-	26,  // 100: tidemark.v1.TidemarkService.RollbackVolume:input_type -> tidemark.v1.RollbackVolumeRequest
-	29,  // 101: tidemark.v1.TidemarkService.CreateGroup:input_type -> tidemark.v1.CreateGroupRequest
-	31,  // 102: tidemark.v1.TidemarkService.ChangeGroup:input_type -> tidemark.v1.ChangeGroupRequest
-	33,  // 103: tidemark.v1.TidemarkService.DeleteGroup:input_type -> tidemark.v1.DeleteGroupRequest
-	35,  // 104: tidemark.v1.TidemarkService.GetGroup:input_type -> tidemark.v1.GetGroupRequest
-	37,  // 105: tidemark.v1.TidemarkService.ListGroups:input_type -> tidemark.v1.ListGroupsRequest
-	39,  // 106: tidemark.v1.TidemarkService.CloneGroup:input_type -> tidemark.v1.CloneGroupRequest
-	41,  // 107: tidemark.v1.TidemarkService.RollbackGroup:input_type -> tidemark.v1.RollbackGroupRequest
-	43,  // 108: tidemark.v1.TidemarkService.HoldDrill:input_type -> tidemark.v1.HoldDrillRequest
-	45,  // 109: tidemark.v1.TidemarkService.EndDrill:input_type -> tidemark.v1.EndDrillRequest
-	48,  // 110: tidemark.v1.TidemarkService.DeleteSnapshot:input_type -> tidemark.v1.DeleteSnapshotRequest
-	50,  // 111: tidemark.v1.TidemarkService.PreviewDelete:input_type -> tidemark.v1.PreviewDeleteRequest
-	55,  // 112: tidemark.v1.TidemarkService.DiffSnapshots:input_type -> tidemark.v1.DiffSnapshotsRequest
-	52,  // 113: tidemark.v1.TidemarkService.AwaitReclaim:input_type -> tidemark.v1.AwaitReclaimRequest
-	59,  // 114: tidemark.v1.TidemarkService.HoldSnapshot:input_type -> tidemark.v1.HoldSnapshotRequest
-	61,  // 115: tidemark.v1.TidemarkService.ReleaseSnapshot:input_type -> tidemark.v1.ReleaseSnapshotRequest
-	63,  // 116: tidemark.v1.TidemarkService.LabelSnapshot:input_type -> tidemark.v1.LabelSnapshotRequest
-	67,  // 117: tidemark.v1.TidemarkService.SetSchedule:input_type -> tidemark.v1.SetScheduleRequest
-	69,  // 118: tidemark.v1.TidemarkService.PreviewSchedule:input_type -> tidemark.v1.PreviewScheduleRequest
-	71,  // 119: tidemark.v1.TidemarkService.ListSchedules:input_type -> tidemark.v1.ListSchedulesRequest
-	73,  // 120: tidemark.v1.TidemarkService.GetSchedule:input_type -> tidemark.v1.GetScheduleRequest
-	75,  // 121: tidemark.v1.TidemarkService.RemoveSchedule:input_type -> tidemark.v1.RemoveScheduleRequest
-	85,  // 122: tidemark.v1.TidemarkService.VerifySnapshot:input_type -> tidemark.v1.VerifySnapshotRequest
-	91,  // 123: tidemark.v1.TidemarkService.BeginProcess:input_type -> tidemark.v1.BeginProcessRequest
-	93,  // 124: tidemark.v1.TidemarkService.EndProcess:input_type -> tidemark.v1.EndProcessRequest
-	95,  // 125: tidemark.v1.TidemarkService.ListProcesses:input_type -> tidemark.v1.ListProcessesRequest
-	97,  // 126: tidemark.v1.TidemarkService.HoldProcess:input_type -> tidemark.v1.HoldProcessRequest
-	99,  // 127: tidemark.v1.TidemarkService.Import:input_type -> tidemark.v1.ImportRequest
-	101, // 128: tidemark.v1.TidemarkService.Export:input_type -> tidemark.v1.ExportRequest
-	103, // 129: tidemark.v1.TidemarkService.Apply:input_type -> tidemark.v1.ApplyRequest
-	9,   // 130: tidemark.v1.TidemarkService.GetServerInfo:output_type -> tidemark.v1.GetServerInfoResponse
-	15,  // 131: tidemark.v1.TidemarkService.CreateVolume:output_type -> tidemark.v1.CreateVolumeResponse
-	17,  // 132: tidemark.v1.TidemarkService.ListVolumes:output_type -> tidemark.v1.ListVolumesResponse
-	19,  // 133: tidemark.v1.TidemarkService.GetVolume:output_type -> tidemark.v1.GetVolumeResponse
-	21,  // 134: tidemark.v1.TidemarkService.ResizeVolume:output_type -> tidemark.v1.ResizeVolumeResponse
-	23,  // 135: tidemark.v1.TidemarkService.DeleteVolume:output_type -> tidemark.v1.DeleteVolumeResponse
-	79,  // 136: tidemark.v1.TidemarkService.Preserve:output_type -> tidemark.v1.PreserveResponse
-	82,  // 137: tidemark.v1.TidemarkService.ListSnapshots:output_type -> tidemark.v1.ListSnapshotsResponse
-	84,  // 138: tidemark.v1.TidemarkService.GetSnapshot:output_type -> tidemark.v1.GetSnapshotResponse
-	25,  // 139: tidemark.v1.TidemarkService.CloneVolume:output_type -> tidemark.v1.CloneVolumeResponse
-	27,  // 140: tidemark.v1.TidemarkService.RollbackVolume:output_type -> tidemark.v1.RollbackVolumeResponse
-	30,  // 141: tidemark.v1.TidemarkService.CreateGroup:output_type -> tidemark.v1.CreateGroupResponse
-	32,  // 142: tidemark.v1.TidemarkService.ChangeGroup:output_type -> tidemark.v1.ChangeGroupResponse
-	34,  // 143: tidemark.v1.TidemarkService.DeleteGroup:output_type -> tidemark.v1.DeleteGroupResponse
-	36,  // 144: tidemark.v1.TidemarkService.GetGroup:output_type -> tidemark.v1.GetGroupResponse
-	38,  // 145: tidemark.v1.TidemarkService.ListGroups:output_type -> tidemark.v1.ListGroupsResponse
-	40,  // 146: tidemark.v1.TidemarkService.CloneGroup:output_type -> tidemark.v1.CloneGroupResponse
-	42,  // 147: tidemark.v1.TidemarkService.RollbackGroup:output_type -> tidemark.v1.RollbackGroupResponse
-	44,  // 148: tidemark.v1.TidemarkService.HoldDrill:output_type -> tidemark.v1.HoldDrillResponse
-	46,  // 149: tidemark.v1.TidemarkService.EndDrill:output_type -> tidemark.v1.EndDrillResponse
-	49,  // 150: tidemark.v1.TidemarkService.DeleteSnapshot:output_type -> tidemark.v1.DeleteSnapshotResponse
-	51,  // 151: tidemark.v1.TidemarkService.PreviewDelete:output_type -> tidemark.v1.PreviewDeleteResponse
-	56,  // 152: tidemark.v1.TidemarkService.DiffSnapshots:output_type -> tidemark.v1.DiffSnapshotsResponse
-	53,  // 153: tidemark.v1.TidemarkService.AwaitReclaim:output_type -> tidemark.v1.AwaitReclaimResponse
-	60,  // 154: tidemark.v1.TidemarkService.HoldSnapshot:output_type -> tidemark.v1.HoldSnapshotResponse
-	62,  // 155: tidemark.v1.TidemarkService.ReleaseSnapshot:output_type -> tidemark.v1.ReleaseSnapshotResponse
-	64,  // 156: tidemark.v1.TidemarkService.LabelSnapshot:output_type -> tidemark.v1.LabelSnapshotResponse
-	68,  // 157: tidemark.v1.TidemarkService.SetSchedule:output_type -> tidemark.v1.SetScheduleResponse
-	70,  // 158: tidemark.v1.TidemarkService.PreviewSchedule:output_type -> tidemark.v1.PreviewScheduleResponse
-	72,  // 159: tidemark.v1.TidemarkService.ListSchedules:output_type -> tidemark.v1.ListSchedulesResponse
-	74,  // 160: tidemark.v1.TidemarkService.GetSchedule:output_type -> tidemark.v1.GetScheduleResponse
-	76,  // 161: tidemark.v1.TidemarkService.RemoveSchedule:output_type -> tidemark.v1.RemoveScheduleResponse
-	86,  // 162: tidemark.v1.TidemarkService.VerifySnapshot:output_type -> tidemark.v1.VerifySnapshotResponse
-	92,  // 163: tidemark.v1.TidemarkService.BeginProcess:output_type -> tidemark.v1.BeginProcessResponse
-	94,  // 164: tidemark.v1.TidemarkService.EndProcess:output_type -> tidemark.v1.EndProcessResponse
-	96,  // 165: tidemark.v1.TidemarkService.ListProcesses:output_type -> tidemark.v1.ListProcessesResponse
-	98,  // 166: tidemark.v1.TidemarkService.HoldProcess:output_type -> tidemark.v1.HoldProcessResponse
-	100, // 167: tidemark.v1.TidemarkService.Import:output_type -> tidemark.v1.ImportResponse
-	102, // 168: tidemark.v1.TidemarkService.Export:output_type -> tidemark.v1.ExportResponse
-	105, // 169: tidemark.v1.TidemarkService.Apply:output_type -> tidemark.v1.ApplyResponse
-	130, // [130:170] is the sub-list for method output_type
-	90,  // [90:130] is the sub-list for method input_type
-	90,  // [90:90] is the sub-list for extension type_name
-	90,  // [90:90] is the sub-list for extension extendee
-	0,   // [0:90] is the sub-list for field type_name
+	14,  // 11: tidemark.v1.HoldVolumeRequest.volume:type_name -> tidemark.v1.CreateVolumeRequest
+	12,  // 12: tidemark.v1.HoldVolumeResponse.volume:type_name -> tidemark.v1.Volume
+	12,  // 13: tidemark.v1.ListVolumesResponse.volumes:type_name -> tidemark.v1.Volume
+	12,  // 14: tidemark.v1.GetVolumeResponse.volume:type_name -> tidemark.v1.Volume
+	12,  // 15: tidemark.v1.ResizeVolumeResponse.volume:type_name -> tidemark.v1.Volume
+	12,  // 16: tidemark.v1.CloneVolumeResponse.volume:type_name -> tidemark.v1.Volume
+	12,  // 17: tidemark.v1.RollbackVolumeResponse.volume:type_name -> tidemark.v1.Volume
+	114, // 18: tidemark.v1.Group.create_time:type_name -> google.protobuf.Timestamp
+	32,  // 19: tidemark.v1.CreateGroupResponse.group:type_name -> tidemark.v1.Group
+	32,  // 20: tidemark.v1.ChangeGroupResponse.group:type_name -> tidemark.v1.Group
+	32,  // 21: tidemark.v1.GetGroupResponse.group:type_name -> tidemark.v1.Group
+	32,  // 22: tidemark.v1.ListGroupsResponse.groups:type_name -> tidemark.v1.Group
+	32,  // 23: tidemark.v1.CloneGroupResponse.group:type_name -> tidemark.v1.Group
+	12,  // 24: tidemark.v1.CloneGroupResponse.volumes:type_name -> tidemark.v1.Volume
+	12,  // 25: tidemark.v1.RollbackGroupResponse.volumes:type_name -> tidemark.v1.Volume
+	12,  // 26: tidemark.v1.HoldDrillResponse.volume:type_name -> tidemark.v1.Volume
+	51,  // 27: tidemark.v1.EndDrillRequest.result:type_name -> tidemark.v1.Drill
+	62,  // 28: tidemark.v1.EndDrillResponse.snapshot:type_name -> tidemark.v1.Snapshot
+	114, // 29: tidemark.v1.Drill.time:type_name -> google.protobuf.Timestamp
+	115, // 30: tidemark.v1.Drill.took:type_name -> google.protobuf.Duration
+	13,  // 31: tidemark.v1.PreviewDeleteResponse.sizes:type_name -> tidemark.v1.Sizes
+	58,  // 32: tidemark.v1.AwaitReclaimResponse.reclaim:type_name -> tidemark.v1.Reclaim
+	115, // 33: tidemark.v1.Reclaim.left:type_name -> google.protobuf.Duration
+	61,  // 34: tidemark.v1.DiffSnapshotsResponse.extents:type_name -> tidemark.v1.DiffExtent
+	1,   // 35: tidemark.v1.Snapshot.state:type_name -> tidemark.v1.State
+	2,   // 36: tidemark.v1.Snapshot.consistency:type_name -> tidemark.v1.Consistency
+	114, // 37: tidemark.v1.Snapshot.cut_time:type_name -> google.protobuf.Timestamp
+	115, // 38: tidemark.v1.Snapshot.drain_duration:type_name -> google.protobuf.Duration
+	81,  // 39: tidemark.v1.Snapshot.verification:type_name -> tidemark.v1.Verification
+	110, // 40: tidemark.v1.Snapshot.labels:type_name -> tidemark.v1.Snapshot.LabelsEntry
+	114, // 41: tidemark.v1.Snapshot.held_until:type_name -> google.protobuf.Timestamp
+	51,  // 42: tidemark.v1.Snapshot.drill:type_name -> tidemark.v1.Drill
+	13,  // 43: tidemark.v1.Snapshot.sizes:type_name -> tidemark.v1.Sizes
+	62,  // 44: tidemark.v1.HoldSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
+	62,  // 45: tidemark.v1.ReleaseSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
+	111, // 46: tidemark.v1.LabelSnapshotRequest.set:type_name -> tidemark.v1.LabelSnapshotRequest.SetEntry
+	62,  // 47: tidemark.v1.LabelSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
+	114, // 48: tidemark.v1.Schedule.next_time:type_name -> google.protobuf.Timestamp
+	114, // 49: tidemark.v1.Schedule.last_time:type_name -> google.protobuf.Timestamp
+	70,  // 50: tidemark.v1.Schedule.drilled:type_name -> tidemark.v1.DrilledSnapshot
+	115, // 51: tidemark.v1.Schedule.wait:type_name -> google.protobuf.Duration
+	3,   // 52: tidemark.v1.Schedule.on_timeout:type_name -> tidemark.v1.OnTimeout
+	51,  // 53: tidemark.v1.DrilledSnapshot.drill:type_name -> tidemark.v1.Drill
+	115, // 54: tidemark.v1.SetScheduleRequest.wait:type_name -> google.protobuf.Duration
+	3,   // 55: tidemark.v1.SetScheduleRequest.on_timeout:type_name -> tidemark.v1.OnTimeout
+	69,  // 56: tidemark.v1.SetScheduleResponse.schedule:type_name -> tidemark.v1.Schedule
+	115, // 57: tidemark.v1.PreviewScheduleRequest.wait:type_name -> google.protobuf.Duration
+	3,   // 58: tidemark.v1.PreviewScheduleRequest.on_timeout:type_name -> tidemark.v1.OnTimeout
+	114, // 59: tidemark.v1.PreviewScheduleResponse.next_times:type_name -> google.protobuf.Timestamp
+	69,  // 60: tidemark.v1.ListSchedulesResponse.schedules:type_name -> tidemark.v1.Schedule
+	69,  // 61: tidemark.v1.GetScheduleResponse.schedule:type_name -> tidemark.v1.Schedule
+	6,   // 62: tidemark.v1.Verification.state:type_name -> tidemark.v1.VerifyState
+	114, // 63: tidemark.v1.Verification.last_time:type_name -> google.protobuf.Timestamp
+	115, // 64: tidemark.v1.PreserveRequest.wait:type_name -> google.protobuf.Duration
+	3,   // 65: tidemark.v1.PreserveRequest.on_timeout:type_name -> tidemark.v1.OnTimeout
+	4,   // 66: tidemark.v1.PreserveRequest.on_conflict:type_name -> tidemark.v1.OnConflict
+	112, // 67: tidemark.v1.PreserveRequest.labels:type_name -> tidemark.v1.PreserveRequest.LabelsEntry
+	84,  // 68: tidemark.v1.PreserveResponse.report:type_name -> tidemark.v1.PreserveReport
+	114, // 69: tidemark.v1.PreserveReport.cut_time:type_name -> google.protobuf.Timestamp
+	115, // 70: tidemark.v1.PreserveReport.drain_duration:type_name -> google.protobuf.Duration
+	115, // 71: tidemark.v1.PreserveReport.largest_stall:type_name -> google.protobuf.Duration
+	115, // 72: tidemark.v1.PreserveReport.largest_stall_before:type_name -> google.protobuf.Duration
+	115, // 73: tidemark.v1.PreserveReport.took:type_name -> google.protobuf.Duration
+	62,  // 74: tidemark.v1.PreserveReport.snapshots:type_name -> tidemark.v1.Snapshot
+	113, // 75: tidemark.v1.ListSnapshotsRequest.labels:type_name -> tidemark.v1.ListSnapshotsRequest.LabelsEntry
+	62,  // 76: tidemark.v1.ListSnapshotsResponse.snapshots:type_name -> tidemark.v1.Snapshot
+	58,  // 77: tidemark.v1.ListSnapshotsResponse.reclaim:type_name -> tidemark.v1.Reclaim
+	62,  // 78: tidemark.v1.GetSnapshotResponse.snapshot:type_name -> tidemark.v1.Snapshot
+	91,  // 79: tidemark.v1.VerifySnapshotResponse.progress:type_name -> tidemark.v1.VerifyProgress
+	92,  // 80: tidemark.v1.VerifySnapshotResponse.report:type_name -> tidemark.v1.VerifyReport
+	93,  // 81: tidemark.v1.VerifyReport.bad:type_name -> tidemark.v1.BadBlock
+	115, // 82: tidemark.v1.VerifyReport.took:type_name -> google.protobuf.Duration
+	0,   // 83: tidemark.v1.Process.scope:type_name -> tidemark.v1.Scope
+	114, // 84: tidemark.v1.Process.begin_time:type_name -> google.protobuf.Timestamp
+	114, // 85: tidemark.v1.Process.waited_since:type_name -> google.protobuf.Timestamp
+	94,  // 86: tidemark.v1.BeginProcessResponse.process:type_name -> tidemark.v1.Process
+	94,  // 87: tidemark.v1.EndProcessResponse.process:type_name -> tidemark.v1.Process
+	94,  // 88: tidemark.v1.ListProcessesResponse.processes:type_name -> tidemark.v1.Process
+	94,  // 89: tidemark.v1.HoldProcessResponse.process:type_name -> tidemark.v1.Process
+	108, // 90: tidemark.v1.ApplyRequest.header:type_name -> tidemark.v1.ApplyHeader
+	62,  // 91: tidemark.v1.ApplyResponse.snapshot:type_name -> tidemark.v1.Snapshot
+	8,   // 92: tidemark.v1.TidemarkService.GetServerInfo:input_type -> tidemark.v1.GetServerInfoRequest
+	14,  // 93: tidemark.v1.TidemarkService.CreateVolume:input_type -> tidemark.v1.CreateVolumeRequest
+	16,  // 94: tidemark.v1.TidemarkService.HoldVolume:input_type -> tidemark.v1.HoldVolumeRequest
+	18,  // 95: tidemark.v1.TidemarkService.EndVolume:input_type -> tidemark.v1.EndVolumeRequest
+	20,  // 96: tidemark.v1.TidemarkService.ListVolumes:input_type -> tidemark.v1.ListVolumesRequest
+	22,  // 97: tidemark.v1.TidemarkService.GetVolume:input_type -> tidemark.v1.GetVolumeRequest
+	24,  // 98: tidemark.v1.TidemarkService.ResizeVolume:input_type -> tidemark.v1.ResizeVolumeRequest
+	26,  // 99: tidemark.v1.TidemarkService.DeleteVolume:input_type -> tidemark.v1.DeleteVolumeRequest
+	82,  // 100: tidemark.v1.TidemarkService.Preserve:input_type -> tidemark.v1.PreserveRequest
+	85,  // 101: tidemark.v1.TidemarkService.ListSnapshots:input_type -> tidemark.v1.ListSnapshotsRequest
+	87,  // 102: tidemark.v1.TidemarkService.GetSnapshot:input_type -> tidemark.v1.GetSnapshotRequest
+	28,  // 103: tidemark.v1.TidemarkService.CloneVolume:input_type -> tidemark.v1.CloneVolumeRequest
+	30,  // 104: tidemark.v1.TidemarkService.RollbackVolume:input_type -> tidemark.v1.RollbackVolumeRequest
+	33,  // 105: tidemark.v1.TidemarkService.CreateGroup:input_type -> tidemark.v1.CreateGroupRequest
+	35,  // 106: tidemark.v1.TidemarkService.ChangeGroup:input_type -> tidemark.v1.ChangeGroupRequest
+	37,  // 107: tidemark.v1.TidemarkService.DeleteGroup:input_type -> tidemark.v1.DeleteGroupRequest
+	39,  // 108: tidemark.v1.TidemarkService.GetGroup:input_type -> tidemark.v1.GetGroupRequest
+	41,  // 109: tidemark.v1.TidemarkService.ListGroups:input_type -> tidemark.v1.ListGroupsRequest
+	43,  // 110: tidemark.v1.TidemarkService.CloneGroup:input_type -> tidemark.v1.CloneGroupRequest
+	45,  // 111: tidemark.v1.TidemarkService.RollbackGroup:input_type -> tidemark.v1.RollbackGroupRequest
+	47,  // 112: tidemark.v1.TidemarkService.HoldDrill:input_type -> tidemark.v1.HoldDrillRequest
+	49,  // 113: tidemark.v1.TidemarkService.EndDrill:input_type -> tidemark.v1.EndDrillRequest
+	52,  // 114: tidemark.v1.TidemarkService.DeleteSnapshot:input_type -> tidemark.v1.DeleteSnapshotRequest
+	54,  // 115: tidemark.v1.TidemarkService.PreviewDelete:input_type -> tidemark.v1.PreviewDeleteRequest
+	59,  // 116: tidemark.v1.TidemarkService.DiffSnapshots:input_type -> tidemark.v1.DiffSnapshotsRequest
+	56,  // 117: tidemark.v1.TidemarkService.AwaitReclaim:input_type -> tidemark.v1.AwaitReclaimRequest
+	63,  // 118: tidemark.v1.TidemarkService.HoldSnapshot:input_type -> tidemark.v1.HoldSnapshotRequest
+	65,  // 119: tidemark.v1.TidemarkService.ReleaseSnapshot:input_type -> tidemark.v1.ReleaseSnapshotRequest
+	67,  // 120: tidemark.v1.TidemarkService.LabelSnapshot:input_type -> tidemark.v1.LabelSnapshotRequest
+	71,  // 121: tidemark.v1.TidemarkService.SetSchedule:input_type -> tidemark.v1.SetScheduleRequest
+	73,  // 122: tidemark.v1.TidemarkService.PreviewSchedule:input_type -> tidemark.v1.PreviewScheduleRequest
+	75,  // 123: tidemark.v1.TidemarkService.ListSchedules:input_type -> tidemark.v1.ListSchedulesRequest
+	77,  // 124: tidemark.v1.TidemarkService.GetSchedule:input_type -> tidemark.v1.GetScheduleRequest
+	79,  // 125: tidemark.v1.TidemarkService.RemoveSchedule:input_type -> tidemark.v1.RemoveScheduleRequest
+	89,  // 126: tidemark.v1.TidemarkService.VerifySnapshot:input_type -> tidemark.v1.VerifySnapshotRequest
+	95,  // 127: tidemark.v1.TidemarkService.BeginProcess:input_type -> tidemark.v1.BeginProcessRequest
+	97,  // 128: tidemark.v1.TidemarkService.EndProcess:input_type -> tidemark.v1.EndProcessRequest
+	99,  // 129: tidemark.v1.TidemarkService.ListProcesses:input_type -> tidemark.v1.ListProcessesRequest
+	101, // 130: tidemark.v1.TidemarkService.HoldProcess:input_type -> tidemark.v1.HoldProcessRequest
+	103, // 131: tidemark.v1.TidemarkService.Import:input_type -> tidemark.v1.ImportRequest
+	105, // 132: tidemark.v1.TidemarkService.Export:input_type -> tidemark.v1.ExportRequest
+	107, // 133: tidemark.v1.TidemarkService.Apply:input_type -> tidemark.v1.ApplyRequest
+	9,   // 134: tidemark.v1.TidemarkService.GetServerInfo:output_type -> tidemark.v1.GetServerInfoResponse
+	15,  // 135: tidemark.v1.TidemarkService.CreateVolume:output_type -> tidemark.v1.CreateVolumeResponse
+	17,  // 136: tidemark.v1.TidemarkService.HoldVolume:output_type -> tidemark.v1.HoldVolumeResponse
+	19,  // 137: tidemark.v1.TidemarkService.EndVolume:output_type -> tidemark.v1.EndVolumeResponse
+	21,  // 138: tidemark.v1.TidemarkService.ListVolumes:output_type -> tidemark.v1.ListVolumesResponse
+	23,  // 139: tidemark.v1.TidemarkService.GetVolume:output_type -> tidemark.v1.GetVolumeResponse
+	25,  // 140: tidemark.v1.TidemarkService.ResizeVolume:output_type -> tidemark.v1.ResizeVolumeResponse
+	27,  // 141: tidemark.v1.TidemarkService.DeleteVolume:output_type -> tidemark.v1.DeleteVolumeResponse
+	83,  // 142: tidemark.v1.TidemarkService.Preserve:output_type -> tidemark.v1.PreserveResponse
+	86,  // 143: tidemark.v1.TidemarkService.ListSnapshots:output_type -> tidemark.v1.ListSnapshotsResponse
+	88,  // 144: tidemark.v1.TidemarkService.GetSnapshot:output_type -> tidemark.v1.GetSnapshotResponse
+	29,  // 145: tidemark.v1.TidemarkService.CloneVolume:output_type -> tidemark.v1.CloneVolumeResponse
+	31,  // 146: tidemark.v1.TidemarkService.RollbackVolume:output_type -> tidemark.v1.RollbackVolumeResponse
+	34,  // 147: tidemark.v1.TidemarkService.CreateGroup:output_type -> tidemark.v1.CreateGroupResponse
+	36,  // 148: tidemark.v1.TidemarkService.ChangeGroup:output_type -> tidemark.v1.ChangeGroupResponse
+	38,  // 149: tidemark.v1.TidemarkService.DeleteGroup:output_type -> tidemark.v1.DeleteGroupResponse
+	40,  // 150: tidemark.v1.TidemarkService.GetGroup:output_type -> tidemark.v1.GetGroupResponse
+	42,  // 151: tidemark.v1.TidemarkService.ListGroups:output_type -> tidemark.v1.ListGroupsResponse
+	44,  // 152: tidemark.v1.TidemarkService.CloneGroup:output_type -> tidemark.v1.CloneGroupResponse
+	46,  // 153: tidemark.v1.TidemarkService.RollbackGroup:output_type -> tidemark.v1.RollbackGroupResponse
+	48,  // 154: tidemark.v1.TidemarkService.HoldDrill:output_type -> tidemark.v1.HoldDrillResponse
+	50,  // 155: tidemark.v1.TidemarkService.EndDrill:output_type -> tidemark.v1.EndDrillResponse
+	53,  // 156: tidemark.v1.TidemarkService.DeleteSnapshot:output_type -> tidemark.v1.DeleteSnapshotResponse
+	55,  // 157: tidemark.v1.TidemarkService.PreviewDelete:output_type -> tidemark.v1.PreviewDeleteResponse
+	60,  // 158: tidemark.v1.TidemarkService.DiffSnapshots:output_type -> tidemark.v1.DiffSnapshotsResponse
+	57,  // 159: tidemark.v1.TidemarkService.AwaitReclaim:output_type -> tidemark.v1.AwaitReclaimResponse
+	64,  // 160: tidemark.v1.TidemarkService.HoldSnapshot:output_type -> tidemark.v1.HoldSnapshotResponse
+	66,  // 161: tidemark.v1.TidemarkService.ReleaseSnapshot:output_type -> tidemark.v1.ReleaseSnapshotResponse
+	68,  // 162: tidemark.v1.TidemarkService.LabelSnapshot:output_type -> tidemark.v1.LabelSnapshotResponse
+	72,  // 163: tidemark.v1.TidemarkService.SetSchedule:output_type -> tidemark.v1.SetScheduleResponse
+	74,  // 164: tidemark.v1.TidemarkService.PreviewSchedule:output_type -> tidemark.v1.PreviewScheduleResponse
+	76,  // 165: tidemark.v1.TidemarkService.ListSchedules:output_type -> tidemark.v1.ListSchedulesResponse
+	78,  // 166: tidemark.v1.TidemarkService.GetSchedule:output_type -> tidemark.v1.GetScheduleResponse
+	80,  // 167: tidemark.v1.TidemarkService.RemoveSchedule:output_type -> tidemark.v1.RemoveScheduleResponse
+	90,  // 168: tidemark.v1.TidemarkService.VerifySnapshot:output_type -> tidemark.v1.VerifySnapshotResponse
+	96,  // 169: tidemark.v1.TidemarkService.BeginProcess:output_type -> tidemark.v1.BeginProcessResponse
+	98,  // 170: tidemark.v1.TidemarkService.EndProcess:output_type -> tidemark.v1.EndProcessResponse
+	100, // 171: tidemark.v1.TidemarkService.ListProcesses:output_type -> tidemark.v1.ListProcessesResponse
+	102, // 172: tidemark.v1.TidemarkService.HoldProcess:output_type -> tidemark.v1.HoldProcessResponse
+	104, // 173: tidemark.v1.TidemarkService.Import:output_type -> tidemark.v1.ImportResponse
+	106, // 174: tidemark.v1.TidemarkService.Export:output_type -> tidemark.v1.ExportResponse
+	109, // 175: tidemark.v1.TidemarkService.Apply:output_type -> tidemark.v1.ApplyResponse
+	134, // [134:176] is the sub-list for method output_type
+	92,  // [92:134] is the sub-list for method input_type
+	92,  // [92:92] is the sub-list for extension type_name
+	92,  // [92:92] is the sub-list for extension extendee
+	0,   // [0:92] is the sub-list for field type_name
 }
 
 func init() { file_tidemark_v1_tidemark_proto_init() }
@@ -7502,19 +7720,19 @@ func file_tidemark_v1_tidemark_proto_init() {
 	if File_tidemark_v1_tidemark_proto != nil {
 		return
 	}
-	file_tidemark_v1_tidemark_proto_msgTypes[79].OneofWrappers = []any{
+	file_tidemark_v1_tidemark_proto_msgTypes[83].OneofWrappers = []any{
 		(*VerifySnapshotResponse_Progress)(nil),
 		(*VerifySnapshotResponse_Report)(nil),
 	}
-	file_tidemark_v1_tidemark_proto_msgTypes[92].OneofWrappers = []any{
+	file_tidemark_v1_tidemark_proto_msgTypes[96].OneofWrappers = []any{
 		(*ImportRequest_Data)(nil),
 		(*ImportRequest_HoleBytes)(nil),
 	}
-	file_tidemark_v1_tidemark_proto_msgTypes[95].OneofWrappers = []any{
+	file_tidemark_v1_tidemark_proto_msgTypes[99].OneofWrappers = []any{
 		(*ExportResponse_Data)(nil),
 		(*ExportResponse_HoleBytes)(nil),
 	}
-	file_tidemark_v1_tidemark_proto_msgTypes[96].OneofWrappers = []any{
+	file_tidemark_v1_tidemark_proto_msgTypes[100].OneofWrappers = []any{
 		(*ApplyRequest_Data)(nil),
 		(*ApplyRequest_HoleBytes)(nil),
 		(*ApplyRequest_End)(nil),
@@ -7525,7 +7743,7 @@ func file_tidemark_v1_tidemark_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_tidemark_v1_tidemark_proto_rawDesc), len(file_tidemark_v1_tidemark_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   103,
+			NumMessages:   107,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

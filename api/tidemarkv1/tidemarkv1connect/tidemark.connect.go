@@ -61,6 +61,12 @@ const (
 	// TidemarkServiceCreateVolumeProcedure is the fully-qualified name of the TidemarkService's
 	// CreateVolume RPC.
 	TidemarkServiceCreateVolumeProcedure = "/tidemark.v1.TidemarkService/CreateVolume"
+	// TidemarkServiceHoldVolumeProcedure is the fully-qualified name of the TidemarkService's
+	// HoldVolume RPC.
+	TidemarkServiceHoldVolumeProcedure = "/tidemark.v1.TidemarkService/HoldVolume"
+	// TidemarkServiceEndVolumeProcedure is the fully-qualified name of the TidemarkService's EndVolume
+	// RPC.
+	TidemarkServiceEndVolumeProcedure = "/tidemark.v1.TidemarkService/EndVolume"
 	// TidemarkServiceListVolumesProcedure is the fully-qualified name of the TidemarkService's
 	// ListVolumes RPC.
 	TidemarkServiceListVolumesProcedure = "/tidemark.v1.TidemarkService/ListVolumes"
@@ -184,6 +190,18 @@ type TidemarkServiceClient interface {
 	// Errors: REASON_INVALID, REASON_EXISTS, REASON_NO_SPACE.
 	// Needs: admin on the name.
 	CreateVolume(context.Context, *tidemarkv1.CreateVolumeRequest) (*tidemarkv1.CreateVolumeResponse, error)
+	// HoldVolume makes an empty volume for the caller to fill, sends it once, and then
+	// stays silent. The volume lasts until EndVolume, which keeps or deletes it and
+	// closes the stream without an error, or until the stream breaks since the caller or
+	// the server died: then it goes, and what is connected to it is disconnected.
+	// Errors: as CreateVolume.
+	// Needs: admin on the name.
+	HoldVolume(context.Context, *tidemarkv1.HoldVolumeRequest) (*connect.ServerStreamForClient[tidemarkv1.HoldVolumeResponse], error)
+	// EndVolume ends the hold of a volume, and keeps or deletes it.
+	// Errors: REASON_NOT_FOUND, REASON_IN_USE if a client's request hangs,
+	// REASON_NO_SPACE.
+	// Needs: admin on the volume.
+	EndVolume(context.Context, *tidemarkv1.EndVolumeRequest) (*tidemarkv1.EndVolumeResponse, error)
 	// ListVolumes returns every volume, sorted by name.
 	// Needs: read; volumes without it are left out.
 	ListVolumes(context.Context, *tidemarkv1.ListVolumesRequest) (*tidemarkv1.ListVolumesResponse, error)
@@ -412,6 +430,18 @@ func NewTidemarkServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			httpClient,
 			baseURL+TidemarkServiceCreateVolumeProcedure,
 			connect.WithSchema(tidemarkServiceMethods.ByName("CreateVolume")),
+			connect.WithClientOptions(opts...),
+		),
+		holdVolume: connect.NewClient[tidemarkv1.HoldVolumeRequest, tidemarkv1.HoldVolumeResponse](
+			httpClient,
+			baseURL+TidemarkServiceHoldVolumeProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("HoldVolume")),
+			connect.WithClientOptions(opts...),
+		),
+		endVolume: connect.NewClient[tidemarkv1.EndVolumeRequest, tidemarkv1.EndVolumeResponse](
+			httpClient,
+			baseURL+TidemarkServiceEndVolumeProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("EndVolume")),
 			connect.WithClientOptions(opts...),
 		),
 		listVolumes: connect.NewClient[tidemarkv1.ListVolumesRequest, tidemarkv1.ListVolumesResponse](
@@ -660,6 +690,8 @@ func NewTidemarkServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 type tidemarkServiceClient struct {
 	getServerInfo   *connect.Client[tidemarkv1.GetServerInfoRequest, tidemarkv1.GetServerInfoResponse]
 	createVolume    *connect.Client[tidemarkv1.CreateVolumeRequest, tidemarkv1.CreateVolumeResponse]
+	holdVolume      *connect.Client[tidemarkv1.HoldVolumeRequest, tidemarkv1.HoldVolumeResponse]
+	endVolume       *connect.Client[tidemarkv1.EndVolumeRequest, tidemarkv1.EndVolumeResponse]
 	listVolumes     *connect.Client[tidemarkv1.ListVolumesRequest, tidemarkv1.ListVolumesResponse]
 	getVolume       *connect.Client[tidemarkv1.GetVolumeRequest, tidemarkv1.GetVolumeResponse]
 	resizeVolume    *connect.Client[tidemarkv1.ResizeVolumeRequest, tidemarkv1.ResizeVolumeResponse]
@@ -712,6 +744,20 @@ func (c *tidemarkServiceClient) GetServerInfo(ctx context.Context, req *tidemark
 // CreateVolume calls tidemark.v1.TidemarkService.CreateVolume.
 func (c *tidemarkServiceClient) CreateVolume(ctx context.Context, req *tidemarkv1.CreateVolumeRequest) (*tidemarkv1.CreateVolumeResponse, error) {
 	response, err := c.createVolume.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// HoldVolume calls tidemark.v1.TidemarkService.HoldVolume.
+func (c *tidemarkServiceClient) HoldVolume(ctx context.Context, req *tidemarkv1.HoldVolumeRequest) (*connect.ServerStreamForClient[tidemarkv1.HoldVolumeResponse], error) {
+	return c.holdVolume.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// EndVolume calls tidemark.v1.TidemarkService.EndVolume.
+func (c *tidemarkServiceClient) EndVolume(ctx context.Context, req *tidemarkv1.EndVolumeRequest) (*tidemarkv1.EndVolumeResponse, error) {
+	response, err := c.endVolume.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -1038,6 +1084,18 @@ type TidemarkServiceHandler interface {
 	// Errors: REASON_INVALID, REASON_EXISTS, REASON_NO_SPACE.
 	// Needs: admin on the name.
 	CreateVolume(context.Context, *tidemarkv1.CreateVolumeRequest) (*tidemarkv1.CreateVolumeResponse, error)
+	// HoldVolume makes an empty volume for the caller to fill, sends it once, and then
+	// stays silent. The volume lasts until EndVolume, which keeps or deletes it and
+	// closes the stream without an error, or until the stream breaks since the caller or
+	// the server died: then it goes, and what is connected to it is disconnected.
+	// Errors: as CreateVolume.
+	// Needs: admin on the name.
+	HoldVolume(context.Context, *tidemarkv1.HoldVolumeRequest, *connect.ServerStream[tidemarkv1.HoldVolumeResponse]) error
+	// EndVolume ends the hold of a volume, and keeps or deletes it.
+	// Errors: REASON_NOT_FOUND, REASON_IN_USE if a client's request hangs,
+	// REASON_NO_SPACE.
+	// Needs: admin on the volume.
+	EndVolume(context.Context, *tidemarkv1.EndVolumeRequest) (*tidemarkv1.EndVolumeResponse, error)
 	// ListVolumes returns every volume, sorted by name.
 	// Needs: read; volumes without it are left out.
 	ListVolumes(context.Context, *tidemarkv1.ListVolumesRequest) (*tidemarkv1.ListVolumesResponse, error)
@@ -1262,6 +1320,18 @@ func NewTidemarkServiceHandler(svc TidemarkServiceHandler, opts ...connect.Handl
 		TidemarkServiceCreateVolumeProcedure,
 		svc.CreateVolume,
 		connect.WithSchema(tidemarkServiceMethods.ByName("CreateVolume")),
+		connect.WithHandlerOptions(opts...),
+	)
+	tidemarkServiceHoldVolumeHandler := connect.NewServerStreamHandlerSimple(
+		TidemarkServiceHoldVolumeProcedure,
+		svc.HoldVolume,
+		connect.WithSchema(tidemarkServiceMethods.ByName("HoldVolume")),
+		connect.WithHandlerOptions(opts...),
+	)
+	tidemarkServiceEndVolumeHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServiceEndVolumeProcedure,
+		svc.EndVolume,
+		connect.WithSchema(tidemarkServiceMethods.ByName("EndVolume")),
 		connect.WithHandlerOptions(opts...),
 	)
 	tidemarkServiceListVolumesHandler := connect.NewUnaryHandlerSimple(
@@ -1509,6 +1579,10 @@ func NewTidemarkServiceHandler(svc TidemarkServiceHandler, opts ...connect.Handl
 			tidemarkServiceGetServerInfoHandler.ServeHTTP(w, r)
 		case TidemarkServiceCreateVolumeProcedure:
 			tidemarkServiceCreateVolumeHandler.ServeHTTP(w, r)
+		case TidemarkServiceHoldVolumeProcedure:
+			tidemarkServiceHoldVolumeHandler.ServeHTTP(w, r)
+		case TidemarkServiceEndVolumeProcedure:
+			tidemarkServiceEndVolumeHandler.ServeHTTP(w, r)
 		case TidemarkServiceListVolumesProcedure:
 			tidemarkServiceListVolumesHandler.ServeHTTP(w, r)
 		case TidemarkServiceGetVolumeProcedure:
@@ -1600,6 +1674,14 @@ func (UnimplementedTidemarkServiceHandler) GetServerInfo(context.Context, *tidem
 
 func (UnimplementedTidemarkServiceHandler) CreateVolume(context.Context, *tidemarkv1.CreateVolumeRequest) (*tidemarkv1.CreateVolumeResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.CreateVolume is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) HoldVolume(context.Context, *tidemarkv1.HoldVolumeRequest, *connect.ServerStream[tidemarkv1.HoldVolumeResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.HoldVolume is not implemented"))
+}
+
+func (UnimplementedTidemarkServiceHandler) EndVolume(context.Context, *tidemarkv1.EndVolumeRequest) (*tidemarkv1.EndVolumeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.EndVolume is not implemented"))
 }
 
 func (UnimplementedTidemarkServiceHandler) ListVolumes(context.Context, *tidemarkv1.ListVolumesRequest) (*tidemarkv1.ListVolumesResponse, error) {

@@ -97,7 +97,7 @@ func TestADrillIsOfTheNewestSnapshotThatHasDrained(t *testing.T) {
 				t.Fatalf("it is of %s, %v; want %s", snapshot, err, want)
 			}
 			wantBlock(t, s, clone.Name, 1, first)
-			noError(t, s.DropDrill(clone.Name))
+			noError(t, s.DropHeld(clone.Name))
 		}
 		drill("v@one", 'a')
 		noError(t, second(s.EndProcess(p.Token, false)))

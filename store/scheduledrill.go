@@ -191,6 +191,9 @@ func fullOf(i SnapshotInfo) string { return i.Volume + "@" + i.Name }
 // drill makes one drill. What comes of it when ctx has ended is not recorded: the
 // program may have failed by that alone.
 func (s *Store) drill(ctx context.Context, x *schedule, full string) error {
+	if err := s.driller.Check(x.record.Drill); err != nil { // before there is a clone for it
+		return err
+	}
 	s.setDrilled(drilled{x, full})
 	defer s.setDrilled(drilled{})
 	_, clone, err := s.BeginDrill(ctx, full)

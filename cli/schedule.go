@@ -136,7 +136,7 @@ func (a *app) setSchedule(c *cobra.Command, target string, set scheduleFlags) er
 		Wait: durationpb.New(set.wait), OnTimeout: tidemarkv1.OnTimeout(set.onTimeout.number()),
 	})
 	if err != nil {
-		return seeVolumes(err)
+		return seeTargets(err, target)
 	}
 	x := r.GetSchedule()
 	if a.json {
@@ -175,7 +175,7 @@ func (a *app) previewSchedule(c *cobra.Command, target string, set scheduleFlags
 		Wait: durationpb.New(set.wait), OnTimeout: tidemarkv1.OnTimeout(set.onTimeout.number()),
 	})
 	if err != nil {
-		return seeVolumes(err)
+		return seeTargets(err, target)
 	}
 	if a.json {
 		return a.printJSON(map[string]any{"next": each(r.GetNextTimes(), jsonTime), "delete": listed(r.GetExpired())})
@@ -338,6 +338,14 @@ func (a *app) removeSchedule(c *cobra.Command, target string) error {
 		return a.printJSON(map[string]any{"removed": target})
 	}
 	return a.printf("removed the schedule of %s; its snapshots stay\n", target)
+}
+
+// seeTargets says where the targets of schedules are.
+func seeTargets(err error, target string) error {
+	if strings.HasPrefix(target, groupTarget) {
+		return hint(err, tidemarkv1.Reason_REASON_NOT_FOUND, "see tidemark group list")
+	}
+	return seeVolumes(err)
 }
 
 // seeSchedules says where the schedules are.

@@ -287,8 +287,9 @@ func (a *app) volumeDeleteCommand() *cobra.Command {
 		Use:     "delete NAME",
 		Aliases: []string{"rm"},
 		Short:   "Delete a volume",
-		Long: `Delete a volume and all its data. A volume with snapshots is deleted only with
---with-snapshots; one that a client or a process uses, never.`,
+		Long: `Delete a volume and all its data; what is large gives its room back in the
+background. A volume with snapshots is deleted only with --with-snapshots; one
+that a client or a process uses, never.`,
 		Example:           "  tidemark volume delete db\n  tidemark volume rm db --with-snapshots",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeVolumes(1),

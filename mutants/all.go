@@ -373,6 +373,26 @@ var all = []mutant{
 		packages: "./store", tests: "AtRandom|ALife", flags: "-life.seeds 200 -life.crashes 20",
 	},
 	{
+		name: "punch: what is left of the last piece stays", file: "store/punch.go",
+		old: "	return flush()\n}", new: "	return nil\n}",
+		packages: "./store", tests: "APunchIsOf",
+	},
+	{
+		name: "remove: what a crash has left of a large file stays", file: "store/recover.go",
+		old: "			s.sealer.remove(removal{id: id, dataBytes: sizeBytes})\n", new: "",
+		packages: "./store", tests: "ARemovalThatIs",
+	},
+	{
+		name: "remove: a large file goes at once", file: "store/remove.go",
+		old: "	if r.dataBytes > s.atOnceBytes {", new: "	if false {",
+		packages: "./store", tests: "NoCommandWaitsForTheRemoval|ARemovalThatIs",
+	},
+	{
+		name: "free: only the first piece of each segment goes", file: "image/file/file.go",
+		old: "			if err := rest(sizeBytes); err != nil {\n				return err\n			}\n", new: "			if err := rest(sizeBytes); err != nil {\n				return err\n			}\n			break\n",
+		packages: "./image/file", tests: "Free",
+	},
+	{
 		name: "fold: nobody waits for the readers of the lower image", file: "store/fold.go",
 		old: "		if err := m.vlun.Volume().Moved(ctx, m.from, m.vlun, f.taken); err != nil {\n			return err\n		}\n", new: "		_ = m\n",
 		packages: "./store", tests: "Fold|AtRandom|ALife", flags: "-life.seeds 60",

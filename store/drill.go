@@ -39,7 +39,7 @@ func (s *Store) newestDrained(volumeName string) (string, error) {
 		return i.State == volume.Draining || s.finished(fullOf(i)) != nil
 	})
 	if len(list) == 0 {
-		return "", fmt.Errorf("snapshot of volume %s that has drained %w: preserve it first", volumeName, ErrNotFound)
+		return "", fmt.Errorf("drained snapshot of volume %s %w: preserve it first", volumeName, ErrNotFound)
 	}
 	slices.Reverse(list) // of two cut at one time, the one above the other
 	return fullOf(newestOf(list)), nil

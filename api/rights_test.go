@@ -441,7 +441,7 @@ func TestAScheduleOfAGroupNeedsTheRightToAllThatHasItsSnapshots(t *testing.T) {
 		must(t, err)
 		_, err = s.store.SetSchedule("group:g", store.ScheduleSettings{Every: "1h", Keep: "1d:1h"})
 		must(t, err)
-		time.Sleep(time.Hour) // of the bubble's clock
+		<-time.After(time.Hour) // of the bubble's clock
 		synctest.Wait()
 		_, err = s.store.ChangeGroup("g", nil, []string{"theirs"}, nil)
 		must(t, err)

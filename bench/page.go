@@ -425,7 +425,7 @@ func (p *pager) stalls() {
 	p.say("and makes that small: so the latencies and the rate themselves, over those of the run with the control, stand beside it.")
 	p.say("Deletes, whose work is all of that kind, are judged by the latencies themselves; each command deletes %d snapshots of %d blocks.", deletesAtOnce, deletedBlocks)
 	if gone := all.where("", "", "", "tidemark").median("imagesGone"); !math.IsNaN(gone) {
-		p.say("While that load lasted, by half of the runs at least %s of their images were folded and removed; the others later, when there was time.", number(gone))
+		p.say("While that load lasted, by half of the runs at least %.0f of their images were folded and removed; the others later, when there was time.", gone)
 	}
 	p.say("The command is a process that begins and ends each time; qemu-storage-daemon is told over an open connection.")
 	var rows, verdicts [][]string

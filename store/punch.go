@@ -520,12 +520,12 @@ func everyPiece(t *lookup.Table, from, to lookup.BlockNum, do func(from, to look
 
 // deadPieces is everyPiece for what the table has only, and less where that is strewn.
 func deadPieces(t *lookup.Table, from, to lookup.BlockNum, do func(from, to lookup.BlockNum, dataBytes int64) error) error {
-	begin, end, runs := from, from, 0
+	begin, end, runs, blocks := from, from, 0, uint64(0)
 	flush := func() error {
 		if runs == 0 {
 			return nil
 		}
-		runs = 0
+		runs, blocks = 0, 0
 		return do(begin, end, dataIn(t, begin, end))
 	}
 	for x := range t.Extents(from, uint64(to-from)) {
@@ -533,10 +533,11 @@ func deadPieces(t *lookup.Table, from, to lookup.BlockNum, do func(from, to look
 			if runs == 0 {
 				begin = x.Block
 			}
-			n := min(x.Count, pieceBlocks)
+			n := min(x.Count, pieceBlocks-blocks)
 			end = x.Block + lookup.BlockNum(n)
 			x.Block, x.Count = end, x.Count-n
-			if runs++; runs == file.PieceRuns || n == pieceBlocks {
+			blocks += n
+			if runs++; runs == file.PieceRuns || blocks == pieceBlocks {
 				if err := flush(); err != nil {
 					return err
 				}

@@ -130,7 +130,7 @@ func TestAPunchIsOfPiecesThatAreSoonDone(t *testing.T) {
 			for x := range dead.Extents(begin, uint64(end-begin)) {
 				runs, blocks = runs+1, blocks+x.Count
 			}
-			if begin < next || end <= begin || end > to || blocks*lookup.BlockSize > 2*file.PieceRoomBytes || !all && (runs == 0 || runs > file.PieceRuns) {
+			if begin < next || end <= begin || end > to || blocks*lookup.BlockSize > file.PieceRoomBytes || !all && (runs == 0 || runs > file.PieceRuns) {
 				t.Errorf("a piece from %d to %d after %d, of %d runs and %d blocks", begin, end, next, runs, blocks)
 			}
 			if state, run := dead.Run(next, uint64(begin-next)); begin > next && (state != lookup.Absent || run < uint64(begin-next)) {

@@ -259,7 +259,7 @@ func (im *Image) Free(rest func(sizeBytes int64) error) error {
 				if err != nil {
 					return err
 				}
-				end = min(end, start+PieceRoomBytes)
+				end = min(end, start+PieceRoomBytes-sizeBytes)
 				off, sizeBytes = end, sizeBytes+end-start
 			}
 			if sizeBytes == 0 {

@@ -38,15 +38,11 @@ func (s *service) RollbackVolume(ctx context.Context, r *tidemarkv1.RollbackVolu
 	return &tidemarkv1.RollbackVolumeResponse{Volume: toVolume(report.Volume), Kept: report.Kept}, wireError(err, nil)
 }
 
-func (s *service) DeleteSnapshot(ctx context.Context, r *tidemarkv1.DeleteSnapshotRequest) (*tidemarkv1.DeleteSnapshotResponse, error) {
-	all := append([]string{r.GetName()}, r.GetNext()...)
-	if err := s.may(ctx, rpc.TidemarkServiceDeleteSnapshotProcedure, each(all, volumeOf)...); err != nil {
+func (s *service) DeleteSnapshots(ctx context.Context, r *tidemarkv1.DeleteSnapshotsRequest) (*tidemarkv1.DeleteSnapshotsResponse, error) {
+	if err := s.may(ctx, rpc.TidemarkServiceDeleteSnapshotsProcedure, each(r.GetNames(), volumeOf)...); err != nil {
 		return nil, wireError(err, nil)
 	}
-	if err := s.store.Deletable(all...); err != nil {
-		return nil, wireError(err, nil)
-	}
-	return &tidemarkv1.DeleteSnapshotResponse{}, wireError(s.store.DeleteSnapshot(r.GetName()), nil)
+	return &tidemarkv1.DeleteSnapshotsResponse{}, wireError(s.store.DeleteSnapshots(r.GetNames()...), nil)
 }
 
 func (s *service) PreviewDelete(ctx context.Context, r *tidemarkv1.PreviewDeleteRequest) (*tidemarkv1.PreviewDeleteResponse, error) {

@@ -35,7 +35,7 @@ func TestWhoWaitsForRoomIsToldBeforeItIsThereAndAtTheEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	write(2) // and the third stays
-	if err := s.DeleteSnapshot("v@s"); err != nil {
+	if err := s.DeleteSnapshots("v@s"); err != nil {
 		t.Fatal(err)
 	}
 	var first, last *tidemarkv1.Reclaim

@@ -212,8 +212,8 @@ func calls(ctx context.Context, c Client, v, p string) map[string]func() error {
 		"EndDrill": func() error {
 			return unary(c.EndDrill(ctx, &tidemarkv1.EndDrillRequest{Snapshot: snapshot, Volume: "none"}))
 		},
-		"DeleteSnapshot": func() error {
-			return unary(c.DeleteSnapshot(ctx, &tidemarkv1.DeleteSnapshotRequest{Name: v + "@none"}))
+		"DeleteSnapshots": func() error {
+			return unary(c.DeleteSnapshots(ctx, &tidemarkv1.DeleteSnapshotsRequest{Names: []string{v + "@none"}}))
 		},
 		"PreviewDelete": func() error {
 			return unary(c.PreviewDelete(ctx, &tidemarkv1.PreviewDeleteRequest{Names: []string{snapshot}}))
@@ -407,20 +407,23 @@ func TestWhoMayNotReadLearnsNothingOfWhatThereIs(t *testing.T) {
 }
 
 // Of many snapshots none is deleted if one of them can't be, or may not.
-func TestADeleteLooksAtThoseThatFollowIt(t *testing.T) {
+func TestADeleteLooksAtAllThatItIsToDelete(t *testing.T) {
 	g := guard(t, "tokens: {a: [{exports: [a], rights: [admin]}], all: [{exports: ['*'], rights: [admin]}]}", false, "a", "all")
-	remove := func(who string, next ...string) error {
-		_, err := g.as(who).DeleteSnapshot(t.Context(), &tidemarkv1.DeleteSnapshotRequest{Name: "a@s", Next: next})
+	remove := func(who string, names ...string) error {
+		_, err := g.as(who).DeleteSnapshots(t.Context(), &tidemarkv1.DeleteSnapshotsRequest{Names: names})
 		return err
 	}
-	if err := remove("a", "b@s"); !denied(err) {
-		t.Errorf("with no right to the next: %v", err)
+	if err := remove("a", "a@s", "b@s"); !denied(err) {
+		t.Errorf("with no right to the second: %v", err)
 	}
-	if err := remove("all", "b@s", "b@none"); Detail(err).GetReason() != tidemarkv1.Reason_REASON_NOT_FOUND {
-		t.Errorf("without the next but one: %v", err)
+	if err := remove("all", "a@s", "b@s", "b@none"); Detail(err).GetReason() != tidemarkv1.Reason_REASON_NOT_FOUND {
+		t.Errorf("without the third: %v", err)
 	}
-	must(t, remove("all", "b@s"))
-	if list, err := g.store.Snapshots(""); err != nil || len(list) != 1 || list[0].Volume != "b" {
+	if list, err := g.store.Snapshots(""); err != nil || len(list) != 2 {
+		t.Errorf("left are %+v, %v", list, err)
+	}
+	must(t, remove("all", "a@s", "b@s"))
+	if list, err := g.store.Snapshots(""); err != nil || len(list) != 0 {
 		t.Errorf("left are %+v, %v", list, err)
 	}
 }

@@ -132,7 +132,7 @@ and no other snapshot shows give their room back in the background, the others
 stay where they lie. Clones of a deleted snapshot go on.
 
 One that still drains, that a client has open, that is being verified or that is
-held is not deleted. Of many, none is deleted if one of them can't be.
+held is not deleted. Of many, all are deleted in one step, or none is.
 
 --dry-run deletes nothing, and tells how much room all of them together would
 give back: what neither a volume nor another snapshot shows. --wait returns when
@@ -176,18 +176,15 @@ func (a *app) deleteSnapshots(c *cobra.Command, names []string, dryRun, wait boo
 	if dryRun {
 		return a.printf("%s would be given back\n", formatSize(freedBytes))
 	}
-	next := names[1:] // which the server looks at before the first goes
-	for i, name := range names {
-		if _, err := server.DeleteSnapshot(c.Context(), &tidemarkv1.DeleteSnapshotRequest{Name: name, Next: next}); err != nil {
-			a.tellDeleted(names[:i])
-			return hint(err, tidemarkv1.Reason_REASON_NOT_FOUND, "see tidemark snapshot list")
-		}
+	if _, err := server.DeleteSnapshots(c.Context(), &tidemarkv1.DeleteSnapshotsRequest{Names: names}); err != nil {
+		return hint(err, tidemarkv1.Reason_REASON_NOT_FOUND, "see tidemark snapshot list")
+	}
+	for _, name := range names {
 		if !a.json {
 			if err := a.printf("deleted snapshot %s\n", name); err != nil {
 				return err
 			}
 		}
-		next = nil
 	}
 	given := map[string]any{"deleted": names}
 	if wait {
@@ -204,13 +201,6 @@ func (a *app) deleteSnapshots(c *cobra.Command, names []string, dryRun, wait boo
 		return a.printJSON(given)
 	}
 	return nil
-}
-
-// tellDeleted tells what was deleted before a failure, where it has not been told yet.
-func (a *app) tellDeleted(names []string) {
-	if a.json && len(names) > 0 {
-		_, _ = fmt.Fprintf(a.stderr, "deleted %s before this failed:\n", strings.Join(names, ", "))
-	}
 }
 
 // awaitReclaim shows a bar up to what is expected, and returns what was given back

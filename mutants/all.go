@@ -339,12 +339,12 @@ var all = []mutant{
 	},
 	{
 		name: "what a rollback discards is discarded after it", file: "store/rollback.go",
-		old: "		grafts[i].discard = k\n", new: "		_, _ = i, k\n		defer s.nameless(g.past, k)\n",
+		old: "		grafts[i].discard = named[0].vlun\n", new: "		_ = i\n		defer s.nameless(holder{g.past, named[0].vlun})\n",
 		packages: "./store", tests: "RollbackThatDiscards",
 	},
 	{
 		name: "a past without snapshots stays", file: "store/store.go",
-		old: "	s.dropEmptyPasts()\n", new: "",
+		old: "	s.dropForgottenPasts()\n", new: "",
 		packages: "./store", tests: "PastWithout",
 	},
 	{
@@ -527,9 +527,19 @@ var all = []mutant{
 		packages: "./store", tests: "ReadAgain",
 	},
 	{
-		name: "a delete of many snapshots looks at the first only", file: "api/life.go",
-		old: "s.store.Deletable(all...)", new: "s.store.Deletable(all[:1]...)",
-		packages: "./api ./cli", tests: "LooksAt|Scripts/life",
+		name: "of many snapshots each is deleted in its own step", file: "store/delete.go",
+		old: "	due, err := s.nameless(named...)\n", new: "	var due []punching\n	for _, h := range named {\n		due, err = s.nameless(h)\n	}\n",
+		packages: "./store", tests: "InOneStep",
+	},
+	{
+		name: "a delete that fails takes names away", file: "store/delete.go",
+		old: "			h.disk.snapshots[h.vlun] = snaps[i]\n", new: "			_, _ = h, snaps[i]\n",
+		packages: "./store", tests: "InOneStep",
+	},
+	{
+		name: "one of many snapshots can be opened while they are deleted", file: "volume/volume.go",
+		old: "	setRetired(vluns, true)\n", new: "	setRetired(vluns[1:], true)\n",
+		packages: "./store", tests: "DeletedWithOthers",
 	},
 	{
 		name: "what was received is not held against the hash that was promised", file: "store/incoming.go",

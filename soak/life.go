@@ -131,7 +131,7 @@ func (v *generation) letGo(ctx context.Context, k *kept) error {
 	v.kept = slices.DeleteFunc(v.kept, func(other *kept) bool { return other == k })
 	v.mu.Unlock()
 	for _, volume := range k.volumes {
-		_, err := v.server.client().DeleteSnapshot(ctx, &tidemarkv1.DeleteSnapshotRequest{Name: k.of(volume)})
+		_, err := v.server.client().DeleteSnapshots(ctx, &tidemarkv1.DeleteSnapshotsRequest{Names: []string{k.of(volume)}})
 		if err == nil {
 			v.done.letGo.Add(1)
 		}
@@ -152,7 +152,7 @@ func (v *generation) hold(ctx context.Context, k *kept) error {
 	v.held = until
 	v.done.holds.Add(1)
 	for ctx.Err() == nil {
-		_, err := v.server.client().DeleteSnapshot(ctx, &tidemarkv1.DeleteSnapshotRequest{Name: name})
+		_, err := v.server.client().DeleteSnapshots(ctx, &tidemarkv1.DeleteSnapshotsRequest{Names: []string{name}})
 		switch {
 		case err == nil && time.Now().Before(until):
 			return &wrongError{fmt.Sprintf("NOT HELD: %s was deleted before %v", name, until)}

@@ -335,10 +335,18 @@ func (d *disk) sharedLocked(k *volume.VLUN) (x shared) {
 // putBranches records branches, and that what they discard has no name any more. Nobody
 // may have that open.
 func (s *Store) putBranches(scions []scion, group *catalog.Group) (due []punching, err error) {
-	err = retireDiscarded(scions, func() error {
+	var discarded []holder
+	for _, x := range scions {
+		if x.discard != nil {
+			discarded = append(discarded, holder{x.past, x.discard})
+		}
+	}
+	err = retire(discarded, func() error {
 		return s.recordMarking(func(tx *catalog.Tx, m *marking) (err error) {
-			due, err = s.putBranchesLocked(tx, m, scions, group)
-			return err
+			if due, err = s.dropNames(tx, m, discarded); err != nil { // first: what it marks the branches record too
+				return err
+			}
+			return putBranchesLocked(tx, scions, group)
 		})
 	})
 	if err != nil {
@@ -347,41 +355,17 @@ func (s *Store) putBranches(scions []scion, group *catalog.Group) (due []punchin
 	return due, nil
 }
 
-// retireDiscarded is volume.VLUN.Retire for all that branches discard.
-func retireDiscarded(scions []scion, record func() error) error {
-	i := slices.IndexFunc(scions, func(x scion) bool { return x.discard != nil })
-	if i < 0 {
-		return record()
-	}
-	x := scions[i]
-	err := x.discard.Retire(func() error { return retireDiscarded(scions[i+1:], record) })
-	if errors.Is(err, volume.ErrBusy) {
-		return fmt.Errorf("what it is to discard is %w: a client has it open", ErrInUse)
-	}
-	return err
-}
-
 // putBranchesLocked is putBranches in a step; Store.mu is held.
-func (s *Store) putBranchesLocked(tx *catalog.Tx, m *marking, scions []scion, group *catalog.Group) (due []punching, err error) {
-	for _, x := range scions { // first: what it marks the branches record too
-		if x.discard == nil {
-			continue
-		}
-		more, err := s.dropName(tx, m, x.past, x.discard)
-		if err != nil {
-			return nil, err
-		}
-		due = append(due, more...)
-	}
+func putBranchesLocked(tx *catalog.Tx, scions []scion, group *catalog.Group) error {
 	for _, x := range scions {
 		if err := putBranch(tx, x); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if group != nil {
-		return due, tx.PutGroup(*group)
+		return tx.PutGroup(*group)
 	}
-	return due, nil
+	return nil
 }
 
 // putBranch records one; Store.mu is held.

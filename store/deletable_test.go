@@ -3,10 +3,13 @@ package store_test
 import (
 	"errors"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/tidemark/tidemark/internal/vfs"
+	"github.com/tidemark/tidemark/lookup"
 	"github.com/tidemark/tidemark/store"
 	"github.com/tidemark/tidemark/volume"
 )
@@ -32,7 +35,7 @@ func TestWhetherSnapshotsCanBeDeletedIsToldBeforeOneIs(t *testing.T) {
 		"v@held": store.ErrHeld, "v@locked": store.ErrHeld, "v@open": store.ErrInUse, "v@compared": store.ErrInUse,
 		"v@draining": store.ErrDraining, "v@none": store.ErrNotFound, "none@free": store.ErrNotFound, "v": store.ErrInvalid,
 	} {
-		told, is := s.Deletable(name), s.DeleteSnapshot(name)
+		told, is := s.Deletable(name), s.DeleteSnapshots(name)
 		if !errors.Is(told, want) || told.Error() != is.Error() || strings.Contains(told.Error(), "\n") {
 			t.Errorf("%s: it tells %v, and a delete says %v; want %v", name, told, is, want)
 		}
@@ -63,9 +66,89 @@ func TestWhetherASnapshotCanBeDeletedIsToldWhileAnotherIsBeing(t *testing.T) {
 	}
 	commit.armed.Store(true)
 	deleted := make(chan error, 1)
-	go func() { deleted <- s.DeleteSnapshot("v@one") }()
+	go func() { deleted <- s.DeleteSnapshots("v@one") }()
 	<-commit.reached
 	noError(t, s.Deletable("v@two"))
+	close(commit.open)
+	noError(t, <-deleted)
+}
+
+func TestOfManySnapshotsAllAreDeletedInOneStepOrNone(t *testing.T) {
+	var commits, fails atomic.Int32
+	s := openWith(t, dataDir, store.Options{FS: vfs.Fault{FS: vfs.NewSim(t.TempDir()), Hook: func(op vfs.Op) error {
+		if op.Kind == vfs.OpCommitted && commits.Add(1) == fails.Load() {
+			return syscall.ENOSPC
+		}
+		return nil
+	}}})
+	createVolume(t, s, "v")
+	fulls := []string{"v@one", "v@two", "v@three"}
+	for i, full := range append(fulls, "v@four") {
+		w := openView(t, s, "v")
+		write(t, w, int64(i)*lookup.BlockSize, byte('a'+i))
+		noError(t, w.Close())
+		mustSeal(t, s, strings.TrimPrefix(full, "v@"), "v")
+	}
+	s.AwaitPunches()
+	s.AwaitSpares()
+	want := func(n int, when string) {
+		t.Helper()
+		if list, err := s.Snapshots("v"); err != nil || len(list) != n {
+			t.Fatalf("%s there are %+v, %v", when, list, err)
+		}
+	}
+
+	noError(t, second(s.HoldSnapshot(t.Context(), "v@three", "")))
+	if err := s.DeleteSnapshots(fulls...); !errors.Is(err, store.ErrHeld) {
+		t.Fatal(err)
+	}
+	want(4, "with one held")
+	noError(t, second(s.ReleaseSnapshot("v@three")))
+
+	for _, when := range []int32{1, 2} { // before the catalog runs what is to be recorded, and after it
+		fails.Store(commits.Load() + when)
+		if err := s.DeleteSnapshots(fulls...); !errors.Is(err, syscall.ENOSPC) {
+			t.Fatal(err)
+		}
+		want(4, "after a commit that failed")
+		for _, full := range fulls {
+			noError(t, openView(t, s, full).Close())
+		}
+	}
+
+	release := s.HoldPunches()
+	begun := commits.Load()
+	noError(t, s.DeleteSnapshots("v@four"))
+	one := commits.Load()
+	noError(t, s.DeleteSnapshots(fulls...))
+	if many := commits.Load() - one; many != one-begun {
+		t.Errorf("the catalog is asked %d times for all of them, and %d for one", many, one-begun)
+	}
+	want(0, "in the end")
+	release()
+	s.AwaitPunches()
+	if dead := s.DeadBlocks(); dead > 0 {
+		t.Errorf("%d blocks that nobody sees are left", dead)
+	}
+	noError(t, s.Close(t.Context()))
+}
+
+func TestNobodyOpensASnapshotThatIsBeingDeletedWithOthers(t *testing.T) {
+	s, commit := stoppedStore(t, func(op vfs.Op) bool { return op.Kind == vfs.OpCommitted })
+	for _, name := range []string{"one", "two"} {
+		mustSeal(t, s, name, "v")
+	}
+	s.AwaitPunches()
+	s.AwaitSpares()
+	commit.armed.Store(true)
+	deleted := make(chan error, 1)
+	go func() { deleted <- s.DeleteSnapshots("v@one", "v@two") }()
+	<-commit.reached
+	for _, full := range []string{"v@one", "v@two"} {
+		if w, err := s.OpenView(full); err == nil {
+			t.Errorf("%s is opened: %v", full, w)
+		}
+	}
 	close(commit.open)
 	noError(t, <-deleted)
 }

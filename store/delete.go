@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/tidemark/tidemark/catalog"
@@ -10,52 +11,33 @@ import (
 	"github.com/tidemark/tidemark/volume"
 )
 
-// DeleteSnapshot takes the name of a snapshot away, durably, and returns: nothing
-// is copied. Blocks that nobody can see any more give their room back in the
-// background (punch); the others stay where they lie, in an image without a
-// name. Errors: ErrInvalid, ErrNotFound, ErrDraining; ErrInUse if a client has it
-// open or it is being verified; ErrHeld, ErrClock.
-func (s *Store) DeleteSnapshot(full string) error {
+// DeleteSnapshots takes the names of snapshots away, durably and in one step, and
+// returns: nothing is copied. Blocks that nobody can see any more give their room back
+// in the background (punch); the others stay where they lie, in images without a name.
+// All go or none. Errors: ErrInvalid, also if one is named twice; ErrNotFound,
+// ErrDraining; ErrInUse if a client has one open or it is being verified; ErrHeld,
+// ErrClock.
+func (s *Store) DeleteSnapshots(fulls ...string) error {
 	s.admin.Lock()
 	defer s.admin.Unlock()
-	d, k, err := s.deletable(full)
+	named, err := s.deletable(fulls...)
 	if err != nil {
 		return err
 	}
-	due, err := s.nameless(d, k)
-	switch {
-	case errors.Is(err, volume.ErrBusy):
-		return viewedError(full)
-	case err != nil:
-		return fmt.Errorf("delete snapshot %s: %w", full, err)
+	due, err := s.nameless(named...)
+	if err != nil {
+		return fmt.Errorf("delete %s: %w", count(len(fulls), "snapshot", "snapshots"), err)
 	}
-	s.mu.Lock()
-	empty := d.emptyPastLocked()
-	s.mu.Unlock()
-	if empty {
-		err = s.deleteBranch(d, nil)
-	}
+	err = s.dropEmptyPasts(disksOf(named)...)
 	s.sealer.punch(due...)
 	return err
 }
 
-// Deletable is nil if DeleteSnapshot would delete each of some snapshots now, and
-// deletes none. Errors: ErrInvalid if one is named twice; else those of
-// DeleteSnapshot, for the first that could not be deleted.
+// Deletable is nil if DeleteSnapshots would delete these now, and deletes none. Errors:
+// as DeleteSnapshots, for the first that could not be deleted.
 func (s *Store) Deletable(fulls ...string) error {
-	for i, full := range fulls {
-		if slices.Contains(fulls[:i], full) {
-			return fmt.Errorf("%w: snapshot %s is named twice", ErrInvalid, full)
-		}
-		_, k, err := s.deletable(full)
-		if err != nil {
-			return err
-		}
-		if k.Viewed() {
-			return viewedError(full)
-		}
-	}
-	return nil
+	_, err := s.deletable(fulls...)
+	return err
 }
 
 func viewedError(full string) error {
@@ -66,35 +48,56 @@ func viewedError(full string) error {
 // Store.mu is held.
 func (d *disk) emptyPastLocked() bool { return d.record.Past && len(d.snapshots) == 0 }
 
-// dropEmptyPasts deletes those whose last snapshot was deleted by an earlier life of the
-// server, which came no further.
-func (s *Store) dropEmptyPasts() {
+// dropEmptyPasts deletes those of some volumes that are. Store.admin is held.
+func (s *Store) dropEmptyPasts(disks ...*disk) (err error) {
+	for _, d := range disks {
+		s.mu.Lock()
+		empty := d.emptyPastLocked()
+		s.mu.Unlock()
+		if empty {
+			err = errors.Join(err, s.deleteBranch(d, nil))
+		}
+	}
+	return err
+}
+
+// deletable finds snapshots that may be deleted.
+func (s *Store) deletable(fulls ...string) ([]holder, error) {
+	named := make([]holder, 0, len(fulls))
+	for i, full := range fulls {
+		if slices.Contains(fulls[:i], full) {
+			return nil, fmt.Errorf("%w: snapshot %s is named twice", ErrInvalid, full)
+		}
+		s.mu.Lock()
+		d, k, info, err := s.releasedLocked(full)
+		s.mu.Unlock()
+		if err == nil {
+			err = s.mayGo(info)
+		}
+		if err == nil && k.Viewed() {
+			err = viewedError(full)
+		}
+		if err != nil {
+			return nil, err
+		}
+		named = append(named, holder{d, k})
+	}
+	return named, nil
+}
+
+// dropForgottenPasts deletes those whose last snapshot was deleted by an earlier life of
+// the server, which came no further.
+func (s *Store) dropForgottenPasts() {
 	s.admin.Lock()
 	defer s.admin.Unlock()
 	s.mu.Lock()
-	var empty []*disk
-	for _, d := range s.byVolume {
-		if d.emptyPastLocked() {
-			empty = append(empty, d)
-		}
-	}
+	disks := slices.Collect(maps.Values(s.byVolume))
 	s.mu.Unlock()
-	for _, d := range empty {
-		if err := s.deleteBranch(d, nil); err != nil {
+	for _, d := range disks {
+		if err := s.dropEmptyPasts(d); err != nil {
 			s.note("what a rollback of volume %s left, and nobody can see, can't be deleted: %v", d.record.Name, err)
 		}
 	}
-}
-
-// deletable finds a snapshot that may be deleted, unless a client has it open.
-func (s *Store) deletable(full string) (*disk, *volume.VLUN, error) {
-	s.mu.Lock()
-	d, k, info, err := s.releasedLocked(full)
-	s.mu.Unlock()
-	if err == nil {
-		err = s.mayGo(info)
-	}
-	return d, k, err
 }
 
 // releasedLocked finds a snapshot that nothing of the store works with; Store.mu is
@@ -112,14 +115,14 @@ func (s *Store) releasedLocked(full string) (d *disk, k *volume.VLUN, info Snaps
 	return d, k, s.snapshotInfoLocked(d, k, snap), s.finishedLocked(full)
 }
 
-// nameless takes the name of a VLUN away, on the disk and then in memory. Nobody
-// records anything of a sealed image between the two: it would bring the name back.
-func (s *Store) nameless(d *disk, k *volume.VLUN) (due []punching, err error) {
+// nameless takes names away, on the disk and then in memory. Nobody records anything of
+// a sealed image between the two: it would bring a name back.
+func (s *Store) nameless(named ...holder) (due []punching, err error) {
 	s.chains.Lock()
 	defer s.chains.Unlock()
-	err = k.Retire(func() error {
+	err = retire(named, func() error {
 		return s.recordMarking(func(tx *catalog.Tx, m *marking) (err error) {
-			due, err = s.dropName(tx, m, d, k)
+			due, err = s.dropNames(tx, m, named)
 			return err
 		})
 	})
@@ -132,39 +135,74 @@ func (s *Store) nameless(d *disk, k *volume.VLUN) (due []punching, err error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	d.forget(k)
+	for _, h := range named {
+		h.disk.forget(h.vlun)
+	}
 	return due, nil
 }
 
 // Tests do something between the two.
 var nameDropped func()
 
-// dropName records that a VLUN has no name any more, and of which images that may
+// retire lets nobody open VLUNs that are about to lose their names.
+func retire(named []holder, record func() error) error {
+	vluns := make([]*volume.VLUN, len(named))
+	for i, h := range named {
+		vluns[i] = h.vlun
+	}
+	err := volume.Retire(record, vluns...)
+	if errors.Is(err, volume.ErrBusy) { // it was not, a moment ago
+		return fmt.Errorf("a snapshot is %w: a client has just opened it", ErrInUse)
+	}
+	return err
+}
+
+// dropNames records that VLUNs have no names any more, and of which images that may
 // make blocks invisible. Store.mu is held.
-func (s *Store) dropName(tx *catalog.Tx, m *marking, d *disk, k *volume.VLUN) (due []punching, err error) {
-	snap := d.snapshots[k]
-	delete(d.snapshots, k)
-	defer func() { d.snapshots[k] = snap }() // until it is durable
-	for _, j := range d.unprotectedLocked(k) {
-		state := j.State()
-		if rec := d.sealed[j]; rec != nil { // else, when it is sealed it is its turn
-			m.set(rec, rec.punched, true)
-			due, state = append(due, toPunch(j)), volume.Sealed
+func (s *Store) dropNames(tx *catalog.Tx, m *marking, named []holder) (due []punching, err error) {
+	snaps := make([]*snapshot, len(named))
+	for i, h := range named {
+		snaps[i] = h.disk.snapshots[h.vlun]
+		delete(h.disk.snapshots, h.vlun)
+	}
+	defer func() { // until it is durable
+		for i, h := range named {
+			h.disk.snapshots[h.vlun] = snaps[i]
 		}
-		if err := s.putLinkLocked(tx, d, j, state); err != nil {
+	}()
+	for _, h := range unprotectedLocked(named) {
+		state := h.vlun.State()
+		if rec := h.disk.sealed[h.vlun]; rec != nil { // else, when it is sealed it is its turn
+			m.set(rec, rec.punched, true)
+			due, state = append(due, toPunch(h.vlun)), volume.Sealed
+		}
+		if err := s.putLinkLocked(tx, h.disk, h.vlun, state); err != nil {
 			return nil, err
 		}
 	}
 	return due, nil
 }
 
-// unprotectedLocked lists a VLUN and those below it, newest first, down to one that has
+// unprotectedLocked lists VLUNs and those below each, newest first, down to one that has
 // a name: when there was one last, it was the ceiling (punch) of all of them. Store.mu is
 // held.
-func (d *disk) unprotectedLocked(k *volume.VLUN) (list []*volume.VLUN) {
-	chain := d.volume.VLUNs()
-	for i := slices.Index(chain, k); i >= 0 && d.snapshots[chain[i]] == nil; i-- {
-		list = append(list, chain[i])
+func unprotectedLocked(from []holder) (list []holder) {
+	listed := map[*volume.VLUN]bool{}
+	for _, h := range from {
+		chain := h.disk.volume.VLUNs()
+		for i := slices.Index(chain, h.vlun); i >= 0 && h.disk.snapshots[chain[i]] == nil && !listed[chain[i]]; i-- {
+			list, listed[chain[i]] = append(list, holder{h.disk, chain[i]}), true
+		}
 	}
 	return list
+}
+
+// disksOf lists whose VLUNs some are, each once.
+func disksOf(holders []holder) (disks []*disk) {
+	for _, h := range holders {
+		if !slices.Contains(disks, h.disk) {
+			disks = append(disks, h.disk)
+		}
+	}
+	return disks
 }

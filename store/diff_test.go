@@ -139,7 +139,7 @@ func TestWhatIsComparedIsNotDeletedMeanwhile(t *testing.T) {
 	for _, pair := range [][2]string{{"v@a", "v@b"}, {"v@b", "v@a"}, {"v@a", "v@a"}, {"v@a", "v"}} {
 		noError(t, s.Diff(pair[0], pair[1], func(store.DiffExtent) error {
 			for _, full := range pair {
-				if err := s.DeleteSnapshot(full); strings.Contains(full, "@") && !errors.Is(err, store.ErrInUse) {
+				if err := s.DeleteSnapshots(full); strings.Contains(full, "@") && !errors.Is(err, store.ErrInUse) {
 					t.Errorf("delete of %s during the diff of %v: %v", full, pair, err)
 				}
 			}
@@ -153,7 +153,7 @@ func TestWhatIsComparedIsNotDeletedMeanwhile(t *testing.T) {
 	if err := s.Diff("v@a", "v@b", func(store.DiffExtent) error { return bad }); !errors.Is(err, bad) {
 		t.Errorf("a diff that is cut short: %v", err)
 	}
-	noError(t, s.DeleteSnapshot("v@a"))
+	noError(t, s.DeleteSnapshots("v@a"))
 	noError(t, s.DeleteVolume("v", true))
 }
 
@@ -174,7 +174,7 @@ func foldable(t *testing.T) (s *store.Store, fold func()) {
 	noError(t, w.Close())
 	return s, func() {
 		for _, full := range []string{"v@s1", "v@s2"} {
-			noError(t, s.DeleteSnapshot(full))
+			noError(t, s.DeleteSnapshots(full))
 		}
 		s.AwaitPunches()
 		if info, err := s.Volume("v"); err != nil || info.Images != 4 {
@@ -269,7 +269,7 @@ func TestALiveVolumeThatIsSealedOrLosesItsNameWhileTablesAreReadIsReadAgain(t *t
 		{"sealed, deleted and covered", func(s *store.Store) {
 			mustSeal(t, s, "b", "v")
 			write(t, openView(t, s, "v"), 4096, 'l')
-			noError(t, s.DeleteSnapshot("v@b"))
+			noError(t, s.DeleteSnapshots("v@b"))
 			s.AwaitPunches()
 		}, []int64{1}},
 		{"rolled back", func(s *store.Store) {
@@ -416,11 +416,11 @@ func TestWhatIsComparedWithStays(t *testing.T) {
 	if want := fmt.Sprint([]string{fmt.Sprint(lifeBlocks*4096-512, false), fmt.Sprint(lifeBlocks*4096-512, true)}); fmt.Sprint(told) != want {
 		t.Errorf("of a volume that grew it tells %v, want %v", told, want)
 	}
-	if err := l.store.DeleteSnapshot(b); !errors.Is(err, store.ErrInUse) {
+	if err := l.store.DeleteSnapshots(b); !errors.Is(err, store.ErrInUse) {
 		t.Errorf("delete: %v, want ErrInUse", err)
 	}
 	l.must(c.Close())
-	l.must(l.store.DeleteSnapshot(b))
+	l.must(l.store.DeleteSnapshots(b))
 	for _, pair := range [][2]string{{d, a}, {a, a}, {a, "v"}, {"v", a}} {
 		if _, err := l.store.Changes(pair[0], pair[1]); !errors.Is(err, store.ErrInvalid) {
 			t.Errorf("changes from %s to %s: %v, want ErrInvalid", pair[0], pair[1], err)

@@ -240,11 +240,11 @@ func (s *Store) DeadBlocks() (n uint64) {
 // DeleteNameOf takes a snapshot's name away and does no more, as a delete that ends
 // there.
 func (s *Store) DeleteNameOf(full string) error {
-	d, k, err := s.deletable(full)
+	named, err := s.deletable(full)
 	if err != nil {
 		return err
 	}
-	_, err = s.nameless(d, k)
+	_, err = s.nameless(named...)
 	return err
 }
 

@@ -274,7 +274,7 @@ func (w *world) drop(full string) {
 	if d == nil || d.snaps[snapName] == nil || d.snaps[snapName].drains {
 		return
 	}
-	err := w.call("delete "+full, func() error { return w.store.DeleteSnapshot(full) })
+	err := w.call("delete "+full, func() error { return w.store.DeleteSnapshots(full) })
 	if _, gone := w.store.Snapshot(full); errors.Is(gone, store.ErrNotFound) {
 		delete(d.snaps, snapName)
 	} else if err == nil {

@@ -31,7 +31,7 @@ func (l *lives) layers(n int) {
 	}
 	for i := range n - 1 {
 		name := fmt.Sprintf("v@s%d", i+1)
-		l.must(l.store.DeleteSnapshot(name))
+		l.must(l.store.DeleteSnapshots(name))
 		delete(l.holds, name)
 	}
 	l.store.AwaitPunches()
@@ -65,7 +65,7 @@ func TestAnImageIsNotFoldedOverTheHeadOfAClone(t *testing.T) {
 	l := newLife(t, 0)
 	l.layers(3) // s3 is left, upon one image without a name
 	l.clone("v@s3")
-	l.must(l.store.DeleteSnapshot("v@s3"))
+	l.must(l.store.DeleteSnapshots("v@s3"))
 	delete(l.holds, "v@s3")
 	l.store.AwaitPunches()
 	l.check()
@@ -73,7 +73,7 @@ func TestAnImageIsNotFoldedOverTheHeadOfAClone(t *testing.T) {
 		l.write("v")
 		full := l.preserve("v")
 		l.must(l.store.WaitSealed(t.Context(), full))
-		l.must(l.store.DeleteSnapshot(full))
+		l.must(l.store.DeleteSnapshots(full))
 		delete(l.holds, full)
 	}
 	l.store.AwaitPunches()
@@ -111,7 +111,7 @@ func TestReadersBesideAFoldSeeWhatTheyMust(t *testing.T) {
 	}
 	names := l.names(true)
 	for _, full := range names[:len(names)-1] {
-		l.must(l.store.DeleteSnapshot(full))
+		l.must(l.store.DeleteSnapshots(full))
 		delete(l.holds, full)
 		l.store.AwaitPunches()
 	}
@@ -146,7 +146,7 @@ func TestAFoldWhoseVolumeIsDeletedMeanwhileIsNoFailure(t *testing.T) {
 	s.AwaitPunches()
 	copying.armed.Store(true)
 	for _, full := range []string{"v@s0", "v@s1"} {
-		if err := s.DeleteSnapshot(full); err != nil {
+		if err := s.DeleteSnapshots(full); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -187,7 +187,7 @@ func cutAFoldShort(t *testing.T, clones bool) {
 		l.must(l.store.WaitSealed(t.Context(), names[i]))
 	}
 	for _, full := range names[:3] {
-		l.must(l.store.DeleteSnapshot(full))
+		l.must(l.store.DeleteSnapshots(full))
 		delete(l.holds, full)
 	}
 	l.store.AwaitPunches()

@@ -314,7 +314,7 @@ func TestASnapshotWhosePreserveStillWaitsForAnotherVolumeIsNeitherDeletedClonedN
 			for s.WaitSealed(t.Context(), "a@s") != nil { // there is none yet
 				runtime.Gosched()
 			}
-			if err := s.DeleteSnapshot("a@s"); !errors.Is(err, store.ErrDraining) {
+			if err := s.DeleteSnapshots("a@s"); !errors.Is(err, store.ErrDraining) {
 				t.Errorf("delete: %v", err)
 			}
 			if _, err := s.Clone(t.Context(), "a@s", "d"); !errors.Is(err, store.ErrDraining) {
@@ -337,7 +337,7 @@ func TestASnapshotWhosePreserveStillWaitsForAnotherVolumeIsNeitherDeletedClonedN
 				if got := letters(t, s, "a@s", "b@s"); got != "xx" {
 					t.Errorf("the snapshots hold %q", got)
 				}
-				if err := s.DeleteSnapshot("a@s"); err != nil {
+				if err := s.DeleteSnapshots("a@s"); err != nil {
 					t.Error(err)
 				}
 			} else {
@@ -345,7 +345,7 @@ func TestASnapshotWhosePreserveStillWaitsForAnotherVolumeIsNeitherDeletedClonedN
 				if err := <-preserved; !errors.Is(err, store.ErrAborted) {
 					t.Fatal(err)
 				}
-				if err := s.DeleteSnapshot("a@s"); !errors.Is(err, store.ErrNotFound) {
+				if err := s.DeleteSnapshots("a@s"); !errors.Is(err, store.ErrNotFound) {
 					t.Error(err)
 				}
 			}

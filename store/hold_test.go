@@ -44,7 +44,7 @@ func TestAHeldSnapshotIsNotDeletedUntilItIsReleased(t *testing.T) {
 	wantErr(t, "hold", hold(s, t, "v@a", ""), nil)
 	wantErr(t, "hold again", hold(s, t, "v@a", ""), nil)
 	for range 2 {
-		wantErr(t, "delete", s.DeleteSnapshot("v@a"), store.ErrHeld)
+		wantErr(t, "delete", s.DeleteSnapshots("v@a"), store.ErrHeld)
 		wantErr(t, "delete the volume", s.DeleteVolume("v", true), store.ErrHeld)
 		if info := snapshotInfo(t, s, "v@a"); !info.Held || !info.HeldUntil.IsZero() {
 			t.Errorf("it is %+v", info)
@@ -52,7 +52,7 @@ func TestAHeldSnapshotIsNotDeletedUntilItIsReleased(t *testing.T) {
 		closeStore(t, s)
 		s = openStore(t, dir)
 	}
-	wantErr(t, "delete another", s.DeleteSnapshot("v@b"), nil)
+	wantErr(t, "delete another", s.DeleteSnapshots("v@b"), nil)
 	if _, err := s.Clone(t.Context(), "v@a", "c"); err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +60,7 @@ func TestAHeldSnapshotIsNotDeletedUntilItIsReleased(t *testing.T) {
 	if _, err := s.Rollback(t.Context(), store.RollbackRequest{Snapshot: "v@a", Discard: true}); err != nil {
 		t.Fatal(err)
 	}
-	wantErr(t, "delete after a rollback", s.DeleteSnapshot("v@a"), store.ErrHeld)
+	wantErr(t, "delete after a rollback", s.DeleteSnapshots("v@a"), store.ErrHeld)
 	wantErr(t, "delete the volume after a rollback", s.DeleteVolume("v", true), store.ErrHeld)
 	for range 2 {
 		info, err := s.ReleaseSnapshot("v@a")
@@ -68,7 +68,7 @@ func TestAHeldSnapshotIsNotDeletedUntilItIsReleased(t *testing.T) {
 			t.Errorf("released: %+v, %v", info, err)
 		}
 	}
-	wantErr(t, "delete at last", s.DeleteSnapshot("v@a"), nil)
+	wantErr(t, "delete at last", s.DeleteSnapshots("v@a"), nil)
 	wantErr(t, "hold what is gone", hold(s, t, "v@a", ""), store.ErrNotFound)
 	_, err := s.ReleaseSnapshot("v@a")
 	wantErr(t, "release what is gone", err, store.ErrNotFound)
@@ -107,16 +107,16 @@ func TestAHoldUntilADateOnlyEverGetsLonger(t *testing.T) {
 			if info := snapshotInfo(t, s, "v@a"); !info.Held {
 				t.Error("a release that was refused has ended a hold")
 			}
-			wantErr(t, "delete", s.DeleteSnapshot("v@a"), store.ErrHeld)
+			wantErr(t, "delete", s.DeleteSnapshots("v@a"), store.ErrHeld)
 			wantErr(t, "delete the volume", s.DeleteVolume("v", true), store.ErrHeld)
 			time.Sleep(time.Until(time.Date(2000, 1, 20, 23, 59, 59, 0, time.UTC)))
 		}
 		time.Sleep(2 * time.Second)
-		wantErr(t, "delete while it is held without a date", s.DeleteSnapshot("v@a"), store.ErrHeld)
+		wantErr(t, "delete while it is held without a date", s.DeleteSnapshots("v@a"), store.ErrHeld)
 		if info, err := s.ReleaseSnapshot("v@a"); err != nil || info.Held || !info.HeldUntil.IsZero() {
 			t.Errorf("released: %+v, %v", info, err)
 		}
-		wantErr(t, "delete when all is over", s.DeleteSnapshot("v@a"), nil)
+		wantErr(t, "delete when all is over", s.DeleteSnapshots("v@a"), nil)
 		if n := len(cuts(t, s, "v")); n != 1 {
 			t.Errorf("%d snapshots are left", n)
 		}
@@ -131,7 +131,7 @@ func TestWithTheClockMovedBackNoHoldIsJudged(t *testing.T) {
 		wantErr(t, "hold", hold(s, t, "v@a", "10d"), nil)
 		wantErr(t, "hold", hold(s, t, "v@c", "100d"), nil)
 		time.Sleep(20 * 24 * time.Hour)
-		wantErr(t, "delete, which looks at the clock", s.DeleteSnapshot("v@c"), store.ErrHeld)
+		wantErr(t, "delete, which looks at the clock", s.DeleteSnapshots("v@c"), store.ErrHeld)
 		closeStore(t, s)
 	})
 	synctest.Test(t, func(t *testing.T) { // it is 2000-01-01 again
@@ -140,8 +140,8 @@ func TestWithTheClockMovedBackNoHoldIsJudged(t *testing.T) {
 		time.Sleep(19 * 24 * time.Hour)
 		refused := func() {
 			t.Helper()
-			wantErr(t, "delete what is held", s.DeleteSnapshot("v@c"), store.ErrClock)
-			wantErr(t, "delete what was held", s.DeleteSnapshot("v@a"), store.ErrClock)
+			wantErr(t, "delete what is held", s.DeleteSnapshots("v@c"), store.ErrClock)
+			wantErr(t, "delete what was held", s.DeleteSnapshots("v@a"), store.ErrClock)
 			wantErr(t, "delete the volume", s.DeleteVolume("v", true), store.ErrClock)
 			wantErr(t, "hold for a time", hold(s, t, "v@b", "30d"), store.ErrClock)
 			_, err := s.ReleaseSnapshot("v@a")
@@ -154,8 +154,8 @@ func TestWithTheClockMovedBackNoHoldIsJudged(t *testing.T) {
 		_, err := s.ReleaseSnapshot("v@b")
 		wantErr(t, "release what has no date", err, nil)
 		time.Sleep(2 * time.Minute) // a little is let pass
-		wantErr(t, "delete what is held", s.DeleteSnapshot("v@c"), store.ErrHeld)
-		wantErr(t, "delete what was held", s.DeleteSnapshot("v@a"), nil)
+		wantErr(t, "delete what is held", s.DeleteSnapshots("v@c"), store.ErrHeld)
+		wantErr(t, "delete what was held", s.DeleteSnapshots("v@a"), nil)
 	})
 }
 

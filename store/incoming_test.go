@@ -338,7 +338,7 @@ func TestAnImageGivesItsRoomBackAlsoWhileItsVolumeIsReplaced(t *testing.T) {
 	copy(content[50*4096:], bytes.Repeat([]byte{'c'}, 4096))
 	in := l.begin(l.changesOf(two, "came", content), l.holds["v"], content)
 	release := l.store.HoldPunches()
-	l.must(l.store.DeleteSnapshot(one)) // of its image nobody sees 30 blocks any more
+	l.must(l.store.DeleteSnapshots(one)) // of its image nobody sees 30 blocks any more
 	delete(l.holds, one)
 
 	found := make(chan struct{})

@@ -39,7 +39,9 @@ type lives struct {
 	// writes is how many a step makes at most.
 	writes int
 	did    []string
-	fold   int // Options.FoldAbove
+	// together are the snapshots that the last step has deleted.
+	together []string
+	fold     int // Options.FoldAbove
 	// noSeals lets seals fail, from time to time in lives that have sealing set.
 	noSeals atomic.Bool
 	sealing *rand.Rand
@@ -236,6 +238,7 @@ func TestSnapshotsClonesAndRollbacksAtRandomHoldWhatTheyMust(t *testing.T) {
 // step does something to a volume or a snapshot.
 func (l *lives) step() {
 	l.t.Helper()
+	l.together = nil
 	if l.sealing != nil {
 		l.seals(l.sealing.IntN(2) == 0)
 	}
@@ -246,9 +249,7 @@ func (l *lives) step() {
 		l.preserve(live)
 	case 5, 6:
 		if snap != "" {
-			l.log("delete %s", snap)
-			l.must(l.store.DeleteSnapshot(snap))
-			delete(l.holds, snap)
+			l.deleteSome()
 		}
 	case 7:
 		if snap != "" && len(l.names(false)) < 5 {
@@ -271,6 +272,19 @@ func (l *lives) step() {
 			}
 			maps.DeleteFunc(l.holds, func(name string, _ []byte) bool { return name == live || strings.HasPrefix(name, live+"@") })
 		}
+	}
+}
+
+// deleteSome deletes one snapshot, or some together.
+func (l *lives) deleteSome() {
+	l.t.Helper()
+	list := l.names(true)
+	l.rng.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
+	l.together = list[:min(len(list), 1+max(0, l.rng.IntN(5)-2))]
+	l.log("delete %s", strings.Join(l.together, " "))
+	l.must(l.store.DeleteSnapshots(l.together...))
+	for _, snap := range l.together {
+		delete(l.holds, snap)
 	}
 }
 
@@ -315,6 +329,8 @@ func (l *lives) rollback(snap string) {
 type moment struct {
 	ops   int
 	holds map[string][]byte
+	// together are the snapshots that were deleted in one step since the last moment.
+	together []string
 }
 
 // A life is cut at operations on its disk, by a death of the server or of the
@@ -336,13 +352,13 @@ func TestACrashOfALifeLosesNoSnapshotCloneOrRollback(t *testing.T) {
 				}
 				return c
 			}
-			moments := []moment{{sim.Ops(), holds()}}
+			moments := []moment{{ops: sim.Ops(), holds: holds()}}
 			for range 40 {
 				l.step()
 				// The simulated disk takes a commit of the catalog for begun before its
 				// function has run: what that sees must have been on the disk by then.
 				l.store.AwaitPunches()
-				moments = append(moments, moment{sim.Ops(), holds()})
+				moments = append(moments, moment{sim.Ops(), holds(), l.together})
 				l.log("until operation %d", sim.Ops())
 			}
 			l.store.AwaitPunches()
@@ -358,14 +374,14 @@ func TestACrashOfALifeLosesNoSnapshotCloneOrRollback(t *testing.T) {
 				if l.rng.IntN(2) == 0 {
 					cut = sim.PowerCut
 				}
-				l.crash(cut(at, rng), at, last.holds, next.holds)
+				l.crash(cut(at, rng), at, last.holds, next)
 			}
 		})
 	}
 }
 
 // crash opens what a crash has left.
-func (l *lives) crash(disk *vfs.Sim, at int, last, next map[string][]byte) {
+func (l *lives) crash(disk *vfs.Sim, at int, last map[string][]byte, next moment) {
 	l.t.Helper()
 	s, err := store.Open(l.dir, l.options(disk))
 	if err != nil {
@@ -373,8 +389,12 @@ func (l *lives) crash(disk *vfs.Sim, at int, last, next map[string][]byte) {
 	}
 	after := &lives{t: l.t, dir: l.dir, fs: disk, store: s, holds: map[string][]byte{}, rng: l.rng, did: l.did, fold: l.fold}
 	there := s.Exports()
+	gone := slices.DeleteFunc(slices.Clone(next.together), func(name string) bool { return slices.Contains(there, name) })
+	if len(gone) > 0 && len(gone) < len(next.together) {
+		l.t.Fatalf("crash at operation %d: %s are gone, and not all of %s\n%s", at, gone, next.together, strings.Join(l.did, "\n"))
+	}
 	for name, was := range last {
-		becomes, stays := next[name]
+		becomes, stays := next.holds[name]
 		if !slices.Contains(there, name) {
 			if stays {
 				l.t.Fatalf("crash at operation %d: %s is lost\n%s", at, name, strings.Join(l.did, "\n"))
@@ -425,7 +445,7 @@ func TestADeletedSnapshotGivesBackWhatNobodySees(t *testing.T) {
 	if z, err := l.store.SizesTogether(one); err != nil || z.UniqueBytes != 30*4096 {
 		t.Errorf("%d bytes, %v, would be freed, want 30 blocks", z.UniqueBytes, err)
 	}
-	l.must(l.store.DeleteSnapshot(one))
+	l.must(l.store.DeleteSnapshots(one))
 	delete(l.holds, one)
 	l.store.AwaitPunches()
 	if l.blocks() != 40 {
@@ -469,7 +489,7 @@ func TestSnapshotsDeletedInAnyOrderLeaveWhatTheOthersSee(t *testing.T) {
 	}
 	for _, i := range l.rng.Perm(snapshots) {
 		if i%kept != 0 {
-			l.must(l.store.DeleteSnapshot(names[i]))
+			l.must(l.store.DeleteSnapshots(names[i]))
 			delete(l.holds, names[i])
 		}
 	}
@@ -523,7 +543,7 @@ func TestABlockThatNothingOnTheDiskCoversIsNotPunched(t *testing.T) {
 	snap := l.preserve("v")
 	l.must(l.store.WaitSealed(t.Context(), snap))
 	put('b', false)
-	l.must(l.store.DeleteSnapshot(snap))
+	l.must(l.store.DeleteSnapshots(snap))
 	l.store.AwaitPunches()
 	s, err := store.Open("data", store.Options{FS: sim.PowerCut(sim.Ops(), nil)})
 	l.must(err)
@@ -546,7 +566,7 @@ func TestWhatIsInUseOrUnknownIsNotDeletedClonedOrRolledBack(t *testing.T) {
 	l.must(l.store.WaitSealed(t.Context(), snap))
 	w, err := l.store.OpenView(snap)
 	l.must(err)
-	if err := l.store.DeleteSnapshot(snap); !errors.Is(err, store.ErrInUse) {
+	if err := l.store.DeleteSnapshots(snap); !errors.Is(err, store.ErrInUse) {
 		t.Errorf("delete of an open snapshot: %v", err)
 	}
 	l.must(w.Close())
@@ -555,8 +575,8 @@ func TestWhatIsInUseOrUnknownIsNotDeletedClonedOrRolledBack(t *testing.T) {
 		err  error
 		want error
 	}{
-		{"delete of an unknown snapshot", l.store.DeleteSnapshot("v@none"), store.ErrNotFound},
-		{"delete of a volume as a snapshot", l.store.DeleteSnapshot("v"), store.ErrInvalid},
+		{"delete of an unknown snapshot", l.store.DeleteSnapshots("v@none"), store.ErrNotFound},
+		{"delete of a volume as a snapshot", l.store.DeleteSnapshots("v"), store.ErrInvalid},
 		{"clone of an unknown snapshot", second(l.store.Clone(t.Context(), "v@none", "c")), store.ErrNotFound},
 		{"clone with a name that is taken", second(l.store.Clone(t.Context(), snap, "v")), store.ErrExists},
 		{"clone with a bad name", second(l.store.Clone(t.Context(), snap, "a/b")), store.ErrInvalid},
@@ -586,7 +606,7 @@ func TestADeletedSnapshotDoesNotComeBackThroughWhatIsRecordedBesideIt(t *testing
 	snap := l.preserve("v")
 	l.must(l.store.WaitSealed(t.Context(), snap))
 	t.Cleanup(l.store.RecordWhileNameless(snap))
-	l.must(l.store.DeleteSnapshot(snap))
+	l.must(l.store.DeleteSnapshots(snap))
 	delete(l.holds, snap)
 	l.reopen()
 	if list, err := l.store.Snapshots("v"); err != nil || len(list) > 0 {

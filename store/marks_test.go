@@ -89,7 +89,7 @@ func TestAboveTheHighWaterMarkNothingIsPreservedAndAllIsWritten(t *testing.T) {
 				d.want("an overwrite", d.write(0), nil)
 				d.want("a flush", d.view.Flush(), nil)
 				d.want("a new volume", second(d.CreateVolume("new", 1<<30, volume.ScopeRequest)), nil)
-				d.want("a delete", d.DeleteSnapshot("v@s"), nil)
+				d.want("a delete", d.DeleteSnapshots("v@s"), nil)
 				d.makeRoom(10)
 				d.want("a preserve when there is room again", d.preserve("again"), nil)
 				d.want("close", d.Close(context.Background()), nil)

@@ -75,7 +75,7 @@ func TestNoRequestWaitsForASnapshotsDeleteAPunchOrAFoldWhereverTheyAreStopped(t 
 			s.stopEverywhere(func(n int) {
 				full := fmt.Sprintf("v@d%d", n+1)
 				s.unstopped(func() { s.unneeded(n + 1) })
-				if err := s.DeleteSnapshot(full); err != nil {
+				if err := s.DeleteSnapshots(full); err != nil {
 					t.Errorf("delete %s: %v", full, err)
 				}
 				s.AwaitPunches()
@@ -95,7 +95,7 @@ func TestReadsAndWritesGoOnBesideTheFlushOfAPunch(t *testing.T) {
 	})
 	snapshot := scattered(t, s)
 	sync.armed.Store(true)
-	if err := s.DeleteSnapshot(snapshot); err != nil {
+	if err := s.DeleteSnapshots(snapshot); err != nil {
 		t.Fatal(err)
 	}
 	<-sync.reached
@@ -138,7 +138,7 @@ func TestNoRequestWaitsForARollbackOfAnotherVolumeWhereverItIsStopped(t *testing
 		if err := s.WaitSealed(context.Background(), r.Kept); err != nil {
 			t.Errorf("wait for %s: %v", r.Kept, err)
 		}
-		if err := s.DeleteSnapshot(r.Kept); err != nil {
+		if err := s.DeleteSnapshots(r.Kept); err != nil {
 			t.Errorf("delete %s: %v", r.Kept, err)
 		}
 	}, "write data/catalog.db.log", "sync data/catalog.db.log", "committed data/catalog.db", "mkdir volumes/#", "sync #/journal-base.tmp",

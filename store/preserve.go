@@ -407,19 +407,16 @@ func (s keeper) unname(p *volume.Preserve) (due []punching, err error) {
 	s.chains.Lock()
 	defer s.chains.Unlock()
 	var named []holder
-	err = s.recordMarking(func(tx *catalog.Tx, m *marking) error {
+	err = s.recordMarking(func(tx *catalog.Tx, m *marking) (err error) {
 		for _, k := range p.VLUNs() {
 			d := s.byVolume[k.Volume()]
 			if d == nil || d.snapshots[k] == nil {
 				continue // deleted meanwhile
 			}
-			more, err := s.dropName(tx, m, d, k)
-			if err != nil {
-				return err
-			}
-			due, named = append(due, more...), append(named, holder{d, k})
+			named = append(named, holder{d, k})
 		}
-		return nil
+		due, err = s.dropNames(tx, m, named)
+		return err
 	})
 	if err != nil {
 		return nil, err

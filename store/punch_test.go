@@ -74,7 +74,7 @@ func TestASealGoesBetweenTwoPiecesOfAPunch(t *testing.T) {
 			t.Fatal(err)
 		}
 		punch.armed.Store(true)
-		if err := s.DeleteSnapshot(snapshot); err != nil {
+		if err := s.DeleteSnapshots(snapshot); err != nil {
 			t.Fatal(err)
 		}
 		<-punch.reached
@@ -93,7 +93,7 @@ func TestADeleteOfAVolumeDoesNotWaitForAPunchOfItsImages(t *testing.T) {
 		s, punch := stoppedStore(t, punches)
 		snapshot := scattered(t, s)
 		punch.armed.Store(true)
-		if err := s.DeleteSnapshot(snapshot); err != nil {
+		if err := s.DeleteSnapshots(snapshot); err != nil {
 			t.Fatal(err)
 		}
 		<-punch.reached
@@ -114,7 +114,7 @@ func TestASnapshotThatIsDeletedBeforeItsSealGivesItsRoomBackAfterIt(t *testing.T
 		if err := w.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if err := s.DeleteSnapshot("v@one"); err != nil {
+		if err := s.DeleteSnapshots("v@one"); err != nil {
 			t.Fatal(err)
 		}
 		ended := make(chan error, 1)
@@ -184,7 +184,7 @@ func TestNothingIsPunchedThatIsNotRecorded(t *testing.T) {
 		snapshot := scattered(t, s)
 		s.AwaitSpares()
 		release := s.HoldPunches()
-		if err := s.DeleteSnapshot(snapshot); err != nil {
+		if err := s.DeleteSnapshots(snapshot); err != nil {
 			t.Fatal(err)
 		}
 		full.Store(true)

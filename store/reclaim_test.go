@@ -47,7 +47,7 @@ func TestWhatIsLeftToGiveBackIsToldOfAllImages(t *testing.T) {
 		preserve("four")
 		<-seal.reached
 		for _, name := range []string{"v@one", "v@two"} {
-			if err := s.DeleteSnapshot(name); err != nil {
+			if err := s.DeleteSnapshots(name); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -88,7 +88,7 @@ func TestWhatIsLeftToFoldIsToldOfAllImages(t *testing.T) {
 	s.AwaitPunches()
 	release := s.HoldPunches()
 	for _, name := range []string{"v@one", "v@two", "v@three"} {
-		if err := s.DeleteSnapshot(name); err != nil {
+		if err := s.DeleteSnapshots(name); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -123,7 +123,7 @@ func layered(t *testing.T, s *store.Store, blocks ...int64) {
 	s.AwaitPunches()
 	release := s.HoldPunches()
 	for _, name := range names[:len(names)-1] {
-		noError(t, s.DeleteSnapshot("v@"+name))
+		noError(t, s.DeleteSnapshots("v@"+name))
 	}
 	release()
 }
@@ -150,7 +150,7 @@ func TestHowFastRoomIsGivenBackAndHowLongTheRestTakesIsTold(t *testing.T) {
 		}
 		punch.armed.Store(true)
 		close(punch.open)
-		noError(t, s.DeleteSnapshot(snapshot))
+		noError(t, s.DeleteSnapshots(snapshot))
 		<-punch.reached
 		if r := s.Reclaiming(); r.BytesPerSecond != 0 || r.Left != 0 || r.LeftBytes != 20*lookup.BlockSize {
 			t.Errorf("at the first of 20 blocks: %+v, want a rate that nobody knows", r)
@@ -220,7 +220,7 @@ func TestWhoWaitsForRoomIsToldHowFarItIs(t *testing.T) {
 		}}})
 		defer closeStore(t, s)
 		noError(t, second(s.CreateVolume("v", 64*lookup.BlockSize, volume.ScopeRequest)))
-		noError(t, s.DeleteSnapshot(scattered(t, s)))
+		noError(t, s.DeleteSnapshots(scattered(t, s)))
 		var last store.ReclaimInfo
 		given := map[int64]bool{}
 		noError(t, s.AwaitReclaimed(t.Context(), func(r store.ReclaimInfo) {
@@ -245,7 +245,7 @@ func TestAnImageIsLeftUntilItsRoomIsGivenBack(t *testing.T) {
 	snapshot := scattered(t, s)
 	var told []store.ReclaimInfo
 	defer store.OnHoldersFound(func() { told = append(told, s.Reclaiming()) })()
-	noError(t, s.DeleteSnapshot(snapshot))
+	noError(t, s.DeleteSnapshots(snapshot))
 	s.AwaitPunches()
 	for i, r := range told {
 		if r.ImagesLeft != 1 || i == 0 && r.LeftBytes != 20*lookup.BlockSize {

@@ -45,7 +45,7 @@ func stoppedPunch(t *testing.T) (*store.Store, *stop, *vfs.Sim) {
 	noError(t, second(s.CreateVolume("v", 64*lookup.BlockSize, volume.ScopeRequest)))
 	snapshot := scattered(t, s)
 	punch.armed.Store(true)
-	noError(t, s.DeleteSnapshot(snapshot))
+	noError(t, s.DeleteSnapshots(snapshot))
 	<-punch.reached
 	return s, punch, disk
 }

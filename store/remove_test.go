@@ -49,12 +49,12 @@ func images(t *testing.T, disk *vfs.Sim) (n int) {
 func TestNoCommandWaitsForTheRemovalOfWhatASnapshotLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, piece, _ := removingStore(t)
-		noError(t, s.DeleteSnapshot("v@one"))
+		noError(t, s.DeleteSnapshots("v@one"))
 		<-piece.reached
 		if info := s.Reclaiming(); info.ImagesLeft != 1 || info.LeftBytes != lookup.BlockSize {
 			t.Errorf("while it is removed, %+v is left", info)
 		}
-		noError(t, s.DeleteSnapshot("v@two"))
+		noError(t, s.DeleteSnapshots("v@two"))
 		noError(t, second(s.Clone(t.Context(), "w@one", "c")))
 		noError(t, second(s.Rollback(t.Context(), store.RollbackRequest{Snapshot: "w@one", Keep: "kept"})))
 		noError(t, s.DeleteVolume("x", false))

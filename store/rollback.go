@@ -126,7 +126,9 @@ func (s *Store) keepAndBranch(ctx context.Context, r RollbackRequest, which sele
 	}
 	if r.Discard {
 		report.Kept = nil
-		err = s.dropLeft(grafts)
+		for _, g := range grafts { // what it leaves behind, if nobody can see any of it
+			err = errors.Join(err, s.dropEmptyPasts(g.past))
+		}
 	}
 	return report, err
 }
@@ -138,11 +140,11 @@ func (s *Store) branchAndDiscard(grafts []graft, r RollbackRequest) ([]*disk, er
 		if !r.Discard {
 			break
 		}
-		_, k, err := s.deletable(g.name + "@" + r.Keep)
+		named, err := s.deletable(g.name + "@" + r.Keep)
 		if err != nil {
 			return nil, err
 		}
-		grafts[i].discard = k
+		grafts[i].discard = named[0].vlun
 	}
 	return s.branch(grafts, nil)
 }
@@ -151,13 +153,10 @@ func (s *Store) branchAndDiscard(grafts []graft, r RollbackRequest) ([]*disk, er
 // alone. It returns those that stay, and says why of each. Store.admin is held.
 func (s *Store) unkeep(kept []string) (stay, why []string) {
 	for _, full := range kept {
-		d, k, err := s.deletable(full)
+		named, err := s.deletable(full)
 		var due []punching
 		if err == nil {
-			due, err = s.nameless(d, k)
-		}
-		if errors.Is(err, volume.ErrBusy) {
-			err = viewedError(full)
+			due, err = s.nameless(named...)
 		}
 		if err != nil {
 			stay, why = append(stay, full), append(why, fmt.Sprintf("delete %s: %v", full, err))
@@ -166,19 +165,6 @@ func (s *Store) unkeep(kept []string) (stay, why []string) {
 		s.sealer.punch(due...)
 	}
 	return stay, why
-}
-
-// dropLeft deletes what a rollback leaves behind of volumes, if nobody can see any of it.
-func (s *Store) dropLeft(grafts []graft) (err error) {
-	for _, g := range grafts {
-		s.mu.Lock()
-		empty := g.past.emptyPastLocked()
-		s.mu.Unlock()
-		if empty {
-			err = errors.Join(err, s.deleteBranch(g.past, nil))
-		}
-	}
-	return err
 }
 
 // replaced finds the volumes that grafts are to take the names of, and whether what

@@ -79,7 +79,7 @@ func TestARollbackThatFailsNamesTheSnapshotThatItCanNotDelete(t *testing.T) {
 				t.Errorf("b@k: %v", err)
 			}
 			noError(t, w.Close())
-			noError(t, s.DeleteSnapshot("a@k"))
+			noError(t, s.DeleteSnapshots("a@k"))
 		})
 	}
 }
@@ -111,7 +111,7 @@ func TestARollbackDiscardsNoSnapshotThatIsOpen(t *testing.T) {
 		t.Errorf("a@k: %v", err)
 	}
 	noError(t, w.Close())
-	noError(t, s.DeleteSnapshot("b@k"))
+	noError(t, s.DeleteSnapshots("b@k"))
 	noError(t, second(s.RollbackGroup(t.Context(), r, nil)))
 	if got := letters(t, s, "a", "b"); got != "xx" {
 		t.Errorf("a and b hold %q", got)

@@ -480,11 +480,14 @@ func (s *Store) preserveScheduled(ctx context.Context, x *schedule) error {
 // of its target. What is in use, drains or was held meanwhile has its turn the next time.
 func (s *Store) letGo(ctx context.Context, x *schedule) error {
 	expired, err := s.expired(x, time.Now())
-	for _, full := range expired {
+	if len(expired) > 1 && ctx.Err() == nil && s.keepsTo(x) && s.DeleteSnapshots(expired...) == nil {
+		return err
+	}
+	for _, full := range expired { // one of them can't go: the others do
 		if ctx.Err() != nil || !s.keepsTo(x) {
 			return ctx.Err()
 		}
-		gone := s.DeleteSnapshot(full)
+		gone := s.DeleteSnapshots(full)
 		if !later(gone) {
 			err = errors.Join(err, gone)
 		}

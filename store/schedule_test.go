@@ -270,7 +270,7 @@ func TestAScheduleThatWasSetSurvivesAPowerCut(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer closeStore(t, s)
-		if err := s.DeleteSnapshot("v@a"); !errors.Is(err, store.ErrHeld) {
+		if err := s.DeleteSnapshots("v@a"); !errors.Is(err, store.ErrHeld) {
 			t.Errorf("deleted: %v", err)
 		}
 		if info, err := s.Snapshot("v@a"); err != nil || info.Labels["k"] != "v" {
@@ -366,7 +366,7 @@ func TestRetentionLeavesWhatWasHeldForLaterWhenTheClockWasMovedBack(t *testing.T
 		mustPreserve(t, s, "mine", "v")
 		noError(t, hold(s, t, "v@mine", "100d"))
 		pass(20 * 24 * time.Hour)
-		wantErr(t, "delete, which looks at the clock", s.DeleteSnapshot("v@mine"), store.ErrHeld)
+		wantErr(t, "delete, which looks at the clock", s.DeleteSnapshots("v@mine"), store.ErrHeld)
 		closeStore(t, s)
 	})
 	synctest.Test(t, func(t *testing.T) { // it is 2000-01-01 again

@@ -379,7 +379,7 @@ func TestWhatGoesWhileItIsDrilledLeavesNothing(t *testing.T) {
 			[]string{"01-01 01:00 a@01-01 01:00 cut short"}, []string{"a", "b", "c"}},
 		"the schedule, for another": {"a", func(s *store.Store, _ string) error { _, err := s.SetSchedule("a", set); return err },
 			[]string{"01-01 01:00 a@01-01 01:00 cut short", "01-01 01:05 a@01-01 01:00"}, []string{"a", "b", "c"}},
-		"the snapshot": {"a", func(s *store.Store, snapshot string) error { return s.DeleteSnapshot(snapshot) },
+		"the snapshot": {"a", func(s *store.Store, snapshot string) error { return s.DeleteSnapshots(snapshot) },
 			[]string{"01-01 01:00 a@01-01 01:00"}, []string{"a", "b", "c"}},
 		"the volume": {"a", func(s *store.Store, _ string) error { return s.DeleteVolume("a", true) },
 			[]string{"01-01 01:00 a@01-01 01:00 cut short"}, []string{"b", "c"}},

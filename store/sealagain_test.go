@@ -93,7 +93,7 @@ func TestAChecksumFileThatTheDiskRefusesAtTheOpenIsReadWhenItDoesNotAnyMore(t *t
 		mustSeal(t, s, "two", "v")
 		oldest := fmt.Sprintf("%s/images/%016x.sum", dataDir, uint64(w.Volume().VLUNs()[0].ImageID()))
 		_ = w.Close()
-		if err := s.DeleteSnapshot("v@one"); err != nil {
+		if err := s.DeleteSnapshots("v@one"); err != nil {
 			t.Fatal(err)
 		}
 		pass(time.Minute)

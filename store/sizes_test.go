@@ -140,9 +140,14 @@ func TestSizesAddUpToWhatTheFileSystemCounts(t *testing.T) {
 					some := snaps[:1+l.rng.IntN(len(snaps))]
 					sizes, err := l.store.SizesTogether(some...)
 					l.must(err)
+					together := l.rng.IntN(2) == 0
+					if l.log("delete %s, together %v", some, together); together {
+						l.must(l.store.DeleteSnapshots(some...))
+					}
 					for _, snap := range some {
-						l.log("delete %s", snap)
-						l.must(l.store.DeleteSnapshot(snap))
+						if !together {
+							l.must(l.store.DeleteSnapshots(snap))
+						}
 						delete(l.holds, snap)
 					}
 					if drop := before - rest(); drop != sizes.UniqueBytes {

@@ -279,7 +279,7 @@ func Open(dir string, o Options) (_ *Store, err error) {
 	}
 	s.spares.refill()
 	s.dropHeld()
-	s.dropEmptyPasts()
+	s.dropForgottenPasts()
 	if o.ScrubEvery > 0 {
 		s.scans.running.Add(1)
 		go s.scrubAlways(o.ScrubEvery, cmp.Or(o.ScrubBytesPerSecond, DefaultScrubBytesPerSecond))

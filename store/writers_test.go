@@ -179,10 +179,8 @@ func TestConcurrentWritersBesidePunchesAndFoldsLoseNothing(t *testing.T) {
 					l.clone(list[len(list)/2])
 					l.join(fmt.Sprintf("c%d", l.made))
 				}
-				for list := l.names(true); len(list) > 6; list = l.names(true) {
-					full := list[l.rng.IntN(len(list))]
-					l.must(l.store.DeleteSnapshot(full))
-					delete(l.holds, full)
+				for len(l.names(true)) > 6 {
+					l.deleteSome()
 				}
 				l.store.Reclaim() // what the writers hide since goes too
 			}

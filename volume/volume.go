@@ -354,24 +354,34 @@ func (k *VLUN) Viewed() bool {
 	return k.views > 0
 }
 
-// Retire lets nobody open a preserved view of k any more; ErrBusy if one is open.
-// The record is the caller's durable step; if it fails, k is as it was.
-func (k *VLUN) Retire(record func() error) error {
-	e := k.volume.engine
+// Retire lets nobody open a preserved view of some VLUNs, of one engine, any more;
+// ErrBusy if one is open. The record is the caller's durable step; if it fails, they are
+// as they were.
+func Retire(record func() error, vluns ...*VLUN) error {
+	if len(vluns) == 0 {
+		return record()
+	}
+	e := vluns[0].volume.engine
 	e.mu.Lock()
-	if k.views > 0 {
+	if slices.ContainsFunc(vluns, func(k *VLUN) bool { return k.views > 0 }) {
 		e.mu.Unlock()
 		return ErrBusy
 	}
-	k.retired = true
+	setRetired(vluns, true)
 	e.mu.Unlock()
 	err := record()
 	if err != nil {
 		e.mu.Lock()
-		k.retired = false
+		setRetired(vluns, false)
 		e.mu.Unlock()
 	}
 	return err
+}
+
+func setRetired(vluns []*VLUN, retired bool) {
+	for _, k := range vluns {
+		k.retired = retired
+	}
 }
 
 // Processes lists the processes that are bound to it.

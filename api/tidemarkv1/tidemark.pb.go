@@ -3003,31 +3003,28 @@ func (x *Drill) GetOutput() string {
 	return ""
 }
 
-type DeleteSnapshotRequest struct {
+type DeleteSnapshotsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// "VOLUME@SNAPSHOT".
-	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Those that the caller deletes next: if one of them can't be deleted now, nor is
-	// this one.
-	Next          []string `protobuf:"bytes,2,rep,name=next,proto3" json:"next,omitempty"`
+	// Each "VOLUME@SNAPSHOT".
+	Names         []string `protobuf:"bytes,1,rep,name=names,proto3" json:"names,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *DeleteSnapshotRequest) Reset() {
-	*x = DeleteSnapshotRequest{}
+func (x *DeleteSnapshotsRequest) Reset() {
+	*x = DeleteSnapshotsRequest{}
 	mi := &file_tidemark_v1_tidemark_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *DeleteSnapshotRequest) String() string {
+func (x *DeleteSnapshotsRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*DeleteSnapshotRequest) ProtoMessage() {}
+func (*DeleteSnapshotsRequest) ProtoMessage() {}
 
-func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
+func (x *DeleteSnapshotsRequest) ProtoReflect() protoreflect.Message {
 	mi := &file_tidemark_v1_tidemark_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -3039,45 +3036,38 @@ func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use DeleteSnapshotRequest.ProtoReflect.Descriptor instead.
-func (*DeleteSnapshotRequest) Descriptor() ([]byte, []int) {
+// Deprecated: Use DeleteSnapshotsRequest.ProtoReflect.Descriptor instead.
+func (*DeleteSnapshotsRequest) Descriptor() ([]byte, []int) {
 	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{45}
 }
 
-func (x *DeleteSnapshotRequest) GetName() string {
+func (x *DeleteSnapshotsRequest) GetNames() []string {
 	if x != nil {
-		return x.Name
-	}
-	return ""
-}
-
-func (x *DeleteSnapshotRequest) GetNext() []string {
-	if x != nil {
-		return x.Next
+		return x.Names
 	}
 	return nil
 }
 
-type DeleteSnapshotResponse struct {
+type DeleteSnapshotsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *DeleteSnapshotResponse) Reset() {
-	*x = DeleteSnapshotResponse{}
+func (x *DeleteSnapshotsResponse) Reset() {
+	*x = DeleteSnapshotsResponse{}
 	mi := &file_tidemark_v1_tidemark_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *DeleteSnapshotResponse) String() string {
+func (x *DeleteSnapshotsResponse) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*DeleteSnapshotResponse) ProtoMessage() {}
+func (*DeleteSnapshotsResponse) ProtoMessage() {}
 
-func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
+func (x *DeleteSnapshotsResponse) ProtoReflect() protoreflect.Message {
 	mi := &file_tidemark_v1_tidemark_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -3089,8 +3079,8 @@ func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use DeleteSnapshotResponse.ProtoReflect.Descriptor instead.
-func (*DeleteSnapshotResponse) Descriptor() ([]byte, []int) {
+// Deprecated: Use DeleteSnapshotsResponse.ProtoReflect.Descriptor instead.
+func (*DeleteSnapshotsResponse) Descriptor() ([]byte, []int) {
 	return file_tidemark_v1_tidemark_proto_rawDescGZIP(), []int{46}
 }
 
@@ -7005,11 +6995,10 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\x04took\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04took\x12\x18\n" +
 	"\acommand\x18\x03 \x01(\tR\acommand\x12\x1b\n" +
 	"\texit_code\x18\x04 \x01(\x05R\bexitCode\x12\x16\n" +
-	"\x06output\x18\x05 \x01(\tR\x06output\"?\n" +
-	"\x15DeleteSnapshotRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
-	"\x04next\x18\x02 \x03(\tR\x04next\"\x18\n" +
-	"\x16DeleteSnapshotResponse\",\n" +
+	"\x06output\x18\x05 \x01(\tR\x06output\".\n" +
+	"\x16DeleteSnapshotsRequest\x12\x14\n" +
+	"\x05names\x18\x01 \x03(\tR\x05names\"\x19\n" +
+	"\x17DeleteSnapshotsResponse\",\n" +
 	"\x14PreviewDeleteRequest\x12\x14\n" +
 	"\x05names\x18\x01 \x03(\tR\x05names\"b\n" +
 	"\x15PreviewDeleteResponse\x12\x1f\n" +
@@ -7349,7 +7338,7 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"\x18VERIFY_STATE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14VERIFY_STATE_RUNNING\x10\x01\x12\x13\n" +
 	"\x0fVERIFY_STATE_OK\x10\x02\x12\x14\n" +
-	"\x10VERIFY_STATE_BAD\x10\x032\xe8\x1b\n" +
+	"\x10VERIFY_STATE_BAD\x10\x032\xeb\x1b\n" +
 	"\x0fTidemarkService\x12[\n" +
 	"\rGetServerInfo\x12!.tidemark.v1.GetServerInfoRequest\x1a\".tidemark.v1.GetServerInfoResponse\"\x03\x90\x02\x01\x12S\n" +
 	"\fCreateVolume\x12 .tidemark.v1.CreateVolumeRequest\x1a!.tidemark.v1.CreateVolumeResponse\x12O\n" +
@@ -7375,8 +7364,8 @@ const file_tidemark_v1_tidemark_proto_rawDesc = "" +
 	"CloneGroup\x12\x1e.tidemark.v1.CloneGroupRequest\x1a\x1f.tidemark.v1.CloneGroupResponse\x12V\n" +
 	"\rRollbackGroup\x12!.tidemark.v1.RollbackGroupRequest\x1a\".tidemark.v1.RollbackGroupResponse\x12L\n" +
 	"\tHoldDrill\x12\x1d.tidemark.v1.HoldDrillRequest\x1a\x1e.tidemark.v1.HoldDrillResponse0\x01\x12G\n" +
-	"\bEndDrill\x12\x1c.tidemark.v1.EndDrillRequest\x1a\x1d.tidemark.v1.EndDrillResponse\x12Y\n" +
-	"\x0eDeleteSnapshot\x12\".tidemark.v1.DeleteSnapshotRequest\x1a#.tidemark.v1.DeleteSnapshotResponse\x12[\n" +
+	"\bEndDrill\x12\x1c.tidemark.v1.EndDrillRequest\x1a\x1d.tidemark.v1.EndDrillResponse\x12\\\n" +
+	"\x0fDeleteSnapshots\x12#.tidemark.v1.DeleteSnapshotsRequest\x1a$.tidemark.v1.DeleteSnapshotsResponse\x12[\n" +
 	"\rPreviewDelete\x12!.tidemark.v1.PreviewDeleteRequest\x1a\".tidemark.v1.PreviewDeleteResponse\"\x03\x90\x02\x01\x12X\n" +
 	"\rDiffSnapshots\x12!.tidemark.v1.DiffSnapshotsRequest\x1a\".tidemark.v1.DiffSnapshotsResponse0\x01\x12U\n" +
 	"\fAwaitReclaim\x12 .tidemark.v1.AwaitReclaimRequest\x1a!.tidemark.v1.AwaitReclaimResponse0\x01\x12S\n" +
@@ -7466,8 +7455,8 @@ var file_tidemark_v1_tidemark_proto_goTypes = []any{
 	(*EndDrillRequest)(nil),         // 49: tidemark.v1.EndDrillRequest
 	(*EndDrillResponse)(nil),        // 50: tidemark.v1.EndDrillResponse
 	(*Drill)(nil),                   // 51: tidemark.v1.Drill
-	(*DeleteSnapshotRequest)(nil),   // 52: tidemark.v1.DeleteSnapshotRequest
-	(*DeleteSnapshotResponse)(nil),  // 53: tidemark.v1.DeleteSnapshotResponse
+	(*DeleteSnapshotsRequest)(nil),  // 52: tidemark.v1.DeleteSnapshotsRequest
+	(*DeleteSnapshotsResponse)(nil), // 53: tidemark.v1.DeleteSnapshotsResponse
 	(*PreviewDeleteRequest)(nil),    // 54: tidemark.v1.PreviewDeleteRequest
 	(*PreviewDeleteResponse)(nil),   // 55: tidemark.v1.PreviewDeleteResponse
 	(*AwaitReclaimRequest)(nil),     // 56: tidemark.v1.AwaitReclaimRequest
@@ -7646,7 +7635,7 @@ var file_tidemark_v1_tidemark_proto_depIdxs = []int32{
 	45,  // 111: tidemark.v1.TidemarkService.RollbackGroup:input_type -> tidemark.v1.RollbackGroupRequest
 	47,  // 112: tidemark.v1.TidemarkService.HoldDrill:input_type -> tidemark.v1.HoldDrillRequest
 	49,  // 113: tidemark.v1.TidemarkService.EndDrill:input_type -> tidemark.v1.EndDrillRequest
-	52,  // 114: tidemark.v1.TidemarkService.DeleteSnapshot:input_type -> tidemark.v1.DeleteSnapshotRequest
+	52,  // 114: tidemark.v1.TidemarkService.DeleteSnapshots:input_type -> tidemark.v1.DeleteSnapshotsRequest
 	54,  // 115: tidemark.v1.TidemarkService.PreviewDelete:input_type -> tidemark.v1.PreviewDeleteRequest
 	59,  // 116: tidemark.v1.TidemarkService.DiffSnapshots:input_type -> tidemark.v1.DiffSnapshotsRequest
 	56,  // 117: tidemark.v1.TidemarkService.AwaitReclaim:input_type -> tidemark.v1.AwaitReclaimRequest
@@ -7688,7 +7677,7 @@ var file_tidemark_v1_tidemark_proto_depIdxs = []int32{
 	46,  // 153: tidemark.v1.TidemarkService.RollbackGroup:output_type -> tidemark.v1.RollbackGroupResponse
 	48,  // 154: tidemark.v1.TidemarkService.HoldDrill:output_type -> tidemark.v1.HoldDrillResponse
 	50,  // 155: tidemark.v1.TidemarkService.EndDrill:output_type -> tidemark.v1.EndDrillResponse
-	53,  // 156: tidemark.v1.TidemarkService.DeleteSnapshot:output_type -> tidemark.v1.DeleteSnapshotResponse
+	53,  // 156: tidemark.v1.TidemarkService.DeleteSnapshots:output_type -> tidemark.v1.DeleteSnapshotsResponse
 	55,  // 157: tidemark.v1.TidemarkService.PreviewDelete:output_type -> tidemark.v1.PreviewDeleteResponse
 	60,  // 158: tidemark.v1.TidemarkService.DiffSnapshots:output_type -> tidemark.v1.DiffSnapshotsResponse
 	57,  // 159: tidemark.v1.TidemarkService.AwaitReclaim:output_type -> tidemark.v1.AwaitReclaimResponse

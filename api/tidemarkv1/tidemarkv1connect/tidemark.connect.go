@@ -121,9 +121,9 @@ const (
 	// TidemarkServiceEndDrillProcedure is the fully-qualified name of the TidemarkService's EndDrill
 	// RPC.
 	TidemarkServiceEndDrillProcedure = "/tidemark.v1.TidemarkService/EndDrill"
-	// TidemarkServiceDeleteSnapshotProcedure is the fully-qualified name of the TidemarkService's
-	// DeleteSnapshot RPC.
-	TidemarkServiceDeleteSnapshotProcedure = "/tidemark.v1.TidemarkService/DeleteSnapshot"
+	// TidemarkServiceDeleteSnapshotsProcedure is the fully-qualified name of the TidemarkService's
+	// DeleteSnapshots RPC.
+	TidemarkServiceDeleteSnapshotsProcedure = "/tidemark.v1.TidemarkService/DeleteSnapshots"
 	// TidemarkServicePreviewDeleteProcedure is the fully-qualified name of the TidemarkService's
 	// PreviewDelete RPC.
 	TidemarkServicePreviewDeleteProcedure = "/tidemark.v1.TidemarkService/PreviewDelete"
@@ -294,16 +294,16 @@ type TidemarkServiceClient interface {
 	// Errors: REASON_NOT_FOUND.
 	// Needs: admin on the volume of the snapshot.
 	EndDrill(context.Context, *tidemarkv1.EndDrillRequest) (*tidemarkv1.EndDrillResponse, error)
-	// DeleteSnapshot takes the name of a snapshot away and returns at once. Blocks
-	// that nobody can see any more give their room back in the background.
-	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_DRAINING; REASON_IN_USE while
-	// a client has it open or it is being verified; REASON_HELD, REASON_CLOCK.
-	// Needs: admin on its volume, and on those of the snapshots that are to be deleted
-	// next.
-	DeleteSnapshot(context.Context, *tidemarkv1.DeleteSnapshotRequest) (*tidemarkv1.DeleteSnapshotResponse, error)
+	// DeleteSnapshots takes the names of snapshots away, of all or of none, and returns
+	// at once. Blocks that nobody can see any more give their room back in the background.
+	// Errors: REASON_NOT_FOUND, REASON_DRAINING; REASON_INVALID, also if one is named
+	// twice; REASON_IN_USE while a client has one open or it is being verified;
+	// REASON_HELD, REASON_CLOCK.
+	// Needs: admin on the volume of each.
+	DeleteSnapshots(context.Context, *tidemarkv1.DeleteSnapshotsRequest) (*tidemarkv1.DeleteSnapshotsResponse, error)
 	// PreviewDelete tells how much room would be given back if snapshots were deleted,
 	// all of them, and changes nothing.
-	// Errors: as DeleteSnapshot, if one of them can't be deleted now.
+	// Errors: as DeleteSnapshots, if one of them can't be deleted now.
 	// Needs: read on each.
 	PreviewDelete(context.Context, *tidemarkv1.PreviewDeleteRequest) (*tidemarkv1.PreviewDeleteResponse, error)
 	// DiffSnapshots sends, in ascending order, where a state of a volume may differ
@@ -558,10 +558,10 @@ func NewTidemarkServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithSchema(tidemarkServiceMethods.ByName("EndDrill")),
 			connect.WithClientOptions(opts...),
 		),
-		deleteSnapshot: connect.NewClient[tidemarkv1.DeleteSnapshotRequest, tidemarkv1.DeleteSnapshotResponse](
+		deleteSnapshots: connect.NewClient[tidemarkv1.DeleteSnapshotsRequest, tidemarkv1.DeleteSnapshotsResponse](
 			httpClient,
-			baseURL+TidemarkServiceDeleteSnapshotProcedure,
-			connect.WithSchema(tidemarkServiceMethods.ByName("DeleteSnapshot")),
+			baseURL+TidemarkServiceDeleteSnapshotsProcedure,
+			connect.WithSchema(tidemarkServiceMethods.ByName("DeleteSnapshots")),
 			connect.WithClientOptions(opts...),
 		),
 		previewDelete: connect.NewClient[tidemarkv1.PreviewDeleteRequest, tidemarkv1.PreviewDeleteResponse](
@@ -710,7 +710,7 @@ type tidemarkServiceClient struct {
 	rollbackGroup   *connect.Client[tidemarkv1.RollbackGroupRequest, tidemarkv1.RollbackGroupResponse]
 	holdDrill       *connect.Client[tidemarkv1.HoldDrillRequest, tidemarkv1.HoldDrillResponse]
 	endDrill        *connect.Client[tidemarkv1.EndDrillRequest, tidemarkv1.EndDrillResponse]
-	deleteSnapshot  *connect.Client[tidemarkv1.DeleteSnapshotRequest, tidemarkv1.DeleteSnapshotResponse]
+	deleteSnapshots *connect.Client[tidemarkv1.DeleteSnapshotsRequest, tidemarkv1.DeleteSnapshotsResponse]
 	previewDelete   *connect.Client[tidemarkv1.PreviewDeleteRequest, tidemarkv1.PreviewDeleteResponse]
 	diffSnapshots   *connect.Client[tidemarkv1.DiffSnapshotsRequest, tidemarkv1.DiffSnapshotsResponse]
 	awaitReclaim    *connect.Client[tidemarkv1.AwaitReclaimRequest, tidemarkv1.AwaitReclaimResponse]
@@ -922,9 +922,9 @@ func (c *tidemarkServiceClient) EndDrill(ctx context.Context, req *tidemarkv1.En
 	return nil, err
 }
 
-// DeleteSnapshot calls tidemark.v1.TidemarkService.DeleteSnapshot.
-func (c *tidemarkServiceClient) DeleteSnapshot(ctx context.Context, req *tidemarkv1.DeleteSnapshotRequest) (*tidemarkv1.DeleteSnapshotResponse, error) {
-	response, err := c.deleteSnapshot.CallUnary(ctx, connect.NewRequest(req))
+// DeleteSnapshots calls tidemark.v1.TidemarkService.DeleteSnapshots.
+func (c *tidemarkServiceClient) DeleteSnapshots(ctx context.Context, req *tidemarkv1.DeleteSnapshotsRequest) (*tidemarkv1.DeleteSnapshotsResponse, error) {
+	response, err := c.deleteSnapshots.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -1188,16 +1188,16 @@ type TidemarkServiceHandler interface {
 	// Errors: REASON_NOT_FOUND.
 	// Needs: admin on the volume of the snapshot.
 	EndDrill(context.Context, *tidemarkv1.EndDrillRequest) (*tidemarkv1.EndDrillResponse, error)
-	// DeleteSnapshot takes the name of a snapshot away and returns at once. Blocks
-	// that nobody can see any more give their room back in the background.
-	// Errors: REASON_NOT_FOUND, REASON_INVALID, REASON_DRAINING; REASON_IN_USE while
-	// a client has it open or it is being verified; REASON_HELD, REASON_CLOCK.
-	// Needs: admin on its volume, and on those of the snapshots that are to be deleted
-	// next.
-	DeleteSnapshot(context.Context, *tidemarkv1.DeleteSnapshotRequest) (*tidemarkv1.DeleteSnapshotResponse, error)
+	// DeleteSnapshots takes the names of snapshots away, of all or of none, and returns
+	// at once. Blocks that nobody can see any more give their room back in the background.
+	// Errors: REASON_NOT_FOUND, REASON_DRAINING; REASON_INVALID, also if one is named
+	// twice; REASON_IN_USE while a client has one open or it is being verified;
+	// REASON_HELD, REASON_CLOCK.
+	// Needs: admin on the volume of each.
+	DeleteSnapshots(context.Context, *tidemarkv1.DeleteSnapshotsRequest) (*tidemarkv1.DeleteSnapshotsResponse, error)
 	// PreviewDelete tells how much room would be given back if snapshots were deleted,
 	// all of them, and changes nothing.
-	// Errors: as DeleteSnapshot, if one of them can't be deleted now.
+	// Errors: as DeleteSnapshots, if one of them can't be deleted now.
 	// Needs: read on each.
 	PreviewDelete(context.Context, *tidemarkv1.PreviewDeleteRequest) (*tidemarkv1.PreviewDeleteResponse, error)
 	// DiffSnapshots sends, in ascending order, where a state of a volume may differ
@@ -1448,10 +1448,10 @@ func NewTidemarkServiceHandler(svc TidemarkServiceHandler, opts ...connect.Handl
 		connect.WithSchema(tidemarkServiceMethods.ByName("EndDrill")),
 		connect.WithHandlerOptions(opts...),
 	)
-	tidemarkServiceDeleteSnapshotHandler := connect.NewUnaryHandlerSimple(
-		TidemarkServiceDeleteSnapshotProcedure,
-		svc.DeleteSnapshot,
-		connect.WithSchema(tidemarkServiceMethods.ByName("DeleteSnapshot")),
+	tidemarkServiceDeleteSnapshotsHandler := connect.NewUnaryHandlerSimple(
+		TidemarkServiceDeleteSnapshotsProcedure,
+		svc.DeleteSnapshots,
+		connect.WithSchema(tidemarkServiceMethods.ByName("DeleteSnapshots")),
 		connect.WithHandlerOptions(opts...),
 	)
 	tidemarkServicePreviewDeleteHandler := connect.NewUnaryHandlerSimple(
@@ -1619,8 +1619,8 @@ func NewTidemarkServiceHandler(svc TidemarkServiceHandler, opts ...connect.Handl
 			tidemarkServiceHoldDrillHandler.ServeHTTP(w, r)
 		case TidemarkServiceEndDrillProcedure:
 			tidemarkServiceEndDrillHandler.ServeHTTP(w, r)
-		case TidemarkServiceDeleteSnapshotProcedure:
-			tidemarkServiceDeleteSnapshotHandler.ServeHTTP(w, r)
+		case TidemarkServiceDeleteSnapshotsProcedure:
+			tidemarkServiceDeleteSnapshotsHandler.ServeHTTP(w, r)
 		case TidemarkServicePreviewDeleteProcedure:
 			tidemarkServicePreviewDeleteHandler.ServeHTTP(w, r)
 		case TidemarkServiceDiffSnapshotsProcedure:
@@ -1756,8 +1756,8 @@ func (UnimplementedTidemarkServiceHandler) EndDrill(context.Context, *tidemarkv1
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.EndDrill is not implemented"))
 }
 
-func (UnimplementedTidemarkServiceHandler) DeleteSnapshot(context.Context, *tidemarkv1.DeleteSnapshotRequest) (*tidemarkv1.DeleteSnapshotResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.DeleteSnapshot is not implemented"))
+func (UnimplementedTidemarkServiceHandler) DeleteSnapshots(context.Context, *tidemarkv1.DeleteSnapshotsRequest) (*tidemarkv1.DeleteSnapshotsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("tidemark.v1.TidemarkService.DeleteSnapshots is not implemented"))
 }
 
 func (UnimplementedTidemarkServiceHandler) PreviewDelete(context.Context, *tidemarkv1.PreviewDeleteRequest) (*tidemarkv1.PreviewDeleteResponse, error) {

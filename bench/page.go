@@ -419,15 +419,15 @@ func (p *pager) stalls() {
 	if len(all) == 0 {
 		return
 	}
-	p.say("## Requests near a snapshot\n\nThe latency, in ms, of requests that ended within %v ms of a command, and of those apart. The control is a command", window*1e3)
-	p.say("that does nothing (`true`): on a machine with few cores its ratios are not 1 either. The goal is for near/apart of")
+	p.say("## Requests near a snapshot\n\nThe latency, in ms, of requests that ended within %v ms of a command, and of those apart. The control is no", window*1e3)
+	p.say("command at all, at the same times: on a busy machine its ratios are not 1 either. The goal is for near/apart of")
 	p.say("Tidemark over near/apart of the control. A snapshot whose work goes on after the command slows the requests apart too,")
 	p.say("and makes that small: so the latencies and the rate themselves, over those of the run with the control, stand beside it.")
 	p.say("Deletes, whose work is all of that kind, are judged by the latencies themselves; each command deletes %d snapshots of %d blocks.", deletesAtOnce, deletedBlocks)
 	if gone := all.where("", "", "", "tidemark").median("imagesGone"); !math.IsNaN(gone) {
 		p.say("While that load lasted, by half of the runs at least %.0f of their images were folded and removed; the others later, when there was time.", gone)
 	}
-	p.say("The command is a process that begins and ends each time; qemu-storage-daemon is told over an open connection.")
+	p.say("All are told over a connection that stays open: Tidemark by its API, qemu-storage-daemon by QMP.")
 	var rows, verdicts [][]string
 	for _, name := range all.cases() {
 		of := all.where("", name, "", "")

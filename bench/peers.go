@@ -9,6 +9,10 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
+
+	"github.com/tidemark/tidemark/api"
+	"github.com/tidemark/tidemark/api/tidemarkv1"
 )
 
 // A peer is a server that is measured.
@@ -95,6 +99,7 @@ type server struct {
 	files     string                                                        // pattern of those that clients' data lies in
 	fresh     func(context.Context) error                                   // nil, or puts it into its state after a snapshot again
 	tidemark  func(ctx context.Context, args ...string) ([]byte, error)     // its command line, if it is one
+	client    api.Client                                                    // of its API over a connection that stays, if it is one
 	snapshot  func(ctx context.Context, number int, others ...string) error // nil if it has none beside running clients
 	again     func(ctx context.Context) error                               // starts one that was stopped; nil if it can't
 	close     func() error                                                  // nil, or what else there is to close
@@ -145,11 +150,22 @@ func startTidemark(b *bench, ctx context.Context, p place) (*server, error) {
 	s.tidemark = func(ctx context.Context, args ...string) ([]byte, error) {
 		return output(ctx, b.program, append(args, "--api", "unix:"+p.file("data/api.sock"))...)
 	}
+	socket, err := api.UnixAddr(p.file("data/api.sock"))
+	if err != nil {
+		return nil, errors.Join(err, process.stop())
+	}
+	s.client = api.NewClient(socket, api.Credentials{})
 	s.snapshot = func(ctx context.Context, number int, others ...string) error {
-		_, err := s.tidemark(ctx, append([]string{"preserve", "v", "--name", "p" + strconv.Itoa(number)}, others...)...)
+		_, err := s.preserve(ctx, number, append(others, "v")...)
 		return err
 	}
 	return s, s.create(ctx, "v", p.sizeBytes)
+}
+
+// preserve makes snapshots of volumes, and returns how long the server says it took.
+func (s *server) preserve(ctx context.Context, number int, volumes ...string) (time.Duration, error) {
+	r, err := s.client.Preserve(ctx, &tidemarkv1.PreserveRequest{Volumes: volumes, Name: "p" + strconv.Itoa(number)})
+	return r.GetReport().GetTook().AsDuration(), err
 }
 
 // create makes a volume; the API may be a moment later than NBD.

@@ -2,13 +2,11 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -96,15 +94,11 @@ func (b *bench) preserves(ctx context.Context, name string, volumes, count int, 
 				return err
 			}
 		}
-		out, err := s.tidemark(ctx, append([]string{"preserve", "--json", "--name", "p" + strconv.Itoa(i)}, names...)...)
+		took, err := s.preserve(ctx, i, names...)
 		if err != nil {
 			return err
 		}
-		var report struct{ TookSeconds float64 }
-		if err := json.Unmarshal(out, &report); err != nil {
-			return fmt.Errorf("preserve --json: %w", err)
-		}
-		millis = append(millis, report.TookSeconds*1e3)
+		millis = append(millis, took.Seconds()*1e3)
 	}
 	select {
 	case err := <-loadEnded:

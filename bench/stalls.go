@@ -165,11 +165,7 @@ func (b *bench) stallSteps() (steps []step) {
 			{steadyLoad(), 0.5, b.stallCount, []string{control, "tidemark"}}, {steadyLoad(), 2, b.stallCount / 4, []string{control, "tidemark"}},
 			{scrubLoad(), 0.5, b.stallCount, []string{control, "tidemark"}}, {crowdLoad(), 0.5, b.stallCount, []string{control, "tidemark"}},
 			{write1, 2, max(4, b.stallCount/8), []string{storageDaemon.name}}, {write32, 2, max(4, b.stallCount/8), []string{storageDaemon.name}},
-		}
-		if round < 2 { // each makes as many snapshots before
-			cells = append(cells, cells[0])
-			last := &cells[len(cells)-1]
-			last.l, last.every, last.count = b.deleteLoad(), 0.5, b.stallCount/deletesAtOnce
+			{b.deleteLoad(), 0.5, b.stallCount / deletesAtOnce, []string{control, "tidemark"}},
 		}
 		for _, c := range cells {
 			if round%2 == 1 {

@@ -132,12 +132,13 @@ func around(requests []request, command span) []moment {
 	return moments
 }
 
-// percentile of values in order; 0 if there are none.
+// percentile is the least of values in order that a part p of them, 0 to 1, does not
+// exceed (nearest rank); 0 if there are none.
 func percentile(sorted []float64, p float64) float64 {
 	if len(sorted) == 0 {
 		return 0
 	}
-	return sorted[min(len(sorted)-1, int(p*float64(len(sorted))))]
+	return sorted[max(0, int(math.Ceil(p*float64(len(sorted))))-1)]
 }
 
 // median leaves the order of values alone; of an even number it is the mean of two.

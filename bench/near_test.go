@@ -85,7 +85,7 @@ func TestMedianAndPercentile(t *testing.T) {
 		t.Error("nothing has a median")
 	}
 	sorted := []float64{0, 1, 2, 3, 4, 5, 6, 7, 8, 9}
-	if percentile(sorted, 0.5) != 5 || percentile(sorted, 0.99) != 9 || percentile(sorted, 1) != 9 || percentile(nil, 0.5) != 0 {
+	if percentile(sorted, 0.5) != 4 || percentile(sorted, 0.99) != 9 || percentile(sorted, 1) != 9 || percentile(nil, 0.5) != 0 {
 		t.Error("percentile")
 	}
 }

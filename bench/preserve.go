@@ -27,7 +27,7 @@ func (b *bench) preserveSteps() (steps []step) {
 			volumes, count int
 			sizeGiB        int64
 			size           string
-		}{{1, 100, 1, "1 GiB"}, {1, 100, 1 << 10, "1 TiB"}, {1, 100, 16 << 10, "16 TiB"}, {10, 100, 1, "1 GiB"}, {100, 50, 1, "1 GiB"}} {
+		}{{1, 300, 1, "1 GiB"}, {1, 300, 1 << 10, "1 TiB"}, {1, 300, 16 << 10, "16 TiB"}, {10, 200, 1, "1 GiB"}, {100, 100, 1, "1 GiB"}} {
 			name := fmt.Sprintf("%d x %s", c.volumes, c.size)
 			if loaded {
 				name += underLoad

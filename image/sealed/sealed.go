@@ -4,11 +4,9 @@ package sealed
 import (
 	"errors"
 	"fmt"
-	"runtime"
 	"sync"
 
 	"github.com/tidemark/tidemark/image"
-	"github.com/tidemark/tidemark/internal/vfs"
 	"github.com/tidemark/tidemark/lookup"
 )
 
@@ -226,11 +224,10 @@ func (im *Image) forget() {
 }
 
 // Renewed is the image with the checksum file s in the place of its own, which was
-// replaced. Requests that run may go on with the old one; the file that they read
-// is closed when the last of them has let it go.
+// replaced. Requests that run may go on with the old one: the file that they read, and
+// nobody writes, is closed when the last of them has let it go (vfs.File).
 func (im *Image) Renewed(s *Sums) *Image {
 	im.forget()
-	runtime.AddCleanup(im.sums, func(f vfs.File) { _ = f.Close() }, im.sums.file) // only read
 	return New(im.Image, s, im.cache, im.corrupt)
 }
 

@@ -5,6 +5,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -124,12 +125,14 @@ func (OS) BootID() (string, error) {
 }
 
 // osFile is a descriptor that Close takes away only when no call uses it any
-// more, so that a late call can't reach another file under the same number.
+// more, so that a late call can't reach another file under the same number. One that
+// nobody has any more is closed too.
 type osFile struct {
-	name   string
-	inUse  sync.RWMutex // read-held by every call on fd
-	closed bool
-	fd     int
+	name    string
+	inUse   sync.RWMutex // read-held by every call on fd
+	closed  bool
+	fd      int
+	garbage runtime.Cleanup
 }
 
 func openOS(name string, flag int, perm fs.FileMode) (*osFile, error) {
@@ -139,7 +142,9 @@ func openOS(name string, flag int, perm fs.FileMode) (*osFile, error) {
 	for {
 		fd, err := unix.Open(name, flag|unix.O_CLOEXEC|unix.O_LARGEFILE, uint32(perm.Perm()))
 		if err == nil {
-			return &osFile{name: name, fd: fd}, nil
+			f := &osFile{name: name, fd: fd}
+			f.garbage = runtime.AddCleanup(f, func(fd int) { _ = unix.Close(fd) }, fd)
+			return f, nil
 		}
 		if err != unix.EINTR {
 			return nil, &fs.PathError{Op: "open", Path: name, Err: err}
@@ -335,6 +340,7 @@ func (f *osFile) Close() error {
 	}
 	f.closed = true
 	// EINTR is no reason to close again: Linux has freed the number by then.
+	f.garbage.Stop()
 	if err := unix.Close(f.fd); err != nil && err != unix.EINTR {
 		return f.error("close", err)
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"os"
+	"runtime"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -48,5 +49,30 @@ func TestTryReadAtReadsWhatIsInThePageCache(t *testing.T) {
 	}
 	if n, err := f.ReadAt(p, 0); n != size || err != nil || !bytes.Equal(p, want) {
 		t.Errorf("ReadAt: %d, %v", n, err)
+	}
+}
+
+func TestAFileThatNobodyHasAnyMoreIsClosed(t *testing.T) {
+	name := t.TempDir() + "/f"
+	open := func() int {
+		t.Helper()
+		entries, err := os.ReadDir("/proc/self/fd")
+		must(t, err)
+		n := 0
+		for _, e := range entries {
+			if to, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && to == name {
+				n++
+			}
+		}
+		return n
+	}
+	f, err := vfs.OS{}.Open(name, os.O_RDWR|os.O_CREATE, 0o600)
+	must(t, err)
+	runtime.GC()
+	if open() != 1 {
+		t.Error("it is closed while somebody has it")
+	}
+	runtime.KeepAlive(f)
+	for f = nil; open() > 0; runtime.GC() { // the test's end is the limit
 	}
 }

@@ -70,8 +70,8 @@ type FS interface {
 	BootID() (string, error)
 }
 
-// File is an open file. Reads and writes at offsets may run at the same time
-// from any number of goroutines.
+// File is an open file, which is closed too when nobody has it any more. Reads and
+// writes at offsets may run at the same time from any number of goroutines.
 type File interface {
 	io.ReaderAt
 	io.WriterAt

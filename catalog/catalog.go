@@ -69,7 +69,8 @@ type Catalog struct {
 	closed  atomic.Bool
 	drawn   counters // ids drawn, also by Updates that failed; guarded by log.mu
 
-	mu sync.Mutex // one Update or Load at a time, through its commit; taken before log.mu
+	mu        sync.Mutex // one Update or Load at a time, through its commit; taken before log.mu
+	roomBytes int64      // of the file, set aside for it since Open; guarded by mu
 }
 
 // bucketName is the bucket that holds every record (record.go).
@@ -343,7 +344,8 @@ func (c *Catalog) fail(err error) error {
 // prepare does what may fail without consequences before a commit: it sets
 // storage aside for all the pages that the commit may write, those behind the
 // end of the file too. A commit writes no page twice, and hardly ever half of
-// them.
+// them. What was set aside stays: to do it again would have ext4 commit its journal at
+// the commit's sync, for which the writes to other files wait.
 func (c *Catalog) prepare() error {
 	if err := c.committed(); err != nil {
 		return err
@@ -352,8 +354,13 @@ func (c *Catalog) prepare() error {
 	if err != nil {
 		return err
 	}
-	err = c.file.Allocate(0, sizeBytes+max(sizeBytes/2, leastRoomBytes))
-	if errors.Is(err, errors.ErrUnsupported) { // then the commit finds room, or fails for good
+	wantedBytes := sizeBytes + max(sizeBytes/2, leastRoomBytes)
+	if wantedBytes <= c.roomBytes {
+		return nil
+	}
+	err = c.file.Allocate(0, wantedBytes)
+	if err == nil || errors.Is(err, errors.ErrUnsupported) { // then the commit finds room, or fails for good
+		c.roomBytes = wantedBytes
 		return nil
 	}
 	return err

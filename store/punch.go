@@ -297,7 +297,7 @@ func (s *Store) findDead(ctx context.Context, id image.ID, j *joined, idle func(
 }
 
 // shareRuns is so many runs of tables that are looked at between two rests.
-const shareRuns = 1024
+const shareRuns = 128
 
 // joined is what images without a name have together: those of a chain from one up to
 // the last below a ceiling. When many images below one ceiling are looked at, newest

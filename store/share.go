@@ -17,10 +17,10 @@ type share struct {
 }
 
 const (
-	// shareStep is how long it works at least between two pauses: a shorter pause is
-	// none, as timers go.
-	shareStep = time.Millisecond
-	shareMost = 100 * time.Millisecond // is the longest pause
+	// shareLeast is the shortest pause, as timers go: it works on until it owes so long
+	// a one, and no longer, since whoever asks meanwhile may wait for all of that.
+	shareLeast = 2 * time.Millisecond
+	shareMost  = 100 * time.Millisecond // is the longest pause
 	// shareBusy is how long ago the last request may be.
 	shareBusy = 50 * time.Millisecond
 )
@@ -33,15 +33,15 @@ func newShare(percent int, busy func() bool) *share {
 // error is that of ctx.
 func (x *share) rest(ctx context.Context, atLeast time.Duration) error {
 	worked := time.Since(x.begun)
-	rest := atLeast - worked
-	if worked >= shareStep && x.busy() {
-		rest = max(rest, min(worked*time.Duration(100-x.percent)/time.Duration(x.percent), shareMost))
+	rest, owed := atLeast-worked, worked*time.Duration(100-x.percent)/time.Duration(x.percent)
+	if owed >= shareLeast && x.busy() {
+		rest = max(rest, min(owed, shareMost))
 	}
 	err := pause(ctx, rest)
 	if x.idle != nil && err == nil {
 		x.idle()
 	}
-	if worked >= shareStep || rest > 0 {
+	if owed >= shareLeast || rest > 0 {
 		x.begun = time.Now()
 	}
 	return err

@@ -66,13 +66,16 @@ func TestAFileThatNobodyHasAnyMoreIsClosed(t *testing.T) {
 		}
 		return n
 	}
-	f, err := vfs.OS{}.Open(name, os.O_RDWR|os.O_CREATE, 0o600)
-	must(t, err)
-	runtime.GC()
-	if open() != 1 {
-		t.Error("it is closed while somebody has it")
-	}
-	runtime.KeepAlive(f)
-	for f = nil; open() > 0; runtime.GC() { // the test's end is the limit
+	func() {
+		f, err := vfs.OS{}.Open(name, os.O_RDWR|os.O_CREATE, 0o600)
+		must(t, err)
+		runtime.GC()
+		if open() != 1 {
+			t.Error("it is closed while somebody has it")
+		}
+		runtime.KeepAlive(f)
+	}()
+	for open() > 0 { // the test's end is the limit
+		runtime.GC()
 	}
 }

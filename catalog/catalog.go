@@ -344,8 +344,8 @@ func (c *Catalog) fail(err error) error {
 // prepare does what may fail without consequences before a commit: it sets
 // storage aside for all the pages that the commit may write, those behind the
 // end of the file too. A commit writes no page twice, and hardly ever half of
-// them. What was set aside stays: to do it again would have ext4 commit its journal at
-// the commit's sync, for which the writes to other files wait.
+// them. What was set aside stays, and to ask for it again makes the commit's sync slower
+// on ext4.
 func (c *Catalog) prepare() error {
 	if err := c.committed(); err != nil {
 		return err

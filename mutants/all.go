@@ -527,6 +527,11 @@ var all = []mutant{
 		packages: "./store", tests: "ReadAgain",
 	},
 	{
+		name: "what is dead in an image stays when it was folded", file: "store/fold.go",
+		old: "	owes := d.sealed[f.lower].due || s.sealer.isToPunch(f.lower.ImageID())\n", new: "	owes := false\n",
+		packages: "./store", tests: "IsFoldedIsGivenBack",
+	},
+	{
 		name: "of many snapshots each is deleted in its own step", file: "store/delete.go",
 		old: "	due, err := s.nameless(named...)\n", new: "	var due []punching\n	for _, h := range named {\n		due, err = s.nameless(h)\n	}\n",
 		packages: "./store", tests: "InOneStep",

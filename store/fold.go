@@ -416,8 +416,12 @@ func (f *fold) end(ctx context.Context, due bool) error {
 	}
 	again := s.sealer.isToPunch(f.upper.ImageID())
 	s.mu.Lock()
-	f.rec.due, f.rec.unsure = due || again, f.unsure
+	owes := d.sealed[f.lower].due || s.sealer.isToPunch(f.lower.ImageID())
+	f.rec.due, f.rec.unsure = due || again || owes, f.unsure
 	s.mu.Unlock()
+	if owes { // of a delete, as nobody sees some of lower's blocks any more: they may lie here now
+		defer s.sealer.punch(toPunch(f.upper))
+	}
 	return s.putLinks(d, volume.Sealed, f.upper)
 }
 

@@ -121,6 +121,32 @@ func TestReadersBesideAFoldSeeWhatTheyMust(t *testing.T) {
 	l.check()
 }
 
+// A delete records what it may have made invisible, and asks for it to be punched a
+// moment later: a fold may come between.
+func TestWhatIsDeadInAnImageThatIsFoldedIsGivenBack(t *testing.T) {
+	s := openWith(t, dataDir, store.Options{FS: vfs.NewSim(t.TempDir()), FoldAbove: 1})
+	createVolume(t, s, "v")
+	for i, blocks := range [][]int64{{0, 1, 2}, {0, 20, 21, 22, 23}, {1, 30, 31, 32, 33, 34, 35}} {
+		w := openView(t, s, "v")
+		for _, b := range blocks {
+			write(t, w, b*4096, 'a')
+		}
+		noError(t, w.Close())
+		mustSeal(t, s, fmt.Sprint("s", i), "v")
+	}
+	noError(t, s.DeleteSnapshots("v@s1"))
+	s.AwaitPunches()
+	noError(t, s.DeleteNameOf("v@s0"))
+	s.FoldNow()
+	if dead := s.DeadBlocks(); dead > 0 {
+		t.Errorf("%d blocks that nobody sees are left", dead)
+	}
+	if info, err := s.Volume("v"); err != nil || info.Images != 3 {
+		t.Errorf("%d images are left, %v: nothing was folded", info.Images, err)
+	}
+	noError(t, s.Close(t.Context()))
+}
+
 // Whatever a fold has done when the server dies: the next life goes on, also if it
 // folds no more, and finds nothing wrong.
 func TestAFoldWhoseVolumeIsDeletedMeanwhileIsNoFailure(t *testing.T) {

@@ -863,6 +863,9 @@ func (s *Store) deleteBranch(d *disk, heir *Incoming) error {
 	for k := range d.snapshots {
 		d.forget(k)
 	}
+	if unknown == nil {
+		s.sealer.punch(due...) // before anybody finds them in fewer chains: a fold asks for that
+	}
 	s.mu.Unlock()
 	unlock()
 	d.deleted = true
@@ -872,7 +875,6 @@ func (s *Store) deleteBranch(d *disk, heir *Incoming) error {
 	if unknown != nil {
 		return fmt.Errorf("delete volume %s: whether it is deleted shows when the directory is opened again: %w", name, unknown)
 	}
-	s.sealer.punch(due...)
 	s.sealElsewhere(d)
 	if err := s.removeFiles(d, held); err != nil {
 		what := "volume " + name

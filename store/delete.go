@@ -28,9 +28,8 @@ func (s *Store) DeleteSnapshots(fulls ...string) error {
 	if err != nil {
 		return fmt.Errorf("delete %s: %w", count(len(fulls), "snapshot", "snapshots"), err)
 	}
-	err = s.dropEmptyPasts(disksOf(named)...)
 	s.sealer.punch(due...)
-	return err
+	return s.dropEmptyPasts(disksOf(named)...)
 }
 
 // Deletable is nil if DeleteSnapshots would delete these now, and deletes none. Errors:

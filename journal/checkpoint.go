@@ -113,6 +113,7 @@ func (j *Journal) rotate() error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("start segment %s: %w", next.name, err), f.Close())
 	}
+	j.staging.Store(false)
 	j.closed = append(j.closed, old)
 	j.cur = next
 	return nil
@@ -284,6 +285,9 @@ func (j *Journal) Close() error {
 	if errors.Is(err, ErrClosed) {
 		j.mu.Unlock()
 		return err
+	}
+	if err == nil {
+		err = j.publish()
 	}
 	if err == nil && j.End() > j.Committed() {
 		err = fmt.Errorf("%w: %d frames", ErrUncommitted, j.End()-j.Committed())

@@ -34,6 +34,7 @@ type rig struct {
 	j    *Journal
 
 	frames  [][]Change // frames[i] made LSN i+1
+	public  LSN        // so many were published
 	written [][]uint64 // written[i][k] is the value stored for frames[i][k], each used once
 	value   uint64
 	drained map[image.ID]bool
@@ -46,6 +47,7 @@ type rig struct {
 	trail   []mark       // after each step
 
 	latest  map[spot]uint64   // what was written last
+	told    map[spot]uint64   // and was published
 	fresh   map[spot]bool     // written since the commit before
 	unknown map[image.ID]bool // nobody knows what is fresh
 	floor   map[spot]uint64   // what was flushed
@@ -69,7 +71,7 @@ const rigBlocks = 6
 
 func newRig(t failer, tempDir string) *rig {
 	r := &rig{failer: t, sim: vfs.NewSim(tempDir), drained: map[image.ID]bool{}, begun: map[LSN]bool{},
-		latest: map[spot]uint64{}, fresh: map[spot]bool{}, unknown: map[image.ID]bool{}, floor: map[spot]uint64{}}
+		latest: map[spot]uint64{}, told: map[spot]uint64{}, fresh: map[spot]bool{}, unknown: map[image.ID]bool{}, floor: map[spot]uint64{}}
 	r.o = Options{Dir: "volume", VolumeID: 3, SegmentBytes: 200}
 	r.plug()
 	j, err := Create(r.o)
@@ -188,13 +190,35 @@ func (r *rig) data(at spot) []byte {
 
 // append writes data for the Data changes, then appends all of them.
 func (r *rig) append(changes []Change) error {
+	err := r.add(changes, r.j.Append)
+	if err == nil {
+		r.published()
+	}
+	return err
+}
+
+// stage is append, but for Publish.
+func (r *rig) stage(changes []Change) error { return r.add(changes, r.j.Stage) }
+
+func (r *rig) publish() error {
+	err := r.j.Publish()
+	if err == nil {
+		r.published()
+	}
+	return err
+}
+
+// published notes that a kill takes nothing of what there is.
+func (r *rig) published() { r.public, r.told = LSN(len(r.frames)), maps.Clone(r.latest) }
+
+func (r *rig) add(changes []Change, add func([]Change) (LSN, error)) error {
 	values, before := make([]uint64, len(changes)), maps.Clone(r.latest)
 	for i, c := range changes {
 		if c.State == lookup.Data {
 			values[i] = r.write(spot{c.Image, c.Block})
 		}
 	}
-	lsn, err := r.j.Append(changes)
+	lsn, err := add(changes)
 	if err != nil {
 		maps.Copy(r.latest, before) // who wrote was told so: the new value may be there, or the old
 		return err
@@ -259,6 +283,9 @@ func (r *rig) commitBy(late []Change, stores func(image.ID) bool) (err error) {
 		return err
 	}
 	r.done, r.floor = upTo, promised
+	if r.j.Ready() { // else it had nothing to say
+		r.published()
+	}
 	if r.j.Committed() != upTo {
 		r.Fatalf("committed %d, want %d", r.j.Committed(), upTo)
 	}
@@ -270,6 +297,7 @@ func (r *rig) markDrained(id image.ID) error {
 		return err
 	}
 	r.drained[id], r.rests = true, r.rests && !r.j.Ready()
+	r.published()
 	return nil
 }
 
@@ -335,10 +363,11 @@ func (r *rig) compare(found *Recovered, sameBoot, clean bool) {
 		r.Fatalf("recovered drained %v, want %v", found.Drained, drained)
 	}
 	if sameBoot && !r.failed {
-		least = maps.Clone(r.latest) // the page cache has all
-		if end != LSN(len(r.frames)) {
-			r.Fatalf("recovered LSN %d, want %d", end, len(r.frames))
+		least = maps.Clone(r.told) // the page cache has all of it
+		if end < r.public || end > LSN(len(r.frames)) {
+			r.Fatalf("recovered LSN %d, want %d to %d", end, r.public, len(r.frames))
 		}
+		r.frames, r.written = r.frames[:end], r.written[:end]
 	} else {
 		if end != r.done && (!r.begun[end] || r.failed) || end < r.done {
 			r.Fatalf("recovered LSN %d, want at least %d, or one of %v", end, r.done, r.begun)
@@ -357,6 +386,7 @@ func (r *rig) compare(found *Recovered, sameBoot, clean bool) {
 		r.unknown[id] = true
 	}
 	clear(r.fresh)
+	r.published()
 	if len(found.Tables) != len(r.o.Images) {
 		r.Fatalf("%d tables for %d images", len(found.Tables), len(r.o.Images))
 	}
@@ -423,6 +453,7 @@ func (r *rig) afterCut(at int, rng *rand.Rand) *rig {
 	c.begun = maps.Clone(r.begun)
 	c.drained = maps.Clone(r.drained)
 	c.latest, c.fresh, c.unknown = maps.Clone(r.latest), maps.Clone(r.fresh), maps.Clone(r.unknown)
+	c.public = min(r.public, LSN(len(c.frames)))
 	c.floor = maps.Clone(r.trail[before].floor)
 	c.trail = []mark{{c.sim.Ops(), c.done, LSN(len(c.frames)), maps.Clone(c.floor)}}
 	return &c
@@ -438,6 +469,13 @@ func (r *rig) afterKill() *rig {
 	c.latest, c.fresh, c.unknown = maps.Clone(r.latest), maps.Clone(r.fresh), maps.Clone(r.unknown)
 	c.floor = maps.Clone(r.floor)
 	return &c
+}
+
+// mayRecover notes what a recovery under the same boot ID, which is begun, may commit.
+func (r *rig) mayRecover() {
+	for lsn := r.public; lsn <= LSN(len(r.frames)); lsn++ {
+		r.begun[lsn] = true
+	}
 }
 
 // through is R1 for a block through an image: set there, delete in a newer one.
@@ -479,11 +517,19 @@ func (r *rig) steps() []func() error {
 		overwrite(spot{1, 0}),
 		func() error { return r.commit(nil) },
 		func() error { return r.append([]Change{data(2, 0)}) },
+		func() error { return r.stage([]Change{data(1, 3)}) },
 		func() error { return r.append([]Change{data(2, 1)}) },
+		func() error { return r.stage([]Change{data(2, 1)}) },
+		func() error { return r.stage([]Change{data(1, 3)}) },
 		func() error { return r.commit([]Change{data(2, 2)}) },
 		func() error { return r.append(through(1, 2, 0)) },
+		func() error { return r.stage([]Change{data(1, 3)}) },
 		func() error { return r.markDrained(2) },
+		func() error { return r.stage(through(1, 2, 2)) },
 		func() error { return r.j.Checkpoint() }, // starts a segment
+		func() error { return r.stage([]Change{data(2, 3)}) },
+		func() error { return r.stage([]Change{data(2, 2)}) },
+		r.publish,
 		func() error { return r.append(through(1, 2, 1)) },
 		func() error { return r.append([]Change{data(2, 4)}) },
 		func() error { return r.commit([]Change{data(1, 5)}) },
@@ -498,6 +544,7 @@ func (r *rig) steps() []func() error {
 		func() error { return r.commit(nil) },
 		overwrite(spot{1, 4}, spot{2, 0}),
 		func() error { return r.append(through(1, 2, 2)) },
+		func() error { return r.stage([]Change{data(2, 3)}) },
 	}
 }
 
@@ -545,7 +592,7 @@ func TestAKillAtEveryOperationLosesNothingAppended(t *testing.T) {
 				t.Fatalf("the script is not the same twice")
 			}
 			next := r.afterKill()
-			next.begun[LSN(len(next.frames))] = true // by recovery
+			next.mayRecover()
 			err := next.diesAt(at2, func() error {
 				_, _, err := Open(next.o)
 				return err
@@ -611,6 +658,8 @@ func TestCommittedChangesOutliveEveryCrash(t *testing.T) {
 		}
 		t.Repeat(map[string]func(*rapid.T){
 			"append":     func(t *rapid.T) { step(func() error { return r.append(drawChanges(t, r.o.Images)) })(t) },
+			"stage":      func(t *rapid.T) { step(func() error { return r.stage(drawChanges(t, r.o.Images)) })(t) },
+			"publish":    step(func() error { return r.publish() }),
 			"append too": func(t *rapid.T) { step(func() error { return r.append(drawChanges(t, r.o.Images)) })(t) },
 			"overwrite": func(t *rapid.T) {
 				at := spot{rapid.SampledFrom(r.o.Images).Draw(t, "image"), lookup.BlockNum(rapid.Uint64Range(0, rigBlocks-1).Draw(t, "block"))}

@@ -114,7 +114,7 @@ func TestAFaultAtAnyOperationOfACloseOrAnOpenLosesNothing(t *testing.T) {
 		r = newRig(t, t.TempDir())
 		r.must(r.script())
 		r = r.afterKill()
-		r.begun[LSN(len(r.frames))] = true // by recovery
+		r.mayRecover()
 		met = f.during(r, func() {
 			_, _, err := Open(r.o)
 			r.try(f, "open", err)

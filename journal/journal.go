@@ -140,9 +140,9 @@ type Recovered struct {
 // have returned (type witness).
 //
 //	J1  A changes frame is written after the write of its data has returned and
-//	    before the request is answered, and not synced: kill -9 leaves it in the
-//	    page cache. Under the same boot ID every frame of the chain counts, unless
-//	    a sync failed (J8).
+//	    before the request is answered (J11), and not synced: kill -9 leaves it in
+//	    the page cache. Under the same boot ID every frame of the chain counts,
+//	    unless a sync failed (J8).
 //	J2  Under another boot ID the changes count that the last commit frame of the
 //	    chain covers, by its LSN, and no others: the data of those between that
 //	    LSN and the commit frame itself was perhaps not synced.
@@ -204,6 +204,15 @@ type Recovered struct {
 //	    While a segment holds data that counts, it is not folded (J5), nor is the
 //	    journal closed: somebody has to sync the images and commit (Holds).
 //
+//	J11 Frames may be staged: they have their place in the chain, and are in memory
+//	    only, so that one write serves a batch of requests. They are written by
+//	    Publish, or by whatever writes a frame behind them: the file never has a gap.
+//	    Nobody outside the process may learn of a request, or of what it changed,
+//	    before its frame is published; so a kill takes nothing that anybody knows of.
+//	    A frame is staged only where the file has room already. If it can't be written
+//	    then, it stays staged: what is to follow it can't be written either, nor is
+//	    anything answered, until a write succeeds.
+//
 // Open under the same boot ID with a tail that no commit covers first makes the
 // tail committed: it syncs all images (a deletion rests on the older image that
 // took the data; data may have been overwritten where an entry was already),
@@ -250,6 +259,7 @@ type Journal struct {
 	// uncovered counts the bytes of frames that were appended since the frame
 	// of the last commit.
 	uncovered atomic.Int64
+	staging   atomic.Bool // frames are staged
 	witness   *witness
 
 	// checkpointing lets one Checkpoint, RemoveImage or Close run at a time.
@@ -470,7 +480,13 @@ func (s *segment) start(drained map[image.ID]bool, kinds ...kind) error {
 // ErrUnknownImage, ErrInvalidChange, an error of the file system, after which
 // the next Append may be tried, or the journal's final error. The first one waits
 // for syncs where the journal rests, see Ready.
-func (j *Journal) Append(changes []Change) (LSN, error) {
+func (j *Journal) Append(changes []Change) (LSN, error) { return j.append(changes, false) }
+
+// Stage is Append without its write: the changes survive the death of the process only
+// when Publish has returned nil, or an Append, a mark or a commit after them (J11).
+func (j *Journal) Stage(changes []Change) (LSN, error) { return j.append(changes, true) }
+
+func (j *Journal) append(changes []Change, stage bool) (LSN, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if len(changes) == 0 {
@@ -492,12 +508,37 @@ func (j *Journal) Append(changes []Change) (LSN, error) {
 	if len(b)-frameBytes > maxPayloadBytes {
 		return 0, fmt.Errorf("%w: %d changes are too many for one frame", ErrInvalidChange, len(changes))
 	}
-	if err := j.put(b, kindChanges); err != nil {
+	if err := j.add(b, kindChanges, stage); err != nil {
 		return 0, err
 	}
 	j.cur.after++
 	j.appended.Store(uint64(j.cur.after))
 	return j.cur.after, nil
+}
+
+// Publish writes what is staged: when it returns nil, all that was staged before it was
+// called survives the death of the process. Any number of goroutines may call it, before
+// each answer: where nothing is staged it costs next to nothing. After an error, one of
+// the file system, it may be called again. Of a journal that has failed there is nothing
+// to publish: what was not committed is lost, whether it was answered or not (J8).
+func (j *Journal) Publish() error {
+	if !j.staging.Load() {
+		return nil
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.publish()
+}
+
+// publish is Publish. mu is held.
+func (j *Journal) publish() error {
+	if j.err == nil && j.cur != nil {
+		if err := j.cur.write(nil); err != nil {
+			return err
+		}
+	}
+	j.staging.Store(false)
+	return nil
 }
 
 // Ready tells whether an Append would wait for no sync: the journal does not rest
@@ -519,16 +560,39 @@ func (j *Journal) awaitLife() error {
 }
 
 // put writes b, begun by beginFrame, behind the last frame. mu is held.
-func (j *Journal) put(b []byte, k kind) error {
+func (j *Journal) put(b []byte, k kind) error { return j.add(b, k, false) }
+
+// add is put, or stages the frame if it can be. mu is held.
+func (j *Journal) add(b []byte, k kind, stage bool) error {
 	b, crc := j.cur.endFrame(b, 0, k, j.cur.crc, j.cur.durable)
 	if cap(b) <= keepBufferBytes {
 		j.buf = b
 	}
-	if err := j.cur.put(b, crc); err != nil {
+	if stage = stage && j.cur.stages(len(b)); stage {
+		j.cur.stage(b, crc)
+	} else if err := j.cur.put(b, crc); err != nil {
 		return err
 	}
+	j.staging.Store(stage)
 	j.uncovered.Add(int64(len(b)))
 	return nil
+}
+
+// stageBytes is how much is staged at most: requests of a few batches.
+const stageBytes = 4 << 10
+
+// stages tells whether a frame of so many bytes may be staged.
+func (s *segment) stages(lengthBytes int) bool {
+	return len(s.staged)+lengthBytes <= stageBytes && s.makeRoom(lengthBytes, 1) == nil
+}
+
+func (s *segment) stage(b []byte, crc uint32) {
+	if s.staged == nil {
+		s.staged = make([]byte, 0, stageBytes)
+	}
+	s.staged = append(s.staged, b...)
+	s.crc = crc
+	s.end += int64(len(b))
 }
 
 // put writes a frame. After an error the next one takes its place.
@@ -536,13 +600,38 @@ func (s *segment) put(b []byte, crc uint32) error {
 	if int64(len(b)) <= s.stepBytes {
 		_ = s.makeRoom(len(b), 1) // there may be room for the frame
 	}
-	if _, err := s.file.WriteAt(b, s.end); err != nil {
-		_ = s.file.Truncate(s.end) // only tidies up: what stays is overwritten
-		s.room = s.end
-		return fmt.Errorf("append to %s at offset %d: %w", s.name, s.end, err)
+	if err := s.write(b); err != nil {
+		return err
 	}
 	s.crc = crc
 	s.end += int64(len(b))
+	return nil
+}
+
+// write writes what is staged, and b behind it: at once, if both have room.
+func (s *segment) write(b []byte) error {
+	if n := len(s.staged); n > 0 {
+		whole := s.staged
+		if together := n+len(b) <= cap(s.staged) && s.end+int64(len(b)) <= s.room; together {
+			whole, b = append(s.staged, b...), nil
+		}
+		if err := s.writeAt(whole, s.end-int64(n)); err != nil {
+			return err
+		}
+		s.staged = s.staged[:0]
+	}
+	return s.writeAt(b, s.end)
+}
+
+func (s *segment) writeAt(b []byte, off int64) error {
+	if len(b) == 0 {
+		return nil
+	}
+	if _, err := s.file.WriteAt(b, off); err != nil {
+		_ = s.file.Truncate(off) // only tidies up: what stays is overwritten
+		s.room = off
+		return fmt.Errorf("append to %s at offset %d: %w", s.name, off, err)
+	}
 	return nil
 }
 

@@ -3,6 +3,7 @@ package journal
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path"
@@ -581,6 +582,53 @@ func failing(o *Options) *func(vfs.Op) error {
 	return &hook
 }
 
+func TestWhatIsStagedOutlivesTheWriterOnceItIsPublished(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		then func(*Journal) error
+		want []lookup.BlockNum
+	}{
+		{"never", func(*Journal) error { return nil }, []lookup.BlockNum{1}},
+		{"by a publish", (*Journal).Publish, []lookup.BlockNum{1, 2, 3}},
+		{"by an append", func(j *Journal) error { _, err := j.Append([]Change{data(1, 4)}); return err }, []lookup.BlockNum{1, 2, 3, 4}},
+		{"by a commit", func(j *Journal) error { return j.Commit(1, Basis{}) }, []lookup.BlockNum{1, 2, 3}},
+		{"by a mark", func(j *Journal) error { return j.MarkDrained(1) }, []lookup.BlockNum{1, 2, 3}},
+		{"by a checkpoint", (*Journal).Checkpoint, []lookup.BlockNum{1, 2, 3}},
+		{"by a close, though nobody committed it", func(j *Journal) error {
+			if err := j.Close(); !errors.Is(err, ErrUncommitted) {
+				return fmt.Errorf("close: %w", err)
+			}
+			return nil
+		}, []lookup.BlockNum{1, 2, 3}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			o := simOptions("a", 1)
+			o.SyncImage = func(image.ID) error { return nil }
+			j := create(t, o)
+			appendTo(t, j, data(1, 1))
+			for _, b := range []lookup.BlockNum{2, 3} {
+				if _, err := j.Stage([]Change{data(1, b)}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			must(t, c.then(j))
+			_, found := reopen(t, copyOf(t, o))
+			wantHeld(t, found.Tables[1], c.want...)
+		})
+	}
+}
+
+// What was answered is lost with what was not committed, so it may be answered.
+func TestAJournalThatHasFailedHasNothingToPublish(t *testing.T) {
+	o := simOptions("a", 1)
+	j := create(t, o)
+	if _, err := j.Stage([]Change{data(1, 1)}); err != nil {
+		t.Fatal(err)
+	}
+	must(t, j.MarkFailed())
+	must(t, j.Publish())
+}
+
 func TestAFailedSyncIsFinal(t *testing.T) {
 	o := simOptions("a", 1)
 	fault := failing(&o)
@@ -598,11 +646,12 @@ func TestAFailedSyncIsFinal(t *testing.T) {
 	}
 	*fault = nil
 	_, appended := j.Append([]Change{data(1, 2)})
+	_, staged := j.Stage([]Change{data(1, 2)})
 	for _, c := range []struct {
 		name string
 		err  error
 	}{
-		{"append", appended}, {"commit", j.Commit(1, Basis{})}, {"mark drained", j.MarkDrained(1)},
+		{"append", appended}, {"stage", staged}, {"commit", j.Commit(1, Basis{})}, {"mark drained", j.MarkDrained(1)},
 		{"checkpoint", j.Checkpoint()}, {"close", j.Close()},
 	} {
 		if !errors.Is(c.err, ErrSyncFailed) || !errors.Is(c.err, failed) {
@@ -722,6 +771,16 @@ func TestAppendAllocatesNothing(t *testing.T) {
 	changes := []Change{data(2, 1), {1, 1, 1, lookup.Absent}}
 	if got := testing.AllocsPerRun(100, func() { appendTo(t, j, changes...) }); got > 0 {
 		t.Fatalf("%v allocations an append", got)
+	}
+	if got := testing.AllocsPerRun(100, func() {
+		for range 2 {
+			if _, err := j.Stage(changes); err != nil {
+				t.Fatal(err)
+			}
+		}
+		must(t, j.Publish())
+	}); got > 0 {
+		t.Fatalf("%v allocations a publish", got)
 	}
 }
 

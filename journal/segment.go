@@ -71,6 +71,7 @@ type segment struct {
 	file      vfs.File
 	crc       uint32 // of the last frame, or of the header
 	end       int64  // offset behind the last frame
+	staged    []byte // the last frames, which the file has not yet (J11)
 	room      int64  // offset behind the zeros that follow it, if it is larger
 	stepBytes int64  // of room that is made at a time
 	after     LSN    // LSN behind the last frame

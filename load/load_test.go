@@ -50,6 +50,7 @@ func (d *disk) TryWriteAt([]byte, int64) (int, error)   { return 0, image.ErrWou
 func (d *disk) Trim(int64, int64) error                 { return nil }
 func (d *disk) WriteZeroes(int64, int64, bool) error    { return nil }
 func (d *disk) Cache(int64, int64) error                { return nil }
+func (d *disk) Publish() error                          { return nil }
 func (d *disk) Served(time.Time)                        {}
 func (d *disk) Close(bool)                              {}
 func (d *disk) Flush() error                            { return d.serve(client.Flush, 0) }

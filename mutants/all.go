@@ -212,6 +212,19 @@ var all = []mutant{
 		packages: "./volume ./store", tests: "Seal|Settle",
 	},
 	{
+		name: "what is staged is taken for published (J11)", file: "journal/journal.go",
+		old: "		if err := j.cur.write(nil); err != nil {\n			return err\n		}\n", new: "",
+	},
+	{
+		name: "what could not be published is forgotten (J11)", file: "journal/journal.go",
+		old: "		if err := s.writeAt(whole, s.end-int64(n)); err != nil {\n", new: "		if err := s.writeAt(whole, s.end-int64(n)); err != nil {\n			s.staged = s.staged[:0]\n",
+	},
+	{
+		name: "replies are sent before what they tell is published (J11)", file: "nbd/replies.go",
+		old: "	if err := o.device.Publish(); err != nil {", new: "	if err := error(nil); err != nil {",
+		packages: "./nbd", tests: "Repl",
+	},
+	{
 		name: "what drained while the journal rested counts under any boot ID (J9)", file: "journal/recover.go",
 		old: "h.marks.boot == h.boot && ", new: "",
 	},

@@ -26,6 +26,7 @@ func (null) WriteZeroes(int64, int64, bool) error              { return nil }
 func (null) Cache(int64, int64) error                          { return nil }
 func (null) Flush() error                                      { return nil }
 func (null) Extents(_, n int64, yield func(Extent) bool) error { yield(Extent{Length: n}); return nil }
+func (null) Publish() error                                    { return nil }
 func (null) Served(time.Time)                                  {}
 func (null) Close(bool)                                        {}
 

@@ -68,7 +68,8 @@ type Device interface {
 	TryReadAt(p []byte, off int64) (int, error)
 	ReadAt(p []byte, off int64) (int, error)
 	// TryWriteAt is to WriteAt as TryReadAt is to ReadAt. With
-	// image.ErrWouldBlock the write is repeated whole by WriteAt.
+	// image.ErrWouldBlock the write is repeated whole by WriteAt. It may leave to
+	// Publish what is to be done once for a batch of requests.
 	TryWriteAt(p []byte, off int64) (int, error)
 	WriteAt(p []byte, off int64) (int, error)
 	// Trim gives a range back; it may read as anything, here zeros.
@@ -84,6 +85,10 @@ type Device interface {
 	// Extents yields consecutive extents from off until yield returns false
 	// or lengthBytes are told; at least one, or an error.
 	Extents(off, lengthBytes int64, yield func(Extent) bool) error
+	// Publish is called before replies are handed to the socket, of any command: what
+	// they tell is to survive the death of the server when it returns nil. Else none of
+	// them is sent, and the connection is closed.
+	Publish() error
 	// Served is called when replies were handed to the socket, with the
 	// arrival of the oldest request among them.
 	Served(arrival time.Time)

@@ -21,6 +21,9 @@ type memory struct {
 	cold  atomic.Bool // the Try methods would block
 	fails atomic.Pointer[error]
 
+	staged     atomic.Bool // something was written in place, and not published
+	unwritable atomic.Bool // what is staged can't be published
+
 	hold    atomic.Pointer[chan struct{}] // calls that may wait do so until it is closed
 	running atomic.Int64                  // calls that may wait
 	flushes atomic.Int64
@@ -100,6 +103,7 @@ func (m *memory) TryWriteAt(p []byte, off int64) (int, error) {
 	if m.cold.Load() {
 		return 0, fmt.Errorf("write: %w", image.ErrWouldBlock)
 	}
+	m.staged.Store(true)
 	return m.write(p, off, m.fail())
 }
 
@@ -170,6 +174,14 @@ func (m *memory) Extents(off, n int64, yield func(Extent) bool) error {
 			break
 		}
 	}
+	return nil
+}
+
+func (m *memory) Publish() error {
+	if m.unwritable.Load() {
+		return errPlain
+	}
+	m.staged.Store(false)
 	return nil
 }
 

@@ -26,8 +26,9 @@ type replies struct {
 	batch  []byte        // replies not yet written
 	oldest time.Time     // arrival of the first request answered in batch
 
-	sending sync.Mutex // held while the socket is written
-	broken  bool       // guarded by sending
+	sending     sync.Mutex // held while the socket is written
+	broken      bool       // guarded by sending
+	unpublished error      // guarded by sending: why replies were not sent
 
 	mu      sync.Mutex
 	queue   queue // guarded by mu
@@ -187,9 +188,15 @@ func (o *replies) takeQueue() (q queue, some bool) {
 	return q, o.posting
 }
 
-// write writes b to the socket, unless that is broken; o.sending is held.
+// write publishes what the replies in b tell, and writes b to the socket, unless that is
+// broken; o.sending is held. Without a reply a client takes none of it for done.
 func (o *replies) write(b []byte) {
 	if o.broken {
+		return
+	}
+	if err := o.device.Publish(); err != nil {
+		o.broken, o.unpublished = true, err
+		_ = o.account.nc.Close()
 		return
 	}
 	o.account.awaiting.Add(1)

@@ -120,8 +120,11 @@ func (s *session) serve() error {
 	s.leave()
 	s.replies.release()
 	s.in.release()
-	if s.account.stalled.Load() {
+	switch {
+	case s.account.stalled.Load():
 		err = errStalled
+	case s.replies.unpublished != nil:
+		err = fmt.Errorf("replies not sent: %w", s.replies.unpublished)
 	}
 	(&decision{device: s.device, bitmaps: s.bitmaps}).close(!errors.Is(err, errDisconnected) && !s.in.closing)
 	_ = s.in.nc.Close() // over TLS it says so first

@@ -175,6 +175,52 @@ func done(form wire.Form) string {
 	return "simple 0"
 }
 
+func TestNoReplyTellsWhatWasNotPublished(t *testing.T) {
+	for _, c := range []struct {
+		name        string
+		request     wire.Request
+		cold, alone bool
+	}{
+		{name: "of a write in place", request: wire.Request{Command: wire.CmdWrite, Length: 3}},
+		{name: "of a large write in place", request: wire.Request{Command: wire.CmdWrite, Length: inPlaceBytes}},
+		{name: "of a write by a worker", request: wire.Request{Command: wire.CmdWrite, Length: 3}, cold: true},
+		{name: "of a write of a client that is alone", request: wire.Request{Command: wire.CmdWrite, Length: 3}, cold: true, alone: true},
+		{name: "of a read in place", request: wire.Request{Command: wire.CmdRead, Length: 3}},
+		{name: "of a read too large for a batch", request: wire.Request{Command: wire.CmdRead, Length: 2 * batchBytes}},
+		{name: "of a read by a worker", request: wire.Request{Command: wire.CmdRead, Length: 3}, cold: true},
+		{name: "of a status", request: wire.Request{Command: wire.CmdBlockStatus, Length: 3}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := newMemory(4 * batchBytes)
+			k := dial(t, m)
+			k.enterForm(wire.Structured, wire.ContextAllocation)
+			if c.alone {
+				for range aloneAfter + 1 {
+					k.command(wire.Request{Command: wire.CmdRead, Length: 1}, "")
+				}
+			}
+			payload := ""
+			if c.request.Command == wire.CmdWrite {
+				payload = strings.Repeat("w", int(c.request.Length))
+			}
+			m.cold.Store(c.cold)
+			k.command(c.request, payload)
+			if m.staged.Load() {
+				t.Errorf("a reply came before what it tells was published")
+			}
+			m.unwritable.Store(true)
+			k.send(k.message(c.request, payload))
+			k.expectClosed()
+			for range m.opened.Load() - 1 {
+				<-m.closed // of what the handshake opened
+			}
+			if torn := <-m.closed; !torn {
+				t.Errorf("the client is taken for one that meant to go")
+			}
+		})
+	}
+}
+
 func TestSelectedContextsHoldForTheirExportOnly(t *testing.T) {
 	k := dial(t, newMemory(testSize))
 	k.form = wire.Structured

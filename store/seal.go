@@ -33,12 +33,13 @@ type sealer struct {
 	queue    []*volume.VLUN
 	punches  []punching
 	removals []removal
-	folds    bool                  // a volume may have too many images without a name
-	resting  bool                  // what was to be folded could not be: it is tried again later
-	working  bool                  // on what is in neither any more
-	sealing  *volume.VLUN          // nil: none is
-	later    map[*volume.VLUN]bool // those whose seal failed, and is tried again; true: errBehind
-	opened   bool                  // every volume is there: before, nobody knows what is seen
+	folds    bool                       // a volume may have too many images without a name
+	resting  bool                       // what was to be folded could not be: it is tried again later
+	working  bool                       // on what is in neither any more
+	sealing  *volume.VLUN               // nil: none is
+	asked    map[*volume.VLUN]time.Time // when, first, to seal those that are not sealed
+	later    map[*volume.VLUN]bool      // those whose seal failed, and is tried again; true: errBehind
+	opened   bool                       // every volume is there: before, nobody knows what is seen
 	stopping bool
 	rested   sync.Cond // of mu: there is nothing to do
 	wake     chan struct{}
@@ -59,6 +60,7 @@ func (q *sealer) start(s *Store) {
 	q.store, q.cancel, q.done, q.wake = s, cancel, make(chan struct{}), make(chan struct{}, 1)
 	q.rested.L = &q.mu
 	q.paused, q.later = map[*volume.VLUN]time.Duration{}, map[*volume.VLUN]bool{}
+	q.asked = map[*volume.VLUN]time.Time{}
 	reclaim, end := context.WithCancel(ctx)
 	q.endReclaim = end
 	go q.run(ctx, reclaim)
@@ -69,6 +71,9 @@ func (q *sealer) enqueue(k *volume.VLUN) {
 	q.mu.Lock()
 	q.queue = append(q.queue, k)
 	delete(q.later, k)
+	if _, again := q.asked[k]; !again {
+		q.asked[k] = time.Now()
+	}
 	q.mu.Unlock()
 	q.poke()
 }
@@ -89,13 +94,25 @@ func (q *sealer) tryBehind(of map[*volume.Volume]bool) {
 	q.poke()
 }
 
-// hurries tells whether the seal of a VLUN is not to pause: another waits for it, or
-// a command that works with the snapshot.
-func (q *sealer) hurries(k *volume.VLUN) bool {
+const (
+	// sealPercent is how much of the time a seal works beside requests, at first.
+	sealPercent = 10
+	// sealSoon is after how long it works twice as much.
+	sealSoon = 5 * time.Second
+)
+
+// percent is how much of the time the seal of a VLUN may work beside requests: the
+// longer ago it was asked for the more, or those of frequent preserves would never be
+// sealed; and all of it if somebody waits for a seal.
+func (q *sealer) percent(k *volume.VLUN) int {
 	q.mu.Lock()
-	waits := len(q.queue) > 0
+	waiting, stopping := append([]*volume.VLUN{k}, q.queue...), q.stopping
+	ago := time.Since(q.asked[k])
 	q.mu.Unlock()
-	return waits || q.store.isUrgent(k)
+	if stopping || slices.ContainsFunc(waiting, q.store.isUrgent) {
+		return 100
+	}
+	return min(100, sealPercent<<min(ago/sealSoon, 4))
 }
 
 func (s *Store) isUrgent(k *volume.VLUN) bool {
@@ -239,6 +256,8 @@ func (q *sealer) sealNext(ctx context.Context) bool {
 	q.mu.Lock()
 	if q.sealing = nil; again {
 		q.later[k] = errors.Is(err, errBehind)
+	} else {
+		delete(q.asked, k)
 	}
 	q.mu.Unlock()
 	if ctx.Err() != nil {
@@ -618,32 +637,28 @@ func (s *Store) writeDown(ctx context.Context, d *disk, k *volume.VLUN) (hash se
 	if err != nil {
 		return sealed.Hash{}, err
 	}
-	sealing.FS, sealing.Image = fsys, &yielding{img, ctx, s.sealer.share(k)}
+	share := s.sealer.share(k)
+	sealing.FS, sealing.Image = fsys, &yielding{img, ctx, share}
 	if hash, err = sealed.Write(ctx, sealing); err != nil {
 		return sealed.Hash{}, err
 	}
-	if err := writeBack(ctx, img, k.Unsynced()); err != nil {
+	if err := writeBack(ctx, img, k.Unsynced(), share); err != nil {
 		return sealed.Hash{}, fmt.Errorf("write back image %d: %w", k.ImageID(), err)
 	}
 	return hash, nil
 }
 
 // yielding is an image that is read beside the requests of its volume: to take the sums
-// of a gibibyte keeps a processor busy for a second or two, which they need more. It
-// does not pause if the next VLUN waits to be sealed, or those of frequent preserves
-// would never be, nor if somebody waits for this one.
+// of a gibibyte keeps a processor busy for a second or two, which they need more.
 type yielding struct {
 	image.Image
 	ctx   context.Context
 	share *share
 }
 
-// sealPercent is how much of the time a seal works beside requests.
-const sealPercent = 25
-
 // share is that of the seal of a VLUN.
 func (q *sealer) share(k *volume.VLUN) *share {
-	return newShare(sealPercent, func() bool { return k.Volume().Active(shareBusy) && !q.hurries(k) })
+	return newShare(func() int { return q.percent(k) }, func() bool { return k.Volume().Active(shareBusy) })
 }
 
 // ReadAt implements image.Image.

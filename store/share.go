@@ -10,7 +10,7 @@ import (
 // time. On a machine whose processors or disk they fill, whatever it does they wait
 // for. Where nobody asks for anything it does not pause.
 type share struct {
-	percent int         // of the time that it may work
+	percent func() int  // of the time that it may work, as it is now
 	busy    func() bool // tells whether there are requests
 	idle    func()      // is called between two pieces of work; nil: there is nothing to do then
 	begun   time.Time   // to work, after the last pause
@@ -25,7 +25,7 @@ const (
 	shareBusy = 50 * time.Millisecond
 )
 
-func newShare(percent int, busy func() bool) *share {
+func newShare(percent func() int, busy func() bool) *share {
 	return &share{percent: percent, busy: busy, begun: time.Now()}
 }
 
@@ -33,7 +33,8 @@ func newShare(percent int, busy func() bool) *share {
 // error is that of ctx.
 func (x *share) rest(ctx context.Context, atLeast time.Duration) error {
 	worked := time.Since(x.begun)
-	rest, owed := atLeast-worked, worked*time.Duration(100-x.percent)/time.Duration(x.percent)
+	percent := time.Duration(x.percent())
+	rest, owed := atLeast-worked, worked*(100-percent)/percent
 	if owed >= shareLeast && x.busy() {
 		rest = max(rest, min(owed, shareMost))
 	}
@@ -45,6 +46,14 @@ func (x *share) rest(ctx context.Context, atLeast time.Duration) error {
 		x.begun = time.Now()
 	}
 	return err
+}
+
+// of is how large a piece of work is to be: small while there are requests.
+func (x *share) of(most, small int64) int64 {
+	if x.busy() {
+		return small
+	}
+	return most
 }
 
 // pause lets time pass, for others. Its error is that of ctx.
@@ -61,7 +70,7 @@ func pause(ctx context.Context, d time.Duration) error {
 
 // reclaimShare is that of giving back room, and of folds.
 func (s *Store) reclaimShare(idle func()) *share {
-	x := newShare(s.reclaimPercent, s.serving)
+	x := newShare(func() int { return s.reclaimPercent }, s.serving)
 	x.idle = idle
 	return x
 }

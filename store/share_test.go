@@ -13,7 +13,7 @@ import (
 	"github.com/tidemark/tidemark/volume"
 )
 
-func TestASealPausesWhileItsVolumeHasRequestsAndNoOtherWaits(t *testing.T) {
+func TestASealPausesWhileItsVolumeHasRequestsTheLessTheLongerItTakes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		memory := &volume.Memory{}
 		v, err := volume.New(memory, 0).AddVolume(memory.Config("v", 1<<20, volume.ScopeRequest))
@@ -26,23 +26,35 @@ func TestASealPausesWhileItsVolumeHasRequestsAndNoOtherWaits(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		queue := sealer{store: &Store{}}
-		y := &yielding{mem.New(), ctx, queue.share(v.VLUNs()[0])}
+		k := v.VLUNs()[0]
+		d := &disk{snapshots: map[*volume.VLUN]*snapshot{k: {}}}
+		queue := sealer{store: &Store{byVolume: map[*volume.Volume]*disk{v: d}}}
+		y := &yielding{mem.New(), ctx, queue.share(k)}
+		const ms = time.Millisecond
 		for _, c := range []struct {
 			what          string
 			works, pauses time.Duration
 			active        bool
-			others        int
+			asked         time.Duration // ago
+			urgent        int           // commands that wait for
+			whose         []*volume.VLUN
+			stopping      bool
 		}{
-			{"nobody", 10 * time.Millisecond, 0, false, 0},
-			{"requests", 10 * time.Millisecond, 30 * time.Millisecond, true, 0},
-			{"requests, and it has hardly begun", shareLeast / 4, 0, true, 0},
-			{"requests, and it has waited for the disk", time.Minute, shareMost, true, 0},
-			{"requests, and another to be sealed", 10 * time.Millisecond, 0, true, 1},
-			{"requests a while ago", 10 * time.Millisecond, 0, false, 0},
+			{what: "nobody", works: 10 * ms},
+			{what: "requests", works: 10 * ms, pauses: 90 * ms, active: true},
+			{what: "requests, and it has hardly begun", works: shareLeast / 10, active: true},
+			{what: "requests, and it has waited for the disk", works: time.Minute, pauses: shareMost, active: true},
+			{what: "requests, and it was asked for some time ago", works: 10 * ms, pauses: 40 * ms, active: true, asked: sealSoon},
+			{what: "requests, and it was asked for more than that ago", works: 10 * ms, pauses: 15 * ms, active: true, asked: 2 * sealSoon},
+			{what: "requests, and it was asked for long ago", works: 10 * ms, active: true, asked: time.Hour},
+			{what: "requests, and somebody who waits for another", works: 10 * ms, active: true, urgent: 1, whose: []*volume.VLUN{k}},
+			{what: "requests, and somebody who waits for this", works: 10 * ms, active: true, urgent: 1},
+			{what: "requests, at the end", works: 10 * ms, active: true, stopping: true},
+			{what: "requests a while ago", works: 10 * ms},
 		} {
 			<-time.After(time.Second) // the bubble's time
-			queue.queue = make([]*volume.VLUN, c.others)
+			queue.asked = map[*volume.VLUN]time.Time{k: time.Now().Add(-c.asked)}
+			queue.queue, queue.stopping, d.snapshots[k].urgent = c.whose, c.stopping, c.urgent
 			y.share.begun = time.Now().Add(-c.works)
 			if c.active {
 				w.Served(time.Now().Add(-time.Millisecond))
@@ -52,6 +64,7 @@ func TestASealPausesWhileItsVolumeHasRequestsAndNoOtherWaits(t *testing.T) {
 				t.Errorf("%s: it pauses for %v, %v, want %v", c.what, time.Since(begin), err, c.pauses)
 			}
 		}
+		queue.stopping = false
 		y.share.begun = time.Now().Add(-time.Second)
 		w.Served(time.Now().Add(-time.Millisecond))
 		cancel()
@@ -80,7 +93,7 @@ func TestAShareOfTheTimeIsTakenBesideRequestsAndAllOfItElse(t *testing.T) {
 			{"a rate that takes less", 25, 10 * ms, 20 * ms, 30 * ms, true},
 			{"a rate, and hardly begun", 25, 0, 20 * ms, 20 * ms, true},
 		} {
-			x := newShare(c.percent, func() bool { return c.busy })
+			x := newShare(func() int { return c.percent }, func() bool { return c.busy })
 			<-time.After(c.works)
 			begin := time.Now()
 			if err := x.rest(t.Context(), c.atLeast); err != nil || time.Since(begin) != c.pauses {

@@ -615,10 +615,21 @@ type kickingLog struct {
 // Append implements volume.Log.
 func (l kickingLog) Append(changes []journal.Change) (journal.LSN, error) {
 	lsn, err := l.Journal.Append(changes)
+	l.askIfOverdue()
+	return lsn, err
+}
+
+// Stage implements volume.Log.
+func (l kickingLog) Stage(changes []journal.Change) (journal.LSN, error) {
+	lsn, err := l.Journal.Stage(changes)
+	l.askIfOverdue()
+	return lsn, err
+}
+
+func (l kickingLog) askIfOverdue() {
 	if l.Overdue() {
 		l.ask()
 	}
-	return lsn, err
 }
 
 // Commit implements volume.Log.
@@ -708,7 +719,7 @@ func (s *Store) settle(d *disk) error {
 		if err != nil {
 			return err
 		}
-		err = writeBack(ctx, img, k.Table())
+		err = writeBack(ctx, img, k.Table(), nil)
 		if errors.Is(err, image.ErrSyncFailed) { // the kernel tells each handle, or the first that asks
 			err = k.SyncFailed(err)
 		}

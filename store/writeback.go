@@ -9,15 +9,20 @@ import (
 )
 
 // writeBack writes the blocks of a table back to an image in steps of so much data,
-// wherever it lies, and syncs it.
-func writeBack(ctx context.Context, img *file.Image, t *lookup.Table) error {
-	begin, end, dataBytes := int64(0), int64(0), int64(0)
+// wherever it lies, and syncs it. It takes no more than a share, or all time if that is
+// nil.
+func writeBack(ctx context.Context, img *file.Image, t *lookup.Table, beside *share) error {
+	begin, end, dataBytes, stepBytes := int64(0), int64(0), int64(0), writeBackStepBytes
 	step := func() error {
 		if err := ctx.Err(); err != nil || dataBytes == 0 {
 			return err
 		}
 		dataBytes = 0
-		return img.WriteBack(begin, end-begin)
+		if err := img.WriteBack(begin, end-begin); err != nil || beside == nil {
+			return err
+		}
+		stepBytes = beside.of(writeBackStepBytes, writeBackStepBytes/8)
+		return beside.rest(ctx, 0)
 	}
 	var lone lone
 	for x := range t.Extents(0, lastBlock) {
@@ -29,9 +34,9 @@ func writeBack(ctx context.Context, img *file.Image, t *lookup.Table) error {
 			if dataBytes == 0 {
 				begin = off
 			}
-			n := min(left, writeBackStep-dataBytes)
+			n := min(left, max(stepBytes-dataBytes, lookup.BlockSize))
 			off, left, dataBytes = off+n, left-n, dataBytes+n
-			if end = off; dataBytes == writeBackStep {
+			if end = off; dataBytes >= stepBytes {
 				if err := step(); err != nil {
 					return err
 				}
@@ -44,8 +49,10 @@ func writeBack(ctx context.Context, img *file.Image, t *lookup.Table) error {
 	return img.Sync()
 }
 
-// writeBackStep is how much is written back at once.
-const writeBackStep = 4 << 20
+// writeBackStepBytes is how much is written back at once. Of blocks that lie apart it
+// takes the kernel milliseconds of a processor, so a share has it done in smaller steps
+// while there are requests.
+const writeBackStepBytes = int64(4 << 20)
 
 // lone reserves the room of blocks that stand alone in an image, before they are
 // written back. Where none was reserved ext4 expects that a block of a large file is the

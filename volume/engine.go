@@ -160,6 +160,11 @@ type Log interface {
 	// Append writes the changes of one request, unsynced: from its return on
 	// they survive the death of the server, not that of the machine.
 	Append([]journal.Change) (journal.LSN, error)
+	// Stage is Append but for this: the changes survive the death of the server only
+	// from the next Publish, Append, mark or Commit on.
+	Stage([]journal.Change) (journal.LSN, error)
+	// Publish lets what is staged survive the death of the server.
+	Publish() error
 	// MarkDrained notes, unsynced, that every process older than this image's
 	// cut has ended. It may wait as Append does.
 	MarkDrained(image.ID) error

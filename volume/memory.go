@@ -70,6 +70,12 @@ func (l *MemoryLog) Append(c []journal.Change) (journal.LSN, error) {
 	return journal.LSN(l.end.Add(uint64(len(c)))), nil
 }
 
+// Stage implements Log.
+func (l *MemoryLog) Stage(c []journal.Change) (journal.LSN, error) { return l.Append(c) }
+
+// Publish implements Log.
+func (l *MemoryLog) Publish() error { return nil }
+
 // MarkDrained implements Log.
 func (l *MemoryLog) MarkDrained(image.ID) error { return nil }
 

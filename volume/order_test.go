@@ -67,6 +67,8 @@ func (l *diaryLog) Append(c []journal.Change) (journal.LSN, error) {
 	return l.MemoryLog.Append(c)
 }
 
+func (l *diaryLog) Stage(c []journal.Change) (journal.LSN, error) { return l.Append(c) }
+
 func (l *diaryLog) MarkFailed() error { return l.diary.note("failed") }
 
 func (l *diaryLog) Commit(to journal.LSN, on journal.Basis) error {
@@ -616,6 +618,8 @@ func (l *sleepyLog) Append(c []journal.Change) (journal.LSN, error) {
 	l.awake.Store(true)
 	return l.MemoryLog.Append(c)
 }
+
+func (l *sleepyLog) Stage(c []journal.Change) (journal.LSN, error) { return l.Append(c) }
 
 func TestAWriteThatMayNotWaitWaitsForNoLog(t *testing.T) {
 	r := &rig{t: t}

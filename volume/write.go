@@ -14,7 +14,8 @@ func (w *View) WriteAt(p []byte, off int64) (int, error) {
 }
 
 // TryWriteAt is WriteAt that waits for no lock, no read and no log that is not
-// ready: ErrWouldBlock, and nothing was done, when it would have to.
+// ready: ErrWouldBlock, and nothing was done, when it would have to. What it has done
+// survives the death of the server only from Publish on.
 func (w *View) TryWriteAt(p []byte, off int64) (int, error) {
 	return w.written(len(p), w.write(&change{data: p, off: off, lengthBytes: int64(len(p)), state: lookup.Data}, false))
 }
@@ -32,6 +33,13 @@ func (w *View) WriteZeroes(off, lengthBytes int64, noHole bool) error {
 	}
 	return w.write(&change{off: off, lengthBytes: lengthBytes, state: state}, true)
 }
+
+// Publish lets what was written by TryWriteAt, through any view of the volume, survive
+// the death of the server. A frontend calls it before it hands out replies, of reads too,
+// which may have seen such a write: so each batch of requests costs one write of the log,
+// and a kill takes nothing that a client knows of. Errors: those of the log; nothing may
+// be answered then.
+func (w *View) Publish() error { return w.volume.log.Publish() }
 
 func (w *View) written(n int, err error) (int, error) {
 	if err != nil {
@@ -125,7 +133,7 @@ func (v *Volume) writeLocked(rq *request, k *VLUN, ch *change, wait bool) error 
 	}
 	punch := ch.state == lookup.Zero && body.count > 0 && !k.all(body, lookup.Zero)
 	if len(rq.entries) > 0 {
-		if _, err := v.log.Append(rq.changes); err != nil {
+		if err := v.logChanges(rq.changes, wait); err != nil {
 			return err
 		}
 		for _, e := range rq.entries {
@@ -141,6 +149,17 @@ func (v *Volume) writeLocked(rq *request, k *VLUN, ch *change, wait bool) error 
 		_ = k.Image().Punch(body.off(), body.lengthBytes())
 	}
 	return nil
+}
+
+// logChanges has the log take the changes of a request, who does not wait, without a
+// write of its own.
+func (v *Volume) logChanges(changes []journal.Change, wait bool) (err error) {
+	if wait {
+		_, err = v.log.Append(changes)
+	} else {
+		_, err = v.log.Stage(changes)
+	}
+	return err
 }
 
 // span is a range of whole blocks.

@@ -86,6 +86,7 @@ func (d *disk) Extents(off, n int64, yield func(nbd.Extent) bool) error {
 	yield(nbd.Extent{Length: d.SizeBytes() - max(off, half), Hole: !d.written, Zero: !d.written, Depth: 2})
 	return nil
 }
+func (d *disk) Publish() error   { return nil }
 func (d *disk) Served(time.Time) {}
 func (d *disk) Close(torn bool)  { d.torn <- torn }
 

@@ -329,7 +329,9 @@ func (m *Machine) Write(h *Handle, off, lengthBytes int64, try bool) {
 	}
 	n, err := 0, volume.ErrWouldBlock
 	if try {
-		n, err = h.TryWriteAt(data, off)
+		if n, err = h.TryWriteAt(data, off); err == nil {
+			err = h.Publish()
+		}
 	}
 	if errors.Is(err, volume.ErrWouldBlock) {
 		n, err = h.WriteAt(data, off)

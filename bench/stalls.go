@@ -77,19 +77,25 @@ const whileDeleted = ", while snapshots are deleted and folded"
 // deletesAtOnce is how many snapshots each command of deleteLoad deletes.
 const deletesAtOnce = 4
 
-// deletedBlocks are written before each of those snapshots.
-const deletedBlocks = 2000
+// deletedBlocks are written before each of those snapshots; or so few that some are
+// folded and gone before the load ends.
+const (
+	deletedBlocks    = 2000
+	deletedFewBlocks = 100
+)
 
 // deleteLoad has snapshots that each hold some scattered blocks deleted, in random
 // order, and what they leave folded as soon as it can be.
-func (b *bench) deleteLoad() sideLoad {
+func (b *bench) deleteLoad(blocks int) sideLoad {
 	l := write32
-	l.name += whileDeleted
+	if l.name += whileDeleted; blocks != deletedBlocks {
+		l.name += fmt.Sprintf(", of %d blocks each", blocks)
+	}
 	l.flags = []string{"--fold-above", "1", "--reclaim-every", "1s"}
 	l.gone = true
 	order := rand.Perm(b.stallCount)
 	l.ready = func(ctx context.Context, s *server) error {
-		return s.scatter(ctx, b.stallCount, deletedBlocks)
+		return s.scatter(ctx, b.stallCount, blocks)
 	}
 	l.command = func(ctx context.Context, s *server, number int) error {
 		var names []string
@@ -165,7 +171,8 @@ func (b *bench) stallSteps() (steps []step) {
 			{steadyLoad(), 0.5, b.stallCount, []string{control, "tidemark"}}, {steadyLoad(), 2, b.stallCount / 4, []string{control, "tidemark"}},
 			{scrubLoad(), 0.5, b.stallCount, []string{control, "tidemark"}}, {crowdLoad(), 0.5, b.stallCount, []string{control, "tidemark"}},
 			{write1, 2, max(4, b.stallCount/8), []string{storageDaemon.name}}, {write32, 2, max(4, b.stallCount/8), []string{storageDaemon.name}},
-			{b.deleteLoad(), 0.5, b.stallCount / deletesAtOnce, []string{control, "tidemark"}},
+			{b.deleteLoad(deletedBlocks), 0.5, b.stallCount / deletesAtOnce, []string{control, "tidemark"}},
+			{b.deleteLoad(deletedFewBlocks), 0.5, b.stallCount / deletesAtOnce, []string{control, "tidemark"}},
 		}
 		for _, c := range cells {
 			if round%2 == 1 {

@@ -117,6 +117,9 @@ type Snapshot struct {
 	// Schedule is the target of the schedule that made it; empty: a person did.
 	Schedule string            `json:"schedule,omitempty"`
 	Labels   map[string]string `json:"labels,omitempty"`
+	// Passing: it is of a command that has not ended. If that was cut short, the next
+	// open deletes it.
+	Passing bool `json:"passing,omitempty"`
 	// Held: it is not deleted until somebody releases it.
 	Held bool `json:"held,omitempty"`
 	// HeldUntil: it is not deleted before. It is only ever put off.

@@ -231,6 +231,7 @@ func (a *app) rollbackGroup(c *cobra.Command, request *tidemarkv1.RollbackGroupR
 	}
 	r, err := server.RollbackGroup(c.Context(), request)
 	if err != nil {
+		err = hintDisconnect(err, request.GetDisconnect())
 		return hint(err, tidemarkv1.Reason_REASON_NOT_FOUND, "see tidemark group list and snapshot list")
 	}
 	if a.json {

@@ -100,6 +100,14 @@ cut, as 'preserve --group' makes them; what they hold is kept as one cut too.`,
 	return exits(c, exitNotFound, exitTaken, exitNoServer)
 }
 
+// hintDisconnect says what lets a rollback end the use of a volume, unless it was given.
+func hintDisconnect(err error, given bool) error {
+	if given {
+		return err
+	}
+	return hint(err, tidemarkv1.Reason_REASON_IN_USE, "or give --disconnect")
+}
+
 func (a *app) rollback(c *cobra.Command, request *tidemarkv1.RollbackVolumeRequest) error {
 	server, err := a.server()
 	if err != nil {
@@ -107,6 +115,7 @@ func (a *app) rollback(c *cobra.Command, request *tidemarkv1.RollbackVolumeReque
 	}
 	r, err := server.RollbackVolume(c.Context(), request)
 	if err != nil {
+		err = hintDisconnect(err, request.GetDisconnect())
 		return hint(err, tidemarkv1.Reason_REASON_NOT_FOUND, "see tidemark snapshot list")
 	}
 	if a.json {
@@ -203,14 +212,22 @@ func (a *app) deleteSnapshots(c *cobra.Command, names []string, dryRun, wait boo
 	return nil
 }
 
-// awaitReclaim shows a bar up to what is expected, and returns what was given back
-// since it was so much before.
+// awaitReclaim shows a bar of what was given back and moved, with what is left of both,
+// and returns what was given back since it was so much before.
 func (a *app) awaitReclaim(c *cobra.Command, server api.Client, before, expectedBytes int64) (givenBytes int64, err error) {
 	bar := newProgress(a.stderr)
 	defer bar.stop()
+	var moved, moving int64 // of folds that have ended, and of the one that runs
 	err = api.AwaitReclaim(c.Context(), server, func(r *tidemarkv1.Reclaim) {
 		givenBytes = r.GetGivenBackBytes() - before
-		bar.reach(min(givenBytes, expectedBytes), expectedBytes)
+		if r.GetFolding() {
+			if r.GetDoneBytes() < moving {
+				moved += moving
+			}
+			moving = r.GetDoneBytes()
+		}
+		done := givenBytes + moved + moving
+		bar.reach(done, max(expectedBytes, done+max(0, r.GetLeftBytes())))
 	})
 	return givenBytes, err
 }

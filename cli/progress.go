@@ -54,12 +54,14 @@ func (p *progress) add(bytes int64) {
 	}
 }
 
-// reach shows that so much of so much is done, for work that says both.
+// reach shows that so much of so much is done, for work that says both, and may find
+// more to do.
 func (p *progress) reach(doneBytes, totalBytes int64) {
 	if p.bar == nil {
-		p.start(totalBytes)
+		p.start(0)
 	}
 	if p.bar != nil {
+		p.bar.SetTotal(totalBytes, false)
 		p.bar.SetCurrent(doneBytes)
 	}
 }

@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -231,6 +232,14 @@ func (a *app) showVolume(c *cobra.Command, name string) error {
 // seeVolumes says where the names are.
 func seeVolumes(err error) error {
 	return hint(err, tidemarkv1.Reason_REASON_NOT_FOUND, "see tidemark volume list")
+}
+
+// seeExports says where the names are of which one was not found.
+func seeExports(err error) error {
+	if line, _ := explain(err); strings.Contains(line, "@") {
+		return hint(err, tidemarkv1.Reason_REASON_NOT_FOUND, "see tidemark snapshot list")
+	}
+	return seeVolumes(err)
 }
 
 // seeNames is seeVolumes of a command that may have been given groups too.

@@ -144,7 +144,7 @@ func TestTheChangeOfADayOf100GiBIsCopiedByBitmapAndByStream(t *testing.T) {
 	if err != nil || copied == 0 || copied > 23*spotBytes {
 		t.Errorf("libnbd copied %d bytes, %v", copied, err)
 	}
-	a.copyByQemu(found, replica.uri("qemu"))
+	a.copyByQemu(a.qemuDirty(), replica.uri("qemu"))
 
 	// A stream of all makes a volume, that of the change its next snapshot.
 	all, change := filepath.Join(t.TempDir(), "all"), filepath.Join(t.TempDir(), "change")

@@ -47,7 +47,8 @@ var (
 
 // LSN is a position in the journal of one volume: it counts the frames of
 // changes ever appended, so LSN n covers the first n of them. It never goes
-// back, except that a tail that a power cut took is counted again.
+// back, except that a tail that a power cut took is counted again, and what was
+// staged when the process died.
 type LSN uint64
 
 // Change is one change of one table: from now on the Count blocks from Block
@@ -519,8 +520,9 @@ func (j *Journal) append(changes []Change, stage bool) (LSN, error) {
 // Publish writes what is staged: when it returns nil, all that was staged before it was
 // called survives the death of the process. Any number of goroutines may call it, before
 // each answer: where nothing is staged it costs next to nothing. After an error, one of
-// the file system, it may be called again. Of a journal that has failed there is nothing
-// to publish: what was not committed is lost, whether it was answered or not (J8).
+// the file system, it may be called again. A journal that has failed returns none: what was
+// not committed is lost, whether it was answered or not (J8). It tries all the same, since
+// the witness may not have been told of the failure.
 func (j *Journal) Publish() error {
 	if !j.staging.Load() {
 		return nil
@@ -532,8 +534,8 @@ func (j *Journal) Publish() error {
 
 // publish is Publish. mu is held.
 func (j *Journal) publish() error {
-	if j.err == nil && j.cur != nil {
-		if err := j.cur.write(nil); err != nil {
+	if j.cur != nil {
+		if err := j.cur.write(nil); err != nil && j.err == nil {
 			return err
 		}
 	}
@@ -608,29 +610,27 @@ func (s *segment) put(b []byte, crc uint32) error {
 	return nil
 }
 
-// write writes what is staged, and b behind it: at once, if both have room.
+// write writes what is staged, and b behind it: at once, if both have room. The room of
+// what is staged is kept whatever comes: it is needed when that is tried again.
 func (s *segment) write(b []byte) error {
 	if n := len(s.staged); n > 0 {
 		whole := s.staged
 		if together := n+len(b) <= cap(s.staged) && s.end+int64(len(b)) <= s.room; together {
 			whole, b = append(s.staged, b...), nil
 		}
-		if err := s.writeAt(whole, s.end-int64(n)); err != nil {
-			return err
+		at := s.end - int64(n)
+		if _, err := s.file.WriteAt(whole, at); err != nil {
+			return fmt.Errorf("append to %s at offset %d: %w", s.name, at, err)
 		}
 		s.staged = s.staged[:0]
 	}
-	return s.writeAt(b, s.end)
-}
-
-func (s *segment) writeAt(b []byte, off int64) error {
 	if len(b) == 0 {
 		return nil
 	}
-	if _, err := s.file.WriteAt(b, off); err != nil {
-		_ = s.file.Truncate(off) // only tidies up: what stays is overwritten
-		s.room = off
-		return fmt.Errorf("append to %s at offset %d: %w", s.name, off, err)
+	if _, err := s.file.WriteAt(b, s.end); err != nil {
+		_ = s.file.Truncate(s.end) // only tidies up: what stays is overwritten
+		s.room = s.end
+		return fmt.Errorf("append to %s at offset %d: %w", s.name, s.end, err)
 	}
 	return nil
 }

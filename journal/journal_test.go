@@ -618,15 +618,28 @@ func TestWhatIsStagedOutlivesTheWriterOnceItIsPublished(t *testing.T) {
 	}
 }
 
-// What was answered is lost with what was not committed, so it may be answered.
-func TestAJournalThatHasFailedHasNothingToPublish(t *testing.T) {
+// The witness could not be told of the failure, so the next Open knows nothing of it.
+func TestAJournalThatHasFailedPublishesAllTheSame(t *testing.T) {
 	o := simOptions("a", 1)
+	o.SyncImage = func(image.ID) error { return nil }
+	fault := failing(&o)
 	j := create(t, o)
 	if _, err := j.Stage([]Change{data(1, 1)}); err != nil {
 		t.Fatal(err)
 	}
-	must(t, j.MarkFailed())
+	*fault = func(op vfs.Op) error {
+		if op.Kind == vfs.OpWrite && path.Base(op.Name) == witnessFile {
+			return errors.New("EROFS")
+		}
+		return nil
+	}
+	if err := j.MarkFailed(); err == nil {
+		t.Fatal("the failure was noted")
+	}
 	must(t, j.Publish())
+	*fault = nil
+	_, found := reopen(t, copyOf(t, o))
+	wantHeld(t, found.Tables[1], 1)
 }
 
 func TestAFailedSyncIsFinal(t *testing.T) {

@@ -213,16 +213,31 @@ var all = []mutant{
 	},
 	{
 		name: "what is staged is taken for published (J11)", file: "journal/journal.go",
-		old: "		if err := j.cur.write(nil); err != nil {\n			return err\n		}\n", new: "",
+		old: "		if err := j.cur.write(nil); err != nil && j.err == nil {\n			return err\n		}\n", new: "",
 	},
 	{
 		name: "what could not be published is forgotten (J11)", file: "journal/journal.go",
-		old: "		if err := s.writeAt(whole, s.end-int64(n)); err != nil {\n", new: "		if err := s.writeAt(whole, s.end-int64(n)); err != nil {\n			s.staged = s.staged[:0]\n",
+		old: "		if _, err := s.file.WriteAt(whole, at); err != nil {\n", new: "		if _, err := s.file.WriteAt(whole, at); err != nil {\n			s.staged = s.staged[:0]\n",
 	},
 	{
 		name: "replies are sent before what they tell is published (J11)", file: "nbd/replies.go",
-		old: "	if err := o.device.Publish(); err != nil {", new: "	if err := error(nil); err != nil {",
+		old: "	if err := o.device.Publish(); err != nil && !o.broken {", new: "	if err := error(nil); err != nil && !o.broken {",
 		packages: "./nbd", tests: "Repl",
+	},
+	{
+		name: "what a rollback that was cut short has kept stays", file: "store/store.go",
+		old: "	s.dropPassing()\n", new: "",
+		packages: "./store", tests: "Rollback",
+	},
+	{
+		name: "a rollback that is done loses what it keeps at the next open", file: "store/clone.go",
+		old: "				if err := s.keepLocked(tx, x.past, x.keeps); err != nil {", new: "				if err := s.keepLocked(tx, x.past, nil); err != nil {",
+		packages: "./store", tests: "Rollback",
+	},
+	{
+		name: "a read tells what a kill takes (J11)", file: "volume/read.go",
+		old: "	if unpublished := w.Publish(); unpublished != nil {", new: "	if unpublished := error(nil); unpublished != nil {",
+		packages: "./store", tests: "Kill",
 	},
 	{
 		name: "what drained while the journal rested counts under any boot ID (J9)", file: "journal/recover.go",

@@ -189,14 +189,14 @@ func (o *replies) takeQueue() (q queue, some bool) {
 }
 
 // write publishes what the replies in b tell, and writes b to the socket, unless that is
-// broken; o.sending is held. Without a reply a client takes none of it for done.
+// broken; o.sending is held. Without a reply a client takes none of it for done, and
+// others may see it later.
 func (o *replies) write(b []byte) {
-	if o.broken {
-		return
-	}
-	if err := o.device.Publish(); err != nil {
+	if err := o.device.Publish(); err != nil && !o.broken {
 		o.broken, o.unpublished = true, err
 		_ = o.account.nc.Close()
+	}
+	if o.broken {
 		return
 	}
 	o.account.awaiting.Add(1)

@@ -221,6 +221,32 @@ func TestNoReplyTellsWhatWasNotPublished(t *testing.T) {
 	}
 }
 
+// Nobody learns of it from this client, but another may see it.
+func TestWhatAClientWroteThatReadsNoRepliesIsPublished(t *testing.T) {
+	m := newMemory(testSize)
+	k := dial(t, m)
+	k.enter(true)
+	for range m.opened.Load() - 1 {
+		<-m.closed
+	}
+	if err := k.nc.(*net.UnixConn).CloseRead(); err != nil {
+		t.Fatal(err)
+	}
+	write := wire.Request{Command: wire.CmdWrite, Length: 3}
+	k.send(k.message(write, "abc"))
+	for m.served.Load() == 0 {
+		runtime.Gosched()
+	}
+	k.send(k.message(write, "def"))
+	if err := k.nc.(*net.UnixConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	<-m.closed
+	if got := string(m.bytes(0, 3)); got != "def" || m.staged.Load() {
+		t.Errorf("it holds %q, and it is %v that some of it was not published", got, m.staged.Load())
+	}
+}
+
 func TestSelectedContextsHoldForTheirExportOnly(t *testing.T) {
 	k := dial(t, newMemory(testSize))
 	k.form = wire.Structured

@@ -165,8 +165,10 @@ type graft struct {
 	past *disk // loses its name to the branch; nil if the name is free
 	// discard is a snapshot of past that loses its name in the same step, nil: none does.
 	discard *volume.VLUN
-	held    bool
-	as      *catalog.Volume // what is recorded of it, without its ID; nil: as of a clone
+	// keeps is one that is passing until then, nil: none is.
+	keeps *volume.VLUN
+	held  bool
+	as    *catalog.Volume // what is recorded of it, without its ID; nil: as of a clone
 }
 
 // branchable returns snapshots that are sealed or founded.
@@ -301,6 +303,9 @@ func (s *Store) grow(scions []scion, group *catalog.Group) ([]*disk, error) {
 		if x.past != nil {
 			x.past.record.Past = true
 			x.past.forget(x.discard)
+			if snap := x.past.snapshots[x.keeps]; snap != nil {
+				snap.marks.passing = false
+			}
 		}
 	}
 	if group != nil {
@@ -332,8 +337,8 @@ func (d *disk) sharedLocked(k *volume.VLUN) (x shared) {
 	return x
 }
 
-// putBranches records branches, and that what they discard has no name any more. Nobody
-// may have that open.
+// putBranches records branches, that what they keep stays, and that what they discard has
+// no name any more. Nobody may have that open.
 func (s *Store) putBranches(scions []scion, group *catalog.Group) (due []punching, err error) {
 	var discarded []holder
 	for _, x := range scions {
@@ -346,6 +351,11 @@ func (s *Store) putBranches(scions []scion, group *catalog.Group) (due []punchin
 			if due, err = s.dropNames(tx, m, discarded); err != nil { // first: what it marks the branches record too
 				return err
 			}
+			for _, x := range scions {
+				if err := s.keepLocked(tx, x.past, x.keeps); err != nil {
+					return err
+				}
+			}
 			return putBranchesLocked(tx, scions, group)
 		})
 	})
@@ -353,6 +363,17 @@ func (s *Store) putBranches(scions []scion, group *catalog.Group) (due []punchin
 		return nil, err
 	}
 	return due, nil
+}
+
+// keepLocked records that a snapshot is passing no more. Store.mu is held.
+func (s *Store) keepLocked(tx *catalog.Tx, d *disk, k *volume.VLUN) error {
+	if k == nil {
+		return nil
+	}
+	snap := d.snapshots[k]
+	snap.marks.passing = false
+	defer func() { snap.marks.passing = true }() // until it is durable
+	return s.putLinkLocked(tx, d, k, volume.Draining)
 }
 
 // putBranchesLocked is putBranches in a step; Store.mu is held.

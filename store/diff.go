@@ -28,6 +28,9 @@ func (s *Store) Diff(from, to string, each func(DiffExtent) error) error {
 		return err
 	}
 	defer c.close()
+	if err := c.to.disk.volume.Publish(); err != nil { // what the tables of a live volume say
+		return err
+	}
 	for x := range c.differences().Extents(0, lookup.MaxBlocks) {
 		off := int64(x.Block) * lookup.BlockSize
 		if off >= c.to.sizeBytes {

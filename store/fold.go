@@ -127,10 +127,10 @@ func (d *disk) spareLocked(chain []*volume.VLUN, counted map[image.ID]bool) (at 
 	return at
 }
 
-// foldsAfter is about how much there is to move when one image has been folded, until
-// no volume has too many without a name: by what the images hold now, to which folds
-// add.
-func (s *Store) foldsAfter(now image.ID) (sizeBytes int64) {
+// foldsAfter is how many images are to be folded, and about how much there is to move,
+// when one has been, until no volume has too many without a name: by what the images hold
+// now, to which folds add.
+func (s *Store) foldsAfter(now image.ID) (images int, sizeBytes int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	counts, counted := s.countedLocked(), map[image.ID]bool{now: true}
@@ -152,10 +152,10 @@ func (s *Store) foldsAfter(now image.ID) (sizeBytes int64) {
 		slices.SortFunc(list, func(a, b *volume.VLUN) int { return cmp.Compare(dataBytes(a), dataBytes(b)) })
 		for _, k := range list[:max(0, min(over, len(list)))] {
 			counted[k.ImageID()] = true
-			sizeBytes += dataBytes(k)
+			images, sizeBytes = images+1, sizeBytes+dataBytes(k)
 		}
 	}
-	return sizeBytes
+	return images, sizeBytes
 }
 
 // namelessLocked counts the sealed images of a chain that have no name in it, though

@@ -21,15 +21,16 @@ type marks struct {
 	labels    map[string]string
 	held      bool
 	heldUntil time.Time
+	passing   bool // it goes if the command that made it is cut short
 }
 
 // record writes them into a snapshot's record.
 func (m marks) record(r *catalog.Snapshot) {
-	r.Schedule, r.Labels, r.Held, r.HeldUntil = m.schedule, m.labels, m.held, m.heldUntil
+	r.Schedule, r.Labels, r.Held, r.HeldUntil, r.Passing = m.schedule, m.labels, m.held, m.heldUntil, m.passing
 }
 
 func recoveredMarks(r *catalog.Snapshot) marks {
-	return marks{schedule: r.Schedule, labels: r.Labels, held: r.Held, heldUntil: r.HeldUntil}
+	return marks{schedule: r.Schedule, labels: r.Labels, held: r.Held, heldUntil: r.HeldUntil, passing: r.Passing}
 }
 
 // HoldSnapshot keeps a snapshot from being deleted, by anybody and anything. Without
@@ -131,6 +132,7 @@ func (s *Store) mark(full string, change func(*marks) error) (SnapshotInfo, erro
 	if err := change(&becomes); err != nil {
 		return SnapshotInfo{}, err
 	}
+	becomes.passing = false // somebody wants it
 	if err := s.catalog.Update(func(tx *catalog.Tx) error {
 		s.mu.Lock()
 		defer s.mu.Unlock()

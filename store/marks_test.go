@@ -104,7 +104,8 @@ func TestARollbackAboveTheHighWaterMarkChangesNothing(t *testing.T) {
 		noError(t, d.view.Close())
 		d.want("a rollback", second(d.Rollback(d.t.Context(), store.RollbackRequest{Snapshot: "v@s"})), store.ErrHighWater)
 		d.view = openView(t, d.Store, "v")
-		d.want("a write after it", d.write(0), nil)
+		d.want("one that disconnects", second(d.Rollback(d.t.Context(), store.RollbackRequest{Snapshot: "v@s", Disconnect: true})), store.ErrHighWater)
+		d.want("a write after it, by a client that was there", d.write(0), nil)
 	})
 }
 

@@ -95,7 +95,7 @@ func (s *Store) takeName(r PreserveRequest) (disks []*disk, name string, cutTime
 	}
 	for _, d := range disks {
 		s.reserved[d.record.Name+"@"+name] = true
-		s.marked[d.record.Name+"@"+name] = marks{schedule: r.schedule, labels: maps.Clone(r.Labels)}
+		s.marked[d.record.Name+"@"+name] = marks{schedule: r.schedule, labels: maps.Clone(r.Labels), passing: r.passing}
 	}
 	s.preserves.Add(1)
 	return disks, name, cutTime, nil

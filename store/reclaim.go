@@ -139,10 +139,13 @@ func (s *Store) Reclaiming() ReclaimInfo {
 			break
 		}
 	}
-	now := s.reclaiming.now() // under the same hold: an image is waited for or worked on
+	now, folds := s.reclaiming.now(), q.foldsNow() // under the same hold: an image is waited for or worked on
 	q.mu.Unlock()
-	if now.info.Folding && later >= 0 {
-		later += s.foldsAfter(now.info.Image)
+	if folds || now.info.Folding {
+		images, sizeBytes := s.foldsAfter(now.info.Image)
+		if left += images; later >= 0 {
+			later += sizeBytes
+		}
 	}
 	return now.with(left, later)
 }

@@ -189,7 +189,7 @@ func TestHowFastAFoldIsAndHowLongTheRestTakesIsTold(t *testing.T) {
 		layered(t, s, 2, 4, 8, 1)
 		synctest.Wait() // it has copied the first, and rests for 2 s
 		r := s.Reclaiming()
-		if !r.Folding || r.ImagesLeft != 1 || r.DoneBytes != 2*lookup.BlockSize || r.LeftBytes != 4*lookup.BlockSize {
+		if !r.Folding || r.ImagesLeft != 2 || r.DoneBytes != 2*lookup.BlockSize || r.LeftBytes != 4*lookup.BlockSize {
 			t.Errorf("at the first fold: %+v, want 2 blocks done, and 4 of the next left", r)
 		}
 		copying.armed.Store(true)

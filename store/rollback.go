@@ -46,7 +46,8 @@ type GroupRollbackReport struct {
 // also those that are newer than the one that it goes back to. Errors: ErrInvalid,
 // ErrNotFound, ErrDraining, ErrHighWater; ErrInUse if a client is connected to the volume or a
 // process named it, and Disconnect is false: then nothing has changed. After another
-// error nothing has either, unless it names a snapshot of the present state that stays.
+// error nothing has either, unless it names a snapshot of the present state that stays; and
+// a crash finds it done or not begun.
 func (s *Store) Rollback(ctx context.Context, r RollbackRequest) (RollbackReport, error) {
 	all, err := s.rollback(ctx, r, only(r.Snapshot))
 	var report RollbackReport
@@ -97,7 +98,7 @@ func (s *Store) keepAndBranch(ctx context.Context, r RollbackRequest, which sele
 			thaw()
 		}
 	}()
-	keep := PreserveRequest{Name: r.Keep, Wait: time.Minute}
+	keep := PreserveRequest{Name: r.Keep, Wait: time.Minute, passing: true}
 	for _, g := range grafts {
 		keep.Volumes = append(keep.Volumes, g.name)
 	}
@@ -133,18 +134,22 @@ func (s *Store) keepAndBranch(ctx context.Context, r RollbackRequest, which sele
 	return report, err
 }
 
-// branchAndDiscard makes the branches. What is kept of the present state, if it is to be
-// discarded, loses its names in the same step: a crash never leaves it beside them.
+// branchAndDiscard makes the branches. In the same step what holds the present state is
+// to stay or, if it is to be discarded, loses its names: a crash leaves it beside them, or
+// never.
 func (s *Store) branchAndDiscard(grafts []graft, r RollbackRequest) ([]*disk, error) {
 	for i, g := range grafts {
-		if !r.Discard {
-			break
+		if r.Discard {
+			named, err := s.deletable(g.name + "@" + r.Keep)
+			if err != nil {
+				return nil, err
+			}
+			grafts[i].discard = named[0].vlun
+			continue
 		}
-		named, err := s.deletable(g.name + "@" + r.Keep)
-		if err != nil {
-			return nil, err
-		}
-		grafts[i].discard = named[0].vlun
+		s.mu.Lock()
+		_, grafts[i].keeps, _ = s.findLocked(g.name, r.Keep)
+		s.mu.Unlock()
 	}
 	return s.branch(grafts, nil)
 }
@@ -159,6 +164,7 @@ func (s *Store) unkeep(kept []string) (stay, why []string) {
 			due, err = s.nameless(named...)
 		}
 		if err != nil {
+			err = errors.Join(err, s.keep(full))
 			stay, why = append(stay, full), append(why, fmt.Sprintf("delete %s: %v", full, err))
 			continue
 		}
@@ -167,13 +173,53 @@ func (s *Store) unkeep(kept []string) (stay, why []string) {
 	return stay, why
 }
 
+// keep records that a snapshot is passing no more: it was named to whoever asked.
+func (s *Store) keep(full string) error {
+	s.mu.Lock()
+	d, k, snap, err := s.snapshotLocked(full)
+	if err == nil {
+		snap.marks.passing = false
+	}
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return s.putLinks(d, volume.Draining, k)
+}
+
+// dropPassing deletes what a rollback has left that an earlier life of the server has not
+// done.
+func (s *Store) dropPassing() {
+	s.admin.Lock()
+	defer s.admin.Unlock()
+	var named []holder
+	s.mu.Lock()
+	for _, d := range s.byVolume {
+		for k, snap := range d.snapshots {
+			if snap.marks.passing {
+				named = append(named, holder{d, k})
+			}
+		}
+	}
+	s.mu.Unlock()
+	if len(named) == 0 {
+		return
+	}
+	due, err := s.nameless(named...)
+	if err != nil {
+		s.note("what a rollback that was cut short has kept can't be deleted: %v", err)
+		return
+	}
+	s.sealer.punch(due...)
+}
+
 // replaced finds the volumes that grafts are to take the names of, and whether what
 // they hold can be kept under a name: before anybody is disconnected for nothing.
 func (s *Store) replaced(grafts []graft, keep string) error {
 	if err := checkName("snapshot", keep); err != nil {
 		return err
 	}
-	if err := s.reserve.spare(); err != nil {
+	if err := errors.Join(s.reserve.spare(), s.belowMark()); err != nil {
 		return err
 	}
 	s.mu.Lock()

@@ -183,7 +183,7 @@ func (q *sealer) unsealed() []*volume.VLUN {
 // open lets it punch, from now on.
 func (q *sealer) open() {
 	q.mu.Lock()
-	q.opened = true
+	q.opened, q.folds = true, true // an earlier life may have left some
 	q.mu.Unlock()
 	q.poke()
 }

@@ -14,6 +14,8 @@ type share struct {
 	busy    func() bool // tells whether there are requests
 	idle    func()      // is called between two pieces of work; nil: there is nothing to do then
 	begun   time.Time   // to work, after the last pause
+	now     int         // percent, when it was last asked
+	asked   time.Time   // then
 }
 
 const (
@@ -33,8 +35,10 @@ func newShare(percent func() int, busy func() bool) *share {
 // error is that of ctx.
 func (x *share) rest(ctx context.Context, atLeast time.Duration) error {
 	worked := time.Since(x.begun)
-	percent := time.Duration(x.percent())
-	rest, owed := atLeast-worked, worked*(100-percent)/percent
+	if x.now == 0 || time.Since(x.asked) >= shareLeast/4 { // it may be asked at each block
+		x.now, x.asked = x.percent(), time.Now()
+	}
+	rest, owed := atLeast-worked, worked*time.Duration(100-x.now)/time.Duration(x.now)
 	if owed >= shareLeast && x.busy() {
 		rest = max(rest, min(owed, shareMost))
 	}
@@ -46,14 +50,6 @@ func (x *share) rest(ctx context.Context, atLeast time.Duration) error {
 		x.begun = time.Now()
 	}
 	return err
-}
-
-// of is how large a piece of work is to be: small while there are requests.
-func (x *share) of(most, small int64) int64 {
-	if x.busy() {
-		return small
-	}
-	return most
 }
 
 // pause lets time pass, for others. Its error is that of ctx.

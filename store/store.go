@@ -279,6 +279,7 @@ func Open(dir string, o Options) (_ *Store, err error) {
 	}
 	s.spares.refill()
 	s.dropHeld()
+	s.dropPassing()
 	s.dropForgottenPasts()
 	if o.ScrubEvery > 0 {
 		s.scans.running.Add(1)

@@ -204,6 +204,8 @@ type PreserveRequest struct {
 	Labels map[string]string
 	// schedule is the target of the schedule that makes them.
 	schedule string
+	// passing: the snapshots go if the command that makes them is cut short.
+	passing bool
 }
 
 // PreserveReport is the answer to a preserve.

@@ -12,7 +12,7 @@ import (
 // wherever it lies, and syncs it. It takes no more than a share, or all time if that is
 // nil.
 func writeBack(ctx context.Context, img *file.Image, t *lookup.Table, beside *share) error {
-	begin, end, dataBytes, stepBytes := int64(0), int64(0), int64(0), writeBackStepBytes
+	begin, end, dataBytes, stepBytes := int64(0), int64(0), int64(0), beside.stepBytes()
 	step := func() error {
 		if err := ctx.Err(); err != nil || dataBytes == 0 {
 			return err
@@ -21,7 +21,7 @@ func writeBack(ctx context.Context, img *file.Image, t *lookup.Table, beside *sh
 		if err := img.WriteBack(begin, end-begin); err != nil || beside == nil {
 			return err
 		}
-		stepBytes = beside.of(writeBackStepBytes, writeBackStepBytes/8)
+		stepBytes = beside.stepBytes()
 		return beside.rest(ctx, 0)
 	}
 	var lone lone
@@ -53,6 +53,15 @@ func writeBack(ctx context.Context, img *file.Image, t *lookup.Table, beside *sh
 // takes the kernel milliseconds of a processor, so a share has it done in smaller steps
 // while there are requests.
 const writeBackStepBytes = int64(4 << 20)
+
+// stepBytes is how much is written back at once beside the requests that there are; x may
+// be nil.
+func (x *share) stepBytes() int64 {
+	if x != nil && x.busy() {
+		return writeBackStepBytes / 8
+	}
+	return writeBackStepBytes
+}
 
 // lone reserves the room of blocks that stand alone in an image, before they are
 // written back. Where none was reserved ext4 expects that a block of a large file is the

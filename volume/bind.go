@@ -116,6 +116,7 @@ func (k *VLUN) drain(older *VLUN) {
 		// claimed than is true, and the volume goes on.
 		_ = k.volume.log.MarkDrained(k.id)
 	}
+	_ = k.volume.Publish() // what nobody was told of is perhaps not there after a kill; else it is in the snapshot
 	yield.Here("drain: marked")
 	k.state.Store(uint32(Sealing))
 	e.keeper.Drained(k)

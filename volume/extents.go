@@ -18,7 +18,7 @@ type Extent struct {
 const statusSpan = 1 << 14
 
 // Extents yields the extents of a range in order, from its lookup tables, until
-// yield returns false. The stretches of a range on which others write are those
+// yield returns false. They survive the death of the server. The stretches of a range on which others write are those
 // of some moment during the call, each by itself. Errors: ErrRange, ErrEnded.
 func (w *View) Extents(off, lengthBytes int64, yield func(Extent) bool) error {
 	if err := w.inRange(off, lengthBytes); err != nil {
@@ -32,6 +32,9 @@ func (w *View) Extents(off, lengthBytes int64, yield func(Extent) bool) error {
 		n := min(lengthBytes, statusSpan*lookup.BlockSize-off%(statusSpan*lookup.BlockSize))
 		var err error
 		if found, err = w.extents(rq, off, n, found[:0]); err != nil {
+			return err
+		}
+		if err := w.Publish(); err != nil {
 			return err
 		}
 		for _, x := range found {

@@ -17,11 +17,19 @@ import (
 // would have to wait for a lock or the disk. Nothing was done.
 var ErrWouldBlock = image.ErrWouldBlock
 
-// ReadAt reads as io.ReaderAt does: io.EOF at the end of the view.
-func (w *View) ReadAt(p []byte, off int64) (int, error) { return w.read(p, off, true) }
+// ReadAt reads as io.ReaderAt does: io.EOF at the end of the view. What it returns
+// survives the death of the server.
+func (w *View) ReadAt(p []byte, off int64) (int, error) {
+	n, err := w.read(p, off, true)
+	if unpublished := w.Publish(); unpublished != nil {
+		return 0, unpublished
+	}
+	return n, err
+}
 
 // TryReadAt is ReadAt that waits for nothing: ErrWouldBlock, with the contents
-// of p undefined, when it would have to.
+// of p undefined, when it would have to. What it returns may be told when Publish has
+// returned nil.
 func (w *View) TryReadAt(p []byte, off int64) (int, error) { return w.read(p, off, false) }
 
 func (w *View) read(p []byte, off int64, wait bool) (n int, err error) {

@@ -34,12 +34,14 @@ func (w *View) WriteZeroes(off, lengthBytes int64, noHole bool) error {
 	return w.write(&change{off: off, lengthBytes: lengthBytes, state: state}, true)
 }
 
-// Publish lets what was written by TryWriteAt, through any view of the volume, survive
-// the death of the server. A frontend calls it before it hands out replies, of reads too,
-// which may have seen such a write: so each batch of requests costs one write of the log,
-// and a kill takes nothing that a client knows of. Errors: those of the log; nothing may
-// be answered then.
-func (w *View) Publish() error { return w.volume.log.Publish() }
+// Publish is Volume.Publish, for a frontend, which calls it before it hands out replies,
+// of TryReadAt too, that may have seen such a write: so each batch of requests costs one
+// write of the log, and a kill takes nothing that a client knows of.
+func (w *View) Publish() error { return w.volume.Publish() }
+
+// Publish lets what was written by TryWriteAt, through any view of the volume, survive the
+// death of the server. Errors: those of the log; nobody may be told of such a write then.
+func (v *Volume) Publish() error { return v.log.Publish() }
 
 func (w *View) written(n int, err error) (int, error) {
 	if err != nil {

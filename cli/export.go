@@ -101,7 +101,7 @@ func (a *app) exportVolume(c *cobra.Command, name, file, format string, force bo
 		moved, err = a.exportConverted(c.Context(), server, name, file, format, force)
 	}
 	if err != nil {
-		return seeExports(err)
+		return seeExports(err, name)
 	}
 	if file == "-" {
 		return nil // the image is the output

@@ -40,7 +40,7 @@ func (a *app) exportStream(c *cobra.Command, name, since, file, format string, f
 	h, totals, err := api.ExportStream(c.Context(), server, name, since, dst.file, bar.start, bar.add)
 	bar.stop()
 	if err = dst.finish(err); err != nil || file == "-" {
-		return seeExports(err)
+		return seeExports(err, name)
 	}
 	if a.json {
 		return a.printJSON(map[string]any{

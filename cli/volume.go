@@ -234,9 +234,9 @@ func seeVolumes(err error) error {
 	return hint(err, tidemarkv1.Reason_REASON_NOT_FOUND, "see tidemark volume list")
 }
 
-// seeExports says where the names are of which one was not found.
-func seeExports(err error) error {
-	if line, _ := explain(err); strings.Contains(line, "@") {
+// seeExports is seeVolumes of a command that was given a volume or a snapshot.
+func seeExports(err error, name string) error {
+	if strings.Contains(name, "@") {
 		return hint(err, tidemarkv1.Reason_REASON_NOT_FOUND, "see tidemark snapshot list")
 	}
 	return seeVolumes(err)

@@ -210,6 +210,7 @@ type Recovered struct {
 //	    Publish, or by whatever writes a frame behind them: the file never has a gap.
 //	    Nobody outside the process may learn of a request, or of what it changed,
 //	    before its frame is published; so a kill takes nothing that anybody knows of.
+//	    (But lists count blocks of requests under way, staged ones too.)
 //	    A frame is staged only where the file has room already. If it can't be written
 //	    then, it stays staged: what is to follow it can't be written either, nor is
 //	    anything answered, until a write succeeds.

@@ -169,7 +169,7 @@ func (s *Store) writeBackUnsynced(ctx context.Context, d *disk, k *volume.VLUN) 
 	if err != nil {
 		return err
 	}
-	err = writeBack(ctx, img, k.Unsynced(), nil)
+	err = writeBack(ctx, img, k.Unsynced(), wholeShare())
 	if errors.Is(err, image.ErrSyncFailed) { // the kernel tells each handle, or the first that asks
 		err = k.SyncFailed(err)
 	}

@@ -31,6 +31,11 @@ func newShare(percent func() int, busy func() bool) *share {
 	return &share{percent: percent, busy: busy, begun: time.Now()}
 }
 
+// wholeShare is for work that does not pause.
+func wholeShare() *share {
+	return newShare(func() int { return 100 }, func() bool { return false })
+}
+
 // rest ends a piece of work, which is to take so long at least, whoever is there. Its
 // error is that of ctx.
 func (x *share) rest(ctx context.Context, atLeast time.Duration) error {

@@ -720,7 +720,7 @@ func (s *Store) settle(d *disk) error {
 		if err != nil {
 			return err
 		}
-		err = writeBack(ctx, img, k.Table(), nil)
+		err = writeBack(ctx, img, k.Table(), wholeShare())
 		if errors.Is(err, image.ErrSyncFailed) { // the kernel tells each handle, or the first that asks
 			err = k.SyncFailed(err)
 		}

@@ -9,8 +9,7 @@ import (
 )
 
 // writeBack writes the blocks of a table back to an image in steps of so much data,
-// wherever it lies, and syncs it. It takes no more than a share, or all time if that is
-// nil.
+// wherever it lies, and syncs it. It takes no more than its share of the time.
 func writeBack(ctx context.Context, img *file.Image, t *lookup.Table, beside *share) error {
 	begin, end, dataBytes, stepBytes := int64(0), int64(0), int64(0), beside.stepBytes()
 	step := func() error {
@@ -18,7 +17,7 @@ func writeBack(ctx context.Context, img *file.Image, t *lookup.Table, beside *sh
 			return err
 		}
 		dataBytes = 0
-		if err := img.WriteBack(begin, end-begin); err != nil || beside == nil {
+		if err := img.WriteBack(begin, end-begin); err != nil {
 			return err
 		}
 		stepBytes = beside.stepBytes()
@@ -49,15 +48,13 @@ func writeBack(ctx context.Context, img *file.Image, t *lookup.Table, beside *sh
 	return img.Sync()
 }
 
-// writeBackStepBytes is how much is written back at once. Of blocks that lie apart it
-// takes the kernel milliseconds of a processor, so a share has it done in smaller steps
-// while there are requests.
+// writeBackStepBytes is how much is written back at once. Blocks that lie apart take the
+// kernel much of a processor, so it goes in smaller steps while there are requests.
 const writeBackStepBytes = int64(4 << 20)
 
-// stepBytes is how much is written back at once beside the requests that there are; x may
-// be nil.
+// stepBytes is how much is written back at once beside the requests that there are.
 func (x *share) stepBytes() int64 {
-	if x != nil && x.busy() {
+	if x.busy() {
 		return writeBackStepBytes / 8
 	}
 	return writeBackStepBytes

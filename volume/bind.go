@@ -116,7 +116,7 @@ func (k *VLUN) drain(older *VLUN) {
 		// claimed than is true, and the volume goes on.
 		_ = k.volume.log.MarkDrained(k.id)
 	}
-	_ = k.volume.Publish() // what nobody was told of is perhaps not there after a kill; else it is in the snapshot
+	_ = k.volume.Publish() // of a torn one too: after a kill it holds what it held before
 	yield.Here("drain: marked")
 	k.state.Store(uint32(Sealing))
 	e.keeper.Drained(k)

@@ -18,8 +18,9 @@ type Extent struct {
 const statusSpan = 1 << 14
 
 // Extents yields the extents of a range in order, from its lookup tables, until
-// yield returns false. They survive the death of the server. The stretches of a range on which others write are those
-// of some moment during the call, each by itself. Errors: ErrRange, ErrEnded.
+// yield returns false. They survive the death of the server. The stretches of a range
+// on which others write are those of some moment during the call, each by itself.
+// Errors: ErrRange, ErrEnded, those of Publish.
 func (w *View) Extents(off, lengthBytes int64, yield func(Extent) bool) error {
 	if err := w.inRange(off, lengthBytes); err != nil {
 		return err

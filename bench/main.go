@@ -60,7 +60,7 @@ func parse(args []string) (options, error) {
 	f.StringVar(&o.out, "out", "docs", "`DIRECTORY` for benchmarks.md and benchmarks/*.svg; if empty, the page is printed and not written")
 	f.StringVar(&o.keep, "keep", "", "`FILE` for the raw results, a JSON object a line (default OUT/benchmarks/results.json)")
 	f.StringVar(&o.render, "render", "", "run nothing; make the page from these `FILES` of raw results, a list with commas")
-	f.StringVar(&o.sections, "sections", strings.Join(sectionNames(), ","), "what to measure, a `LIST` with commas; see below")
+	f.StringVar(&o.sections, "sections", strings.Join(sectionNames(false), ","), "what to measure, a `LIST` with commas; see below")
 	f.IntVar(&o.stallRounds, "stall-rounds", 3, "`NUMBER` of rounds of each load with snapshots beside it")
 	f.IntVar(&o.stallCount, "stall-count", 50, "`NUMBER` of snapshots in each of them, a quarter of it where they come every 2 s")
 	f.BoolVar(&o.quick, "quick", false, "Tidemark beside nbdkit's file plugin, few workloads; prints, writes no file")
@@ -82,7 +82,7 @@ func parse(args []string) (options, error) {
 
 func (o options) check() error {
 	for _, name := range strings.Split(o.sections, ",") {
-		if !slices.Contains(sectionNames(), name) {
+		if !slices.Contains(sectionNames(true), name) {
 			return fmt.Errorf("-sections: there is no %q", name)
 		}
 	}
@@ -113,10 +113,15 @@ func usage(f *flag.FlagSet) {
 	b := newBench(o, "")
 	for _, s := range sections {
 		long := duration(s.steps(b))
-		all += long
-		say("  %-11s %3.0f min  %s\n", s.name, long.Minutes(), s.about)
+		about := s.about
+		if s.asked {
+			about += "; only if it is named"
+		} else {
+			all += long
+		}
+		say("  %-11s %3.0f min  %s\n", s.name, long.Minutes(), about)
 	}
-	say("  %-11s %3.0f min\n", "all", all.Minutes())
+	say("  %-11s %3.0f min\n", "the others", all.Minutes())
 }
 
 // run measures, or reads what was measured, and makes the page of it.

@@ -14,7 +14,7 @@ func page(records []record, plots []string) string {
 	p := &pager{results: results(records), plots: plots}
 	// The parts come first: they find which goals were missed.
 	for _, part := range []func(){
-		p.throughput, p.large, p.light, p.tls, p.floor, p.after, p.stalls, p.chain, p.preserve, p.scale, p.verify, p.commands,
+		p.throughput, p.large, p.light, p.tls, p.floor, p.after, p.stalls, p.chain, p.preserve, p.scale, p.memory, p.verify, p.commands,
 	} {
 		part()
 	}
@@ -525,11 +525,16 @@ func (p *pager) scale() {
 	p.say("nothing tells how long that is. Memory is the server's own (RssAnon); all leaves of the volume's index are in it, so to write more blocks of the")
 	p.say("volume adds 8 bytes a run of blocks and snapshot: the goal holds up to some 45 million runs, where a sixth of the volume is written block by block.")
 	p.say("A time until all is given back is without requests beside it. A snapshot is sealed when all of it was read for its checksums: a clone does not wait for that, as the one of a full volume shows; what a client left unflushed it does wait for.\n")
+	p.values(all, scaleGoal)
+}
+
+// values lists what was measured, case by case, and against which goal, if goal says one.
+func (p *pager) values(all results, goalOf func(name, value string) float64) {
 	var rows [][]string
 	for _, name := range all.cases() {
 		own := all.where("", name, "", "")
-		for _, value := range []string{"p50Millis", "maxMillis", "seconds", "MiB", "files"} {
-			v, goal := own.median(value), scaleGoal(name, value)
+		for _, value := range []string{"p50Millis", "maxMillis", "seconds", "MiB", "files", "perSecond"} {
+			v, goal := own.median(value), goalOf(name, value)
 			if math.IsNaN(v) {
 				continue
 			}
@@ -541,6 +546,25 @@ func (p *pager) scale() {
 		}
 	}
 	p.table([]string{"what", "unit", "value", "goal", ""}, rows)
+}
+
+func (p *pager) memory() {
+	all := p.where("memory", "", "", "")
+	if len(all) == 0 {
+		return
+	}
+	p.say("## Memory, at its most\n\nA volume of 1 TiB of which each of the %d million blocks of 4 KiB was written once, in random order, with %d snapshots, one", memoryBlocks>>20, memorySnapshots)
+	p.say("after each thousandth; by zeros, which take no room on the disk, and in memory as much as data does. Memory is the server's own (RssAnon), with the")
+	p.say("default of `--index-memory` (256 MiB): where it has no room for a block, its read asks the images one after the other. Commands as above.\n")
+	p.values(all, func(name, value string) float64 {
+		switch {
+		case value == "MiB":
+			return goalMemoryMiB
+		case value == "p50Millis" && name != diffOfTwo:
+			return goalCommandMillis
+		}
+		return 0
+	})
 }
 
 func (p *pager) verify() {

@@ -221,15 +221,10 @@ func (b *bench) scaleCommands(ctx context.Context, s *server) error {
 		{"list of the snapshots", func(string) []string { return []string{"snapshot", "list", "v"} }},
 		{"list of the volumes", func(string) []string { return []string{"volume", "list"} }},
 	} {
-		var millis []float64
-		for i := range scaleTimes {
-			begin := time.Now()
-			if _, err := s.tidemark(ctx, c.args(strconv.Itoa(i))...); err != nil {
-				return err
-			}
-			millis = append(millis, time.Since(begin).Seconds()*1e3)
+		millis, err := s.commandMillis(ctx, c.args)
+		if err != nil {
+			return err
 		}
-		slices.Sort(millis)
 		if err := b.add(record{Section: "scale", Case: c.name, Peer: "tidemark", Values: map[string]float64{
 			"p50Millis": percentile(millis, 0.5), "maxMillis": percentile(millis, 1),
 		}}); err != nil {

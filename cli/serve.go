@@ -48,6 +48,7 @@ type serveOptions struct {
 	reclaimRate     limitFlag
 	reclaimPercent  int
 	checksumCache   limitFlag
+	indexMemory     limitFlag
 	scrubRate       limitFlag
 	drills          string
 	drillTimeout    time.Duration
@@ -64,6 +65,7 @@ func (a *app) serveCommand() *cobra.Command {
 		reserve:       store.DefaultReserveBytes,
 		warnAt:        markFlag{UsedPercent: 90},
 		checksumCache: store.DefaultSumCacheBytes,
+		indexMemory:   store.DefaultIndexBytes,
 		scrubRate:     store.DefaultScrubBytesPerSecond,
 		reclaimRate:   store.DefaultReclaimBytesPerSecond,
 	}
@@ -148,6 +150,7 @@ nothing that was flushed.`,
 	f.Var(&o.warnAt, "warn-at", "`MARK` from which on the log warns that the file system of the data directory fills up")
 	f.Var(&o.refuseAt, "refuse-preserves-at", "`MARK` from which on no preserve, clone or rollback is made")
 	f.Var(&o.checksumCache, "checksum-cache", "`SIZE` of the memory for checksums of snapshots")
+	f.Var(&o.indexMemory, "index-memory", "`SIZE` of the memory that says which image holds a block, for all volumes; what it has no room for is asked image by image")
 	f.DurationVar(&o.reclaimEvery, "reclaim-every", time.Minute, "`DURATION` in which what deleted snapshots have left is looked at for blocks that nobody shows any more; 0 is only at the next delete")
 	f.IntVar(&o.foldAbove, "fold-above", store.DefaultFoldAbove, "`NUMBER` of images without a name, which deleted snapshots leave, from which on a volume's are folded into their neighbours; 0 is never")
 	f.Var(&o.reclaimRate, "reclaim-rate", "`SIZE` that folding may copy in a second")
@@ -193,7 +196,7 @@ func (a *app) serve(ctx context.Context, o serveOptions) error {
 	options := store.Options{
 		Logger: log.logger, MaxDraining: o.maxDraining, ReserveBytes: int64(o.reserve),
 		WarnAt: store.Mark(o.warnAt), RefusePreservesAt: store.Mark(o.refuseAt),
-		SumCacheBytes: int64(o.checksumCache), ReclaimEvery: o.reclaimEvery,
+		SumCacheBytes: int64(o.checksumCache), IndexBytes: int64(o.indexMemory), ReclaimEvery: o.reclaimEvery,
 		FoldAbove: cmp.Or(o.foldAbove, -1), ReclaimBytesPerSecond: int64(o.reclaimRate), ReclaimPercent: o.reclaimPercent, ScrubEvery: o.scrubEvery, ScrubBytesPerSecond: int64(o.scrubRate),
 	}
 	if drills != nil {
@@ -299,8 +302,8 @@ func (o serveOptions) limits() error {
 		return usage("--max-draining %d: it must be 1 or more", o.maxDraining)
 	case o.maxConnections < 0:
 		return usage("--max-connections %d: it must be 0 (half of the file descriptors) or more", o.maxConnections)
-	case o.clientBuffer == 0 || o.totalBuffer == 0 || o.scrubRate == 0 || o.checksumCache == 0:
-		return usage("--client-buffer, --total-buffer, --scrub-rate and --checksum-cache must be more than 0")
+	case o.clientBuffer == 0 || o.totalBuffer == 0 || o.scrubRate == 0 || o.checksumCache == 0 || o.indexMemory == 0:
+		return usage("--client-buffer, --total-buffer, --scrub-rate, --checksum-cache and --index-memory must be more than 0")
 	case o.stallTimeout <= 0:
 		return usage("--stall-timeout %v: it must be more than 0", o.stallTimeout)
 	case o.stallTimeout < time.Second:

@@ -2,6 +2,7 @@ package lookup
 
 import (
 	"iter"
+	"sync"
 	"sync/atomic"
 	"unsafe"
 
@@ -51,7 +52,7 @@ func (e Entry) State() State {
 //
 // The leaf is one value for a uniform stretch, or dense: an entry a block. An index
 // may begin blank, Unknown everywhere: then it costs nothing to make for a chain of
-// any length, and what is asked for is learnt.
+// any length, and what is asked for is learnt. What takes too much memory is forgotten.
 //
 //  1. An element of a dense leaf is guarded by the lock of its block alone.
 //     Elements are separate variables: neighbours' writers don't meet.
@@ -63,10 +64,16 @@ func (e Entry) State() State {
 //     or by Fold under the same locks.
 //  4. What a leaf holds is entry XOR blank: so a leaf that was never made says what
 //     the index began with.
+//  5. A leaf is Unknown as a whole, or not at all: a Set of some blocks of one that is
+//     changes nothing. The tables say it too, and where writes are scattered and
+//     nobody reads, leaves would be made for nothing.
 type Index struct {
 	radix[indexCell]
 	blank Entry        // 0 or Unknown
-	dense atomic.Int64 // leaves
+	dense atomic.Int64 // leaves; changed under counting
+
+	counting sync.Mutex
+	total    *atomic.Int64
 }
 
 type indexCell struct {
@@ -140,27 +147,28 @@ func (x *Index) stretch(b BlockNum, limit uint64, e Entry) (got, to uint64) {
 }
 
 // Set gives n blocks from b on the entry e. The caller holds their exclusive
-// locks. Set allocates when it makes a leaf or what is above one, and panics if
-// the range ends past MaxBlocks.
+// locks, and says Unknown of whole leaves only. Set allocates when it makes a leaf or
+// what is above one, and panics if the range ends past MaxBlocks.
 func (x *Index) Set(b BlockNum, n uint64, e Entry) {
 	mustLieInVolume(b, n)
 	e ^= x.blank
 	for n > 0 {
 		done := min(n, LeafBlocks-uint64(b%LeafBlocks))
 		if c := x.cell(b); c != nil {
-			x.count(c.set(uint64(b%LeafBlocks), done, e))
+			x.count(c.set(uint64(b%LeafBlocks), done, e, Unknown^x.blank))
 		} else if e == 0 {
 			done = x.unwritten(b, n)
-		} else {
-			x.count(x.makeCell(b).set(uint64(b%LeafBlocks), done, e))
+		} else if done == LeafBlocks || x.blank != Unknown {
+			x.count(x.makeCell(b).set(uint64(b%LeafBlocks), done, e, Unknown^x.blank))
 		}
 		b += BlockNum(done)
 		n -= done
 	}
 }
 
-// set returns how many more leaves are dense now.
-func (c *indexCell) set(i, n uint64, e Entry) (made int64) {
+// set returns how many more leaves are dense now. unknown is what the leaf holds where
+// nothing is known.
+func (c *indexCell) set(i, n uint64, e, unknown Entry) (made int64) {
 	l := c.dense.Load()
 	switch {
 	case n == LeafBlocks:
@@ -170,7 +178,7 @@ func (c *indexCell) set(i, n uint64, e Entry) (made int64) {
 			made--
 		}
 		return made
-	case l == nil && c.uniform == e:
+	case l == nil && (c.uniform == e || c.uniform == unknown):
 		return 0
 	case l == nil:
 		l = new(entries)
@@ -192,13 +200,33 @@ func (l *entries) fill(i, n uint64, e Entry) {
 }
 
 func (x *Index) count(made int64) {
-	if made != 0 {
-		x.dense.Add(made)
+	if made == 0 {
+		return
+	}
+	x.counting.Lock()
+	defer x.counting.Unlock()
+	x.dense.Add(made)
+	if x.total != nil {
+		x.total.Add(made)
 	}
 }
 
-// DenseLeaves is how many leaves hold an entry for each block, 32 KiB each. It needs
-// no lock.
+// CountIn lets total count the dense leaves too, until nil is set. It needs no lock.
+func (x *Index) CountIn(total *atomic.Int64) {
+	x.counting.Lock()
+	defer x.counting.Unlock()
+	if x.total != nil {
+		x.total.Add(-x.dense.Load())
+	}
+	if x.total = total; total != nil {
+		total.Add(x.dense.Load())
+	}
+}
+
+// DenseLeafBytes is what a dense leaf takes.
+const DenseLeafBytes = LeafBlocks * 2
+
+// DenseLeaves is how many leaves hold an entry for each block. It needs no lock.
 func (x *Index) DenseLeaves() int64 { return x.dense.Load() }
 
 // Dense yields the first block of each of them, in ascending order. It needs no lock.
@@ -223,15 +251,17 @@ func (x *Index) Fold(b BlockNum) {
 	if l == nil {
 		return
 	}
-	for _, e := range l {
-		if e != l[0] {
-			return
-		}
+	if !l.uniform() {
+		return
 	}
 	c.uniform = l[0]
 	c.dense.Store(nil)
-	x.dense.Add(-1)
+	x.count(-1)
 }
+
+// Forget makes the leaf that begins at block b cost nothing: of its blocks nobody knows
+// who holds them. The caller holds the exclusive locks of all of them.
+func (x *Index) Forget(b BlockNum) { x.Set(b, LeafBlocks, Unknown) }
 
 // Layer is the table of an image, and the slot that stands for the image.
 type Layer struct {
@@ -240,10 +270,10 @@ type Layer struct {
 }
 
 // Learn makes the leaf that begins at block b say who holds its blocks, from the
-// tables, as Rebuild. It does nothing if no block of it is Unknown. The caller holds
-// the exclusive locks of all of them.
+// tables, as Rebuild. It does nothing if that is known. The caller holds the exclusive
+// locks of all of them.
 func (x *Index) Learn(b BlockNum, layers []Layer) {
-	if _, n := x.Run(b, LeafBlocks); x.knows(b, n) {
+	if x.Get(b) != Unknown {
 		return
 	}
 	l := new(entries)
@@ -252,27 +282,20 @@ func (x *Index) Learn(b BlockNum, layers []Layer) {
 			l.fill(uint64(ext.Block-b), ext.Count, MakeEntry(y.Slot, ext.State))
 		}
 	}
-	for i := uint64(0); i < LeafBlocks; {
-		n := uint64(1)
-		for i+n < LeafBlocks && l[i+n] == l[i] {
-			n++
-		}
-		x.Set(b+BlockNum(i), n, l[i])
-		i += n
+	if l.uniform() {
+		x.Set(b, LeafBlocks, l[0])
+		return
 	}
+	for i := range l {
+		l[i] ^= x.blank
+	}
+	x.makeCell(b).dense.Store(l)
+	x.count(1)
 }
 
-// knows tells whether no block of the leaf at b is Unknown; all of the first n have
-// one entry.
-func (x *Index) knows(b BlockNum, n uint64) bool {
-	if x.Get(b) == Unknown {
-		return false
-	}
-	if n == LeafBlocks {
-		return true
-	}
-	for _, raw := range x.cell(b).dense.Load() {
-		if raw^x.blank == Unknown {
+func (l *entries) uniform() bool {
+	for _, e := range l {
+		if e != l[0] {
 			return false
 		}
 	}

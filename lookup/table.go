@@ -368,7 +368,7 @@ func (l *leaf) folded() *leaf {
 func (t *Table) MemoryBytes() int64 {
 	size := int64(unsafe.Sizeof(*t)) + t.memoryBytes()
 	if p := t.packed.Load(); p != nil {
-		size += packedBytes * int64(cap(*p))
+		size += int64(unsafe.Sizeof(*p)) + p.sizeBytes()
 	}
 	for _, c := range t.cells() {
 		if _, ok := uniformState(c.Load()); !ok {

@@ -49,7 +49,7 @@ func (s *server) start(ctx context.Context) error {
 		return err
 	}
 	cmd := exec.Command(s.program, "serve", "--data", s.path("data"), "--drills", s.path("drills"), "--nbd", "unix:"+s.path("nbd.sock"), "--api", addr.String(),
-		"--checksum-cache", "8MiB", "--reclaim-every", "20s", "--fold-above", "6", "--scrub-every", "2m", "--scrub-rate", "64MiB", "--shutdown-timeout", "60s")
+		"--checksum-cache", "8MiB", "--index-memory", "1MiB", "--reclaim-every", "20s", "--fold-above", "6", "--scrub-every", "2m", "--scrub-rate", "64MiB", "--shutdown-timeout", "60s")
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		return err

@@ -103,7 +103,7 @@ type walk struct {
 func newWalk(tables []lookup.Runs, from, end lookup.BlockNum) *walk {
 	w := &walk{end: end}
 	for _, t := range tables {
-		c := cursor{table: t}
+		c := cursorOf(t)
 		if c.seek(from, end); c.first < end {
 			w.places = append(w.places, c)
 		}

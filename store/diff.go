@@ -73,7 +73,7 @@ func (c *comparison) differences() *lookup.Table {
 // entries yields the runs of a table that are not absent, in ascending order.
 func entries(t lookup.Runs) iter.Seq[lookup.Extent] {
 	return func(yield func(lookup.Extent) bool) {
-		c := cursor{table: t}
+		c := cursorOf(t)
 		for c.seek(0, lookup.MaxBlocks); c.first < lookup.MaxBlocks; c.seek(c.last, lookup.MaxBlocks) {
 			if !yield(lookup.Extent{Block: c.first, Count: uint64(c.last - c.first), State: c.state}) {
 				return
@@ -87,7 +87,7 @@ func entries(t lookup.Runs) iter.Seq[lookup.Extent] {
 // meet none. Blocks that were yielded may be set meanwhile.
 func common(of, in lookup.Runs) iter.Seq[lookup.Extent] {
 	return func(yield func(lookup.Extent) bool) {
-		x, y := cursor{table: of}, cursor{table: in}
+		x, y := cursorOf(of), cursorOf(in)
 		for b := lookup.BlockNum(0); b < lookup.MaxBlocks; {
 			x.seek(b, lookup.MaxBlocks)
 			y.seek(b, lookup.MaxBlocks)

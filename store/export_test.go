@@ -191,7 +191,7 @@ func MeasureLayers(layers []Layer) (stored, unique []int64, together Sizes, unse
 	t := &tree{root: &node{}}
 	nodes := make([]*node, len(layers))
 	for i, l := range layers {
-		nodes[i] = &node{cursor: cursor{table: l.Table}, own: true, view: l.View, counted: l.View}
+		nodes[i] = &node{cursor: cursorOf(l.Table), own: true, view: l.View, counted: l.View}
 		below := t.root
 		if l.Below >= 0 {
 			below = nodes[l.Below]

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
 	"time"
 
@@ -28,12 +29,12 @@ const (
 	DefaultReclaimPercent        = 5
 )
 
-// fold bounds the number of images without a name: it copies what is left of one
-// into the next image above it, so that nobody sees a block of it any more, and a
-// punch drops it. No view changes, hence no hash does.
+// folding bounds the number of images without a name: it copies what is left of some,
+// each into the next image above it, so that nobody sees a block of them any more, and
+// drops them. No view changes, hence no hash does.
 //
-// lower is the image without a name, upper the next, both sealed; taken are the
-// blocks that lower has and upper has not.
+// Of each fold, lower is the image without a name, upper the next, both sealed; taken
+// are the blocks that lower has and upper has not.
 //
 //  1. Upper is the next above lower in every chain that lower stands in, so no view
 //     that counts shows lower without upper.
@@ -44,10 +45,12 @@ const (
 //     harm nobody, and Due lets them be; the end of Due makes the sums exact.
 //  4. The table of upper has the blocks before a reader is sent there; lower keeps
 //     its own until the index of every volume has followed and every request that
-//     began before has ended (Volume.Moved).
+//     began before has ended (Volume.Moved). Then it has none that anybody sees.
 //  5. A branch made meanwhile finds the tables as they were before or after, whole:
 //     that memory changes is one step under Store.chains.
 //  6. A verification counts each block of a view once: none runs while tables change.
+//  7. Several folds, whose images are all different ones, share the two commits: the one
+//     of 2, and the one at the end, which drops each lower and says what upper is now.
 //
 // Each block is read, and held against its sum; then upper shares it with lower where
 // the file system can do that (XFS, btrfs), and else it is written. It goes at a limited
@@ -57,18 +60,32 @@ const (
 // Rejected: folding upper into lower (a name, a hash and the place in the chain
 // would have to move to another file); copy_file_range where nothing can be shared (the
 // block has just been read for its sum); folding into a third image (all of both is
-// copied).
-type fold struct {
-	store        *Store
-	lower, upper *volume.VLUN // in one of the chains
-	rec          *seal        // of upper
-	unsure       bool         // it was so before
-	taken        *lookup.Table
+// copied); two commits for each (every commit is syncs, which the requests beside it
+// feel more than the copies).
+type folding struct {
+	store *Store
+	disk  *disk // of the uppers
+	folds []*fold
 }
 
-// nextFold returns what is folded next: of the volume with the most images without
-// a name above the limit, the one with the least data; nil if there is none.
-func (s *Store) nextFold() (next *fold) {
+type fold struct {
+	lower, upper *volume.VLUN // in one of the chains
+	rec          *seal        // of upper
+	due, unsure  bool         // it was so before
+	taken        *lookup.Table
+	gone         *removal // of lower
+}
+
+// Folds are done together as long as there are no more of them, and of what they hold.
+const (
+	foldsAtOnce     = 8
+	foldAtOnceBytes = 64 << 20
+)
+
+// nextFolds returns what is folded next: of the volume with the most images without
+// a name above the limit, those with the least data, as far as they are different ones;
+// nil if there is none.
+func (s *Store) nextFolds() (next *folding) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	most := s.foldAbove
@@ -80,20 +97,42 @@ func (s *Store) nextFold() (next *fold) {
 		if d.namelessLocked() <= most { // most volumes, and that is quickly said
 			continue
 		}
-		var found *fold
 		chain := d.volume.VLUNs()
 		spare := d.spareLocked(chain, counted)
-		for _, i := range spare {
-			f := &fold{store: s, lower: chain[i], upper: chain[i+1], rec: d.sealed[chain[i+1]]}
-			if (found == nil || dataBytes(f.lower) < dataBytes(found.lower)) && f.possibleLocked() == nil {
-				found = f
-			}
+		if len(spare) <= most {
+			continue
 		}
-		if found != nil && len(spare) > most {
-			next, most = found, len(spare)
+		if g := s.cheapestLocked(d, chain, spare); len(g.folds) > 0 {
+			next, most = g, len(spare)
 		}
 	}
 	return next
+}
+
+// cheapestLocked chooses among the spare images of a chain, of which there are too many;
+// Store.mu is held.
+func (s *Store) cheapestLocked(d *disk, chain []*volume.VLUN, spare []int) *folding {
+	g, used, sizeBytes := &folding{store: s, disk: d}, map[int]bool{}, int64(0)
+	slices.SortStableFunc(spare, func(i, j int) int { return cmp.Compare(dataBytes(chain[i]), dataBytes(chain[j])) })
+	over := len(spare) - s.foldAbove
+	for _, i := range spare {
+		f := &fold{lower: chain[i], upper: chain[i+1], rec: d.sealed[chain[i+1]]}
+		if over == 0 || len(g.folds) == foldsAtOnce {
+			break
+		}
+		if g.possibleLocked(f) != nil {
+			continue
+		}
+		if over--; used[i] || used[i+1] {
+			continue // its turn comes, with what it holds then
+		}
+		if sizeBytes += dataBytes(f.lower); len(g.folds) > 0 && sizeBytes > foldAtOnceBytes {
+			break
+		}
+		used[i], used[i+1] = true, true
+		g.folds = append(g.folds, f)
+	}
+	return g
 }
 
 // countedLocked is the images whose own views must stay, for some chain; Store.mu is
@@ -128,12 +167,13 @@ func (d *disk) spareLocked(chain []*volume.VLUN, counted map[image.ID]bool) (at 
 }
 
 // foldsAfter is how many images are to be folded, and about how much there is to move,
-// when one has been, until no volume has too many without a name: by what the images hold
+// when some have been, until no volume has too many without a name: by what the images hold
 // now, to which folds add.
-func (s *Store) foldsAfter(now image.ID) (images int, sizeBytes int64) {
+func (s *Store) foldsAfter(done map[image.ID]bool) (images int, sizeBytes int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	counts, counted := s.countedLocked(), map[image.ID]bool{now: true}
+	counts, counted := s.countedLocked(), map[image.ID]bool{}
+	maps.Copy(counted, done)
 	for _, d := range s.byVolume {
 		if d.namelessLocked() <= s.foldAbove {
 			continue
@@ -169,9 +209,9 @@ func (d *disk) namelessLocked() (n int) {
 	return n
 }
 
-// possibleLocked returns why it can't be done, nil if it can; Store.mu is held.
-func (f *fold) possibleLocked() error {
-	s, chainOf := f.store, map[*disk]bool{}
+// possibleLocked returns why a fold can't be done, nil if it can; Store.mu is held.
+func (g *folding) possibleLocked(f *fold) error {
+	s, chainOf := g.store, map[*disk]bool{}
 	holders := s.holdersLocked(f.lower.ImageID())
 	if len(holders) == 0 {
 		return errFolded
@@ -210,8 +250,8 @@ func orDeleted(err error) error {
 }
 
 // run folds. idle is called between two steps.
-func (f *fold) run(ctx context.Context, idle func()) error {
-	s := f.store
+func (g *folding) run(ctx context.Context, idle func()) (err error) {
+	s := g.store
 	if err := s.reserve.spare(); err != nil {
 		return err
 	}
@@ -219,41 +259,41 @@ func (f *fold) run(ctx context.Context, idle func()) error {
 		return errLooking // it may take long, and the copy would be for nothing
 	}
 	s.looking.Unlock()
-	f.taken = missing(f.lower.Table(), f.upper.Table())
-	data, _ := f.taken.Counts()
-	s.reclaiming.begin(f.lower.ImageID(), true, int64(data)*lookup.BlockSize)
-	defer s.reclaiming.end()
-	due, err := f.begin()
-	if err != nil {
+	for _, f := range g.folds {
+		f.taken = missing(f.lower.Table(), f.upper.Table())
+	}
+	if err := g.begin(); err != nil {
 		return err
 	}
-	if err := orDeleted(f.copy(ctx, idle)); err != nil {
-		if errors.Is(err, image.ErrSyncFailed) { // none of it will succeed
-			f.giveUp()
+	defer s.reclaiming.end()
+	err = g.each(func(f *fold) error { return orDeleted(g.copy(ctx, f, idle)) })
+	return errors.Join(err, g.end(ctx), g.remove(ctx, idle))
+}
+
+// each does a step of each fold. One that fails is left out from then on; what was
+// written to its upper image is punched, if that can still succeed.
+func (g *folding) each(step func(*fold) error) (err error) {
+	g.folds = slices.DeleteFunc(g.folds, func(f *fold) bool {
+		failed := step(f)
+		if failed == nil {
+			return false
 		}
-		s.sealer.punch(toPunch(f.upper))
-		return fmt.Errorf("fold image %d into %d: %w", f.lower.ImageID(), f.upper.ImageID(), err)
-	}
-	if err := f.end(ctx, due); err != nil {
-		if !errors.Is(err, errLooking) && !errors.Is(err, errFolded) {
-			f.giveUp()
-		} else {
-			s.sealer.punch(toPunch(f.upper))
+		if errors.Is(failed, image.ErrSyncFailed) { // none of it will succeed
+			g.giveUp(f)
 		}
-		return fmt.Errorf("fold image %d into %d: %w", f.lower.ImageID(), f.upper.ImageID(), err)
-	}
-	s.sealer.joined = joined{} // the upper image covers more than it did
-	s.reclaiming.moved(bytesOf(f.taken))
-	defer s.reclaiming.moved(0)
-	return s.punch(ctx, f.lower.ImageID(), idle)
+		g.store.sealer.punch(toPunch(f.upper))
+		err = errors.Join(err, fmt.Errorf("fold image %d into %d: %w", f.lower.ImageID(), f.upper.ImageID(), failed))
+		return true
+	})
+	return err
 }
 
 // missing are the blocks that lower has and upper has not.
 func missing(lower, upper *lookup.Table) *lookup.Table {
-	t := lookup.NewTable()
+	t, in := lookup.NewTable(), lookup.Ascending(upper)
 	for x := range lower.Extents(0, lookup.MaxBlocks) {
 		for x.Count > 0 {
-			s, n := upper.Run(x.Block, x.Count)
+			s, n := in.Run(x.Block, x.Count)
 			if s == lookup.Absent {
 				t.Set(x.Block, n, x.State)
 			}
@@ -264,27 +304,40 @@ func missing(lower, upper *lookup.Table) *lookup.Table {
 	return t
 }
 
-// begin records that the file of upper is about to get blocks that its table has
-// not (2), and returns whether it may have had some before.
-func (f *fold) begin() (due bool, err error) {
-	s := f.store
+// begin records that the files of the upper images are about to get blocks that their
+// tables have not (2).
+func (g *folding) begin() error {
+	s := g.store
 	s.chains.RLock()
 	defer s.chains.RUnlock()
-	err = s.recordMarking(func(tx *catalog.Tx, m *marking) error {
-		if err := f.possibleLocked(); err != nil {
-			return err
+	var begun []*fold
+	err := s.recordMarking(func(tx *catalog.Tx, m *marking) error {
+		begun = nil // it may run again
+		for _, f := range g.folds {
+			if g.possibleLocked(f) != nil {
+				continue
+			}
+			begun = append(begun, f)
+			if f.due, f.unsure = f.rec.due, f.rec.unsure; f.due {
+				continue
+			}
+			m.set(f.rec, f.rec.punched, true)
+			if err := s.putLinkLocked(tx, s.byVolume[f.upper.Volume()], f.upper, volume.Sealed); err != nil {
+				return err
+			}
 		}
-		due, f.unsure = f.rec.due, f.rec.unsure
-		if due {
-			return nil
-		}
-		m.set(f.rec, f.rec.punched, true)
-		return s.putLinkLocked(tx, s.byVolume[f.upper.Volume()], f.upper, volume.Sealed)
+		return nil
 	})
-	if err == nil {
+	if err != nil {
+		return err
+	}
+	if g.folds = begun; len(begun) == 0 {
+		return errFolded
+	}
+	for _, f := range begun {
 		s.beUnsure(f.rec, true)
 	}
-	return due, err
+	return nil
 }
 
 // foldStepBlocks is how much is copied at once, wherever it lies.
@@ -292,16 +345,17 @@ const foldStepBlocks = 256
 
 // copy writes the data of the blocks taken to the file of upper, and syncs it. Who
 // rots in lower is found by the read.
-func (f *fold) copy(ctx context.Context, idle func()) error {
+func (g *folding) copy(ctx context.Context, f *fold, idle func()) error {
+	g.store.reclaiming.begin(f.lower.ImageID(), true, bytesOf(f.taken))
 	c := &copying{from: f.lower.Image().(*sealed.Image), to: f.upper.Image().(*sealed.Image).Image.(*file.Image), shares: true}
-	share := f.store.reclaimShare(idle)
+	share := g.store.reclaimShare(idle)
 	step := func() error {
 		sizeBytes := c.sizeBytes
 		if err := c.writeBack(); err != nil {
 			return err
 		}
-		f.store.reclaiming.done(sizeBytes)
-		atRate := time.Duration(float64(sizeBytes) / float64(f.store.reclaimRate) * float64(time.Second))
+		g.store.reclaiming.done(sizeBytes)
+		atRate := time.Duration(float64(sizeBytes) / float64(g.store.reclaimRate) * float64(time.Second))
 		return share.rest(ctx, atRate)
 	}
 	for x := range f.taken.Extents(0, lookup.MaxBlocks) {
@@ -375,24 +429,50 @@ func (c *copying) writeBack() error {
 // errLooking: a verification runs.
 var errLooking = errors.New("a snapshot is being verified; it is tried again")
 
-// end lets upper have the blocks, for good.
-func (f *fold) end(ctx context.Context, due bool) error {
-	s := f.store
+// end lets the upper images have the blocks, for good, and drops the lower ones. What
+// it leaves in folds has been dropped.
+func (g *folding) end(ctx context.Context) (err error) {
+	s := g.store
+	d := g.disk
+	d.files.Lock() // a delete of the volume waits for the end of this
+	defer d.files.Unlock()
+	err = g.each(func(f *fold) error {
+		if d.deleted {
+			return errFolded
+		}
+		failed := orDeleted(g.show(ctx, f))
+		if failed != nil && !errors.Is(failed, errLooking) && !errors.Is(failed, errFolded) {
+			g.giveUp(f)
+		}
+		return failed
+	})
+	if len(g.folds) == 0 {
+		return err
+	}
+	s.sealer.joined = joined{} // the upper images cover more than they did
+	if dropped := g.drop(); dropped != nil {
+		for _, f := range g.folds {
+			g.giveUp(f)
+		}
+		g.folds = nil
+		return errors.Join(err, fmt.Errorf("fold: %w", dropped))
+	}
+	return err
+}
+
+// show lets an upper image have the blocks in sums and table, on the disk and then in
+// memory, and sends readers there.
+func (g *folding) show(ctx context.Context, f *fold) error {
+	s := g.store
 	if !s.looking.TryLock() { // 6
 		return errLooking
 	}
 	defer s.looking.Unlock()
 	s.mu.Lock()
-	d := s.byVolume[f.upper.Volume()]
-	err := f.possibleLocked()
+	err := g.possibleLocked(f)
 	s.mu.Unlock()
 	if err != nil {
 		return err
-	}
-	d.files.Lock() // a delete of the volume waits for the end of this
-	defer d.files.Unlock()
-	if d.deleted {
-		return errFolded
 	}
 	both := f.upper.Table().Clone()
 	for x := range f.taken.Extents(0, lookup.MaxBlocks) {
@@ -402,27 +482,18 @@ func (f *fold) end(ctx context.Context, due bool) error {
 		{Table: f.taken, Sums: f.lower.Image().(*sealed.Image)},
 		{Table: f.upper.Table(), Sums: f.upper.Image().(*sealed.Image)},
 	}); err != nil {
-		return orDeleted(err)
+		return err
 	}
 	mark := f.rec.table + 1
 	if err := sealed.WriteTable(s.records, imagesDir(s.dir), f.upper.ImageID(), both, mark); err != nil {
 		return err
 	}
-	moves := f.show(both, mark)
-	for _, m := range moves {
+	for _, m := range g.replace(f, both, mark) {
 		if err := m.vlun.Volume().Moved(ctx, m.from, m.vlun, f.taken); err != nil {
 			return err
 		}
 	}
-	again := s.sealer.isToPunch(f.upper.ImageID())
-	s.mu.Lock()
-	owes := d.sealed[f.lower].due || s.sealer.isToPunch(f.lower.ImageID())
-	f.rec.due, f.rec.unsure = due || again || owes, f.unsure
-	s.mu.Unlock()
-	if owes { // of a delete, as nobody sees some of lower's blocks any more: they may lie here now
-		defer s.sealer.punch(toPunch(f.upper))
-	}
-	return s.putLinks(d, volume.Sealed, f.upper)
+	return nil
 }
 
 // move is a volume that has both images: where readers are sent from and to.
@@ -431,10 +502,10 @@ type move struct {
 	from *volume.VLUN
 }
 
-// show lets the table of upper in memory have the blocks (4, 5), and returns whose
+// replace lets the table of upper in memory have the blocks (4, 5), and returns whose
 // readers are to follow.
-func (f *fold) show(both *lookup.Table, mark uint64) (moves []move) {
-	s := f.store
+func (g *folding) replace(f *fold, both *lookup.Table, mark uint64) (moves []move) {
+	s := g.store
 	s.chains.Lock()
 	defer s.chains.Unlock()
 	s.mu.Lock()
@@ -447,12 +518,59 @@ func (f *fold) show(both *lookup.Table, mark uint64) (moves []move) {
 	return moves
 }
 
+// drop takes the lower images, of which nobody sees a block any more, out of all chains,
+// and records what the upper ones are now (7).
+func (g *folding) drop() error {
+	s := g.store
+	lower := make([]*volume.VLUN, len(g.folds))
+	var owing []punching
+	for i, f := range g.folds {
+		lower[i] = f.lower
+		again := s.sealer.isToPunch(f.upper.ImageID())
+		s.mu.Lock()
+		owes := g.disk.sealed[f.lower].due || s.sealer.isToPunch(f.lower.ImageID())
+		f.rec.due, f.rec.unsure = f.due || again || owes, f.unsure
+		s.mu.Unlock()
+		if owes { // of a delete, as nobody sees some of lower's blocks any more: they may lie here now
+			owing = append(owing, toPunch(f.upper))
+		}
+	}
+	defer s.sealer.punch(owing...)
+	gone, err := s.dropImages(lower, func(tx *catalog.Tx) error {
+		for _, f := range g.folds {
+			if err := s.putLinkLocked(tx, g.disk, f.upper, volume.Sealed); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for i, f := range g.folds {
+		f.gone = gone[i]
+	}
+	return nil
+}
+
+// remove removes the files of the lower images.
+func (g *folding) remove(ctx context.Context, idle func()) (err error) {
+	s := g.store
+	defer s.reclaiming.moved(0)
+	for _, f := range g.folds {
+		s.reclaiming.begin(f.lower.ImageID(), false, f.gone.dataBytes)
+		s.reclaiming.moved(bytesOf(f.taken))
+		err = errors.Join(err, s.remove(ctx, *f.gone, idle))
+	}
+	return err
+}
+
 // giveUp leaves the images alone until the directory is opened again: nobody knows
 // what the files of upper hold beside what counts.
-func (f *fold) giveUp() {
-	f.store.mu.Lock()
-	defer f.store.mu.Unlock()
-	f.store.stuck[f.upper.ImageID()] = true
+func (g *folding) giveUp(f *fold) {
+	g.store.mu.Lock()
+	defer g.store.mu.Unlock()
+	g.store.stuck[f.upper.ImageID()] = true
 }
 
 // renewSums replaces the checksum file of a sealed image, and shows the image with

@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"log/slog"
 	"path"
+	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"github.com/tidemark/tidemark/internal/vfs"
@@ -145,6 +148,112 @@ func TestWhatIsDeadInAnImageThatIsFoldedIsGivenBack(t *testing.T) {
 		t.Errorf("%d images are left, %v: nothing was folded", info.Images, err)
 	}
 	noError(t, s.Close(t.Context()))
+}
+
+// It would count a block twice that it finds in the lower image and then in the upper.
+func TestAFoldDoesNotEndBesideAVerificationThatBeganMeanwhile(t *testing.T) {
+	copying := newStop(func(op vfs.Op) bool { return op.Kind == vfs.OpWrite && path.Base(op.Name) == "0000000000000002.img" })
+	reading := newStop(func(op vfs.Op) bool { return op.Kind == vfs.OpRead && path.Base(op.Name) == "0000000000000001.img" })
+	s := openWith(t, dataDir, store.Options{FoldAbove: 1, FS: vfs.Fault{FS: vfs.NewSim(t.TempDir()), Hook: func(op vfs.Op) error {
+		return errors.Join(copying.hook(op), reading.hook(op))
+	}}})
+	createVolume(t, s, "v")
+	w := openView(t, s, "v")
+	for i, blocks := range []int{1, 1, 5, 1} {
+		for b := range blocks {
+			write(t, w, int64(i*16+b)*4096, byte('a'+i))
+		}
+		mustSeal(t, s, fmt.Sprint("s", i), "v")
+	}
+	noError(t, w.Close())
+	copying.armed.Store(true)
+	noError(t, s.DeleteSnapshots("v@s0", "v@s2"))
+	<-copying.reached
+	reading.armed.Store(true)
+	verified := make(chan error, 1)
+	go func() { verified <- second(s.VerifySnapshot(t.Context(), "v@s3", nil)) }()
+	<-reading.reached
+	close(copying.open)
+	s.AwaitPunches()
+	close(reading.open)
+	noError(t, <-verified)
+	noError(t, s.Close(t.Context()))
+}
+
+// Folds that are done together are each other's neighbours in nothing but time.
+func TestOfFoldsDoneTogetherOneThatFailsKeepsNoOtherFromItsEnd(t *testing.T) {
+	for name, c := range map[string]struct {
+		fails, said string // an image, when it is read
+	}{
+		"none":       {"", ""},
+		"the first":  {"0000000000000001.img", "fold image 1 into 2"},
+		"the second": {"0000000000000003.img", "fold image 3 into 4"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var failing atomic.Bool
+			var log bytes.Buffer
+			var punched atomic.Int64
+			o := store.Options{FoldAbove: 2, Logger: slog.New(slog.NewTextHandler(&log, nil)),
+				FS: vfs.Fault{FS: vfs.NewSim(t.TempDir()), Hook: func(op vfs.Op) error {
+					if op.Kind == vfs.OpPunch {
+						punched.Add(1)
+					}
+					if failing.Load() && op.Kind == vfs.OpRead && path.Base(op.Name) == c.fails {
+						return syscall.EIO
+					}
+					return nil
+				}}}
+			s := openWith(t, dataDir, o)
+			createVolume(t, s, "v")
+			w := openView(t, s, "v")
+			for i, blocks := range []int{1, 1, 2, 1, 3, 1, 9, 1} { // alternately without a name and with one
+				for b := range blocks {
+					write(t, w, int64(i*16+b)*4096, byte('a'+i))
+				}
+				mustSeal(t, s, fmt.Sprint("s", i), "v")
+			}
+			noError(t, w.Close())
+			release := s.HoldPunches()
+			noError(t, s.DeleteSnapshots("v@s0", "v@s2", "v@s4", "v@s6"))
+			failing.Store(true)
+			release()
+			s.AwaitPunches()
+			failing.Store(false)
+			if c.said == "" && log.Len() > 0 || !strings.Contains(log.String(), c.said) {
+				t.Errorf("the log says %q, want %q", log.String(), c.said)
+			}
+			want := 7 // four snapshots', two without a name and the live one
+			if c.fails != "" {
+				want++
+			}
+			if info, err := s.Volume("v"); err != nil || info.Images != want {
+				t.Errorf("%d images are left, %v; want %d", info.Images, err, want)
+			}
+			for last := 1; last < 8; last += 2 {
+				view := openView(t, s, fmt.Sprint("v@s", last))
+				for i, blocks := range []int{1, 1, 2, 1, 3, 1, 9, 1} {
+					for b := range blocks {
+						letter := byte(0)
+						if i <= last {
+							letter = byte('a' + i)
+						}
+						if got := read(view, int64(i*16+b)*4096, 4096); got != strings.Repeat(string(rune(letter)), 4096) {
+							t.Errorf("s%d reads other bytes in block %d of s%d", last, b, i)
+						}
+					}
+				}
+				noError(t, view.Close())
+			}
+			noError(t, s.Close(t.Context()))
+			punched.Store(0)
+			s = openWith(t, dataDir, o)
+			s.AwaitPunches()
+			if n := punched.Load(); c.fails == "" && n > 0 {
+				t.Errorf("%d punches at the next open: what the upper images are was not recorded", n)
+			}
+			noError(t, s.Close(t.Context()))
+		})
+	}
 }
 
 // Whatever a fold has done when the server dies: the next life goes on, also if it

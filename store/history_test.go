@@ -41,7 +41,7 @@ var _ historytest.Target = (*served)(nil)
 func serveHistory(t *testing.T, load historytest.Load) *served {
 	s := &simStore{sim: vfs.NewSim(t.TempDir())}
 	var err error
-	if s.Store, err = store.Open(dataDir, store.Options{FS: s.sim, MaxDraining: 12}); err != nil {
+	if s.Store, err = store.Open(dataDir, store.Options{FS: s.sim, MaxDraining: 12, IndexBytes: 1}); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range load.VolumeNames() {

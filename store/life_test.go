@@ -71,7 +71,7 @@ func (l *lives) open(fs vfs.FS) *store.Store {
 }
 
 func (l *lives) options(fs vfs.FS) store.Options {
-	o := store.Options{FS: fs, FoldAbove: l.fold, ReclaimBytesPerSecond: 1 << 40, ReclaimPercent: 100}
+	o := store.Options{FS: fs, FoldAbove: l.fold, ReclaimBytesPerSecond: 1 << 40, ReclaimPercent: 100, IndexBytes: 1}
 	if l.fold == 3 {
 		o = store.RemovingInPieces(o)
 	}

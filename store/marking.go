@@ -35,6 +35,8 @@ func (s *Store) recordMarking(step func(*catalog.Tx, *marking) error) error {
 	err := s.catalog.Update(func(tx *catalog.Tx) error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
+		m.undo() // it runs again, after a full disk
+		m = nil
 		return step(tx, &m)
 	})
 	if err != nil {

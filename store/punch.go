@@ -119,7 +119,10 @@ func (s *Store) takeDead(ctx context.Context, id image.ID, idle func()) (*punch,
 	switch {
 	case err != nil:
 	case empty:
-		p.gone, err = s.dropImage(k)
+		var gone []*removal
+		if gone, err = s.dropImages([]*volume.VLUN{k}, func(*catalog.Tx) error { return nil }); err == nil {
+			p.gone = gone[0]
+		}
 	case found > 0:
 		s.beUnsure(rec, true)
 		err = s.shrink(k, rec, dead)
@@ -139,7 +142,8 @@ func (s *Store) beUnsure(rec *seal, unsure bool) {
 	rec.unsure = unsure
 }
 
-// endPunch records that the file of an image has nothing beyond its table.
+// endPunch says that the file of an image has nothing beyond its table; that is to be
+// recorded.
 func (s *Store) endPunch(ctx context.Context, p *punch) error {
 	holders, release := s.holdFiles(p.id)
 	if len(holders) == 0 {
@@ -160,7 +164,35 @@ func (s *Store) endPunch(ctx context.Context, p *punch) error {
 	s.mu.Lock()
 	rec.due, rec.unsure = again, false
 	s.mu.Unlock()
-	return s.putLinks(d, volume.Sealed, k)
+	s.sealer.recordEnd(p.id)
+	return nil
+}
+
+// recordEnds records that punches have ended: of all images of a list that one volume
+// holds first, in one commit. It returns the others.
+func (s *Store) recordEnds(ids []image.ID) (others []image.ID, err error) {
+	holders, release := s.holdFiles(ids[0])
+	if len(holders) == 0 {
+		return ids[1:], nil // gone meanwhile
+	}
+	defer release()
+	d := holders[0].disk
+	var ended []*volume.VLUN
+	s.mu.Lock()
+	for _, id := range ids {
+		switch holders := s.holdersLocked(id); {
+		case len(holders) == 0:
+		case holders[0].disk != d:
+			others = append(others, id)
+		default:
+			ended = append(ended, holders[0].vlun)
+		}
+	}
+	s.mu.Unlock()
+	if err := s.putLinks(d, volume.Sealed, ended...); err != nil {
+		return others, fmt.Errorf("record that images were punched: %w", err)
+	}
+	return others, nil
 }
 
 // holdFiles returns who holds an image, and holds the files of the first until
@@ -318,7 +350,7 @@ type joined struct {
 // has.
 func (j *joined) covered(ctx context.Context, c ceiling, some *lookup.Table, share *share) (*lookup.Table, error) {
 	unnamed, top := c.cover[:len(c.cover)-1], c.cover[len(c.cover)-1].Table()
-	tables := []*lookup.Table{j.table, top}
+	tables := []lookup.Runs{j.table, lookup.Ascending(top)}
 	if missing := j.missing(c); blocksHeld(missing) < runsIn(some)*uint64(len(unnamed)) {
 		if err := j.join(ctx, c, missing, share); err != nil {
 			return nil, err
@@ -327,7 +359,7 @@ func (j *joined) covered(ctx context.Context, c ceiling, some *lookup.Table, sha
 	} else {
 		tables = tables[:0]
 		for _, k := range c.cover {
-			tables = append(tables, k.Table())
+			tables = append(tables, lookup.Ascending(k.Table()))
 		}
 	}
 	covered, runs := lookup.NewTable(), 0
@@ -351,7 +383,7 @@ func (j *joined) covered(ctx context.Context, c ceiling, some *lookup.Table, sha
 
 // haveBlock tells whether one of the tables has block b, and for how many blocks, at
 // most limit, that is so.
-func haveBlock(tables []*lookup.Table, b lookup.BlockNum, limit uint64) (has bool, run uint64) {
+func haveBlock(tables []lookup.Runs, b lookup.BlockNum, limit uint64) (has bool, run uint64) {
 	run = limit
 	for _, t := range tables {
 		s, n := t.Run(b, run)
@@ -557,36 +589,42 @@ func dataIn(t *lookup.Table, from, to lookup.BlockNum) (sizeBytes int64) {
 	return sizeBytes
 }
 
-// dropImage takes an image of which nobody sees a block out of all chains. It is to be
-// removed then.
-func (s *Store) dropImage(k *volume.VLUN) (*removal, error) {
-	id, img := k.ImageID(), k.Image()
-	gone := &removal{id: id, sizeBytes: k.SizeBytes(), dataBytes: dataBytes(k), open: img}
-	s.chains.Lock() // no branch is made with it
+// dropImages takes images of which nobody sees a block out of all chains, in one commit
+// with what else is to be recorded. They are to be removed then.
+func (s *Store) dropImages(list []*volume.VLUN, record func(*catalog.Tx) error) (gone []*removal, err error) {
+	for _, k := range list {
+		gone = append(gone, &removal{id: k.ImageID(), sizeBytes: k.SizeBytes(), dataBytes: dataBytes(k), open: k.Image()})
+	}
+	s.chains.Lock() // no branch is made with them
 	defer s.chains.Unlock()
+	var holders []holder // with the branches that were made since: they don't see them either
 	s.mu.Lock()
-	holders := s.holdersLocked(id) // with the branches that were made since: they don't see it either
+	for _, k := range list {
+		holders = append(holders, s.holdersLocked(k.ImageID())...)
+	}
 	s.mu.Unlock()
-	err := s.catalog.Update(func(tx *catalog.Tx) error {
+	err = s.catalog.Update(func(tx *catalog.Tx) error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		for _, h := range holders {
 			if s.byVolume[h.disk.volume] != h.disk {
 				continue // deleted meanwhile, with its links
 			}
-			if err := tx.DeleteLink(h.disk.record.ID, id); err != nil {
+			if err := tx.DeleteLink(h.disk.record.ID, h.vlun.ImageID()); err != nil {
 				return err
 			}
 		}
-		return nil
+		return record(tx)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("drop image %d: %w", id, err)
+		return nil, fmt.Errorf("drop images: %w", err)
 	}
-	k.Table().Replace(lookup.NewTable())
+	for _, k := range list {
+		k.Table().Replace(lookup.NewTable())
+	}
 	s.mu.Lock()
 	for _, h := range holders { // under one hold: a chain has no image that is gone
-		delete(h.disk.images, id)
+		delete(h.disk.images, h.vlun.ImageID())
 		delete(h.disk.sealed, h.vlun)
 		h.vlun.Drop()
 	}

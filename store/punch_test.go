@@ -3,6 +3,7 @@ package store_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path"
 	"path/filepath"
 	"strings"
@@ -243,4 +244,42 @@ func TestWhatAPreserveThatIsGivenUpHasSealedGivesItsRoomBack(t *testing.T) {
 			t.Errorf("%d bytes were given back, want 3 blocks", r.GivenBackBytes)
 		}
 	})
+}
+
+// A punch that was not recorded as ended is done again by the next life.
+func TestTheEndsOfPunchesAreRecordedWhenTheServerStops(t *testing.T) {
+	var punched atomic.Int64
+	sim := vfs.NewSim(t.TempDir())
+	o := store.Options{FoldAbove: -1, FS: vfs.Fault{FS: sim, Hook: func(op vfs.Op) error {
+		if op.Kind == vfs.OpPunch {
+			punched.Add(1)
+		}
+		return nil
+	}}}
+	s := openWith(t, dataDir, o)
+	createVolume(t, s, "v")
+	w := openView(t, s, "v")
+	for i := range 4 {
+		for b := range int64(i + 2) {
+			write(t, w, b*8192, 'a')
+		}
+		write(t, w, int64(100+i)*4096, 'b') // which the next does not cover
+		mustSeal(t, s, fmt.Sprint("s", i), "v")
+	}
+	noError(t, w.Close())
+	release := s.HoldPunches()
+	noError(t, s.DeleteSnapshots("v@s1", "v@s2"))
+	release()
+	s.AwaitPunches()
+	if punched.Load() == 0 {
+		t.Fatal("nothing was punched")
+	}
+	noError(t, s.Close(t.Context()))
+	punched.Store(0)
+	s = openWith(t, dataDir, o)
+	s.AwaitPunches()
+	noError(t, s.Close(t.Context()))
+	if n := punched.Load(); n > 0 {
+		t.Errorf("%d punches once more", n)
+	}
 }

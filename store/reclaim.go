@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -47,12 +48,19 @@ type reclaimed struct {
 	begun      time.Time   // since then there was something to do; zero: there is nothing
 	doneBytes  int64       // since then
 	movedBytes int64       // counted when they were moved, and not when they go from where they were
+
+	folded map[image.ID]bool // images worked on one after the other, and dropped together
 }
 
 func (r *reclaiming) begin(id image.ID, folding bool, totalBytes int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.info = ReclaimInfo{Image: id, Folding: folding, TotalBytes: totalBytes, GivenBackBytes: r.info.GivenBackBytes}
+	r.folded = maps.Clone(r.folded) // others look at the old one
+	if r.folded == nil {
+		r.folded = map[image.ID]bool{}
+	}
+	r.folded[id] = true
 	if r.begun.IsZero() {
 		r.begun = time.Now()
 	}
@@ -90,6 +98,7 @@ func (r *reclaiming) end() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.info = ReclaimInfo{GivenBackBytes: r.info.GivenBackBytes}
+	r.folded = nil
 }
 
 // now is what is known.
@@ -142,7 +151,7 @@ func (s *Store) Reclaiming() ReclaimInfo {
 	now, folds := s.reclaiming.now(), q.foldsNow() // under the same hold: an image is waited for or worked on
 	q.mu.Unlock()
 	if folds || now.info.Folding {
-		images, sizeBytes := s.foldsAfter(now.info.Image)
+		images, sizeBytes := s.foldsAfter(now.folded)
 		if left += images; later >= 0 {
 			later += sizeBytes
 		}

@@ -33,6 +33,7 @@ type sealer struct {
 	queue    []*volume.VLUN
 	punches  []punching
 	removals []removal
+	ended    []image.ID                 // punches whose end is to be recorded
 	folds    bool                       // a volume may have too many images without a name
 	resting  bool                       // what was to be folded could not be: it is tried again later
 	working  bool                       // on what is in neither any more
@@ -233,6 +234,7 @@ func (q *sealer) run(ctx, reclaim context.Context) {
 		switch ended := ctx.Err() != nil; {
 		case !ended && q.sealNext(ctx):
 		case stopping:
+			q.recordEnds()
 			return
 		case !ended && q.reclaimNext(ctx, reclaim): // else what is left is recorded as due
 		default:
@@ -295,6 +297,11 @@ func (q *sealer) reclaimNext(ctx, reclaim context.Context) bool {
 		q.gaveBack(r.id, q.store.remove(reclaim, r, seals))
 		return true
 	}
+	if len(q.punches) == 0 && len(q.ended) > 0 {
+		q.mu.Unlock()
+		q.recordEnds()
+		return true
+	}
 	if len(q.punches) == 0 {
 		q.folds = false
 		q.mu.Unlock()
@@ -314,6 +321,11 @@ func (q *sealer) reclaimNext(ctx, reclaim context.Context) bool {
 		q.mu.Unlock()
 		return true
 	}
+	if len(q.ended) == endedAtOnce {
+		q.mu.Unlock()
+		q.recordEnds()
+		return true
+	}
 	id := q.punches[0].id
 	q.store.reclaiming.begin(id, false, q.punches[0].deadBytes) // as nobody finds it in the queue any more
 	defer q.store.reclaiming.end()
@@ -331,7 +343,7 @@ func (q *sealer) gaveBack(id image.ID, err error) {
 
 // fold folds one image, if a volume has too many.
 func (q *sealer) fold(ctx context.Context, idle func()) {
-	f := q.store.nextFold()
+	f := q.store.nextFolds()
 	if f == nil {
 		return
 	}
@@ -348,7 +360,34 @@ func (q *sealer) fold(ctx context.Context, idle func()) {
 }
 
 // toReclaim tells whether there is something to remove, to punch or to fold; mu is held.
-func (q *sealer) toReclaim() bool { return len(q.removals)+len(q.punches) > 0 || q.foldsNow() }
+func (q *sealer) toReclaim() bool {
+	return len(q.removals)+len(q.punches)+len(q.ended) > 0 || q.foldsNow()
+}
+
+// recordEnd asks for the end of a punch to be recorded, with others: when no more are
+// asked for, or at the latest when it is the turn of endedAtOnce. A crash before that has
+// the next life punch once more.
+func (q *sealer) recordEnd(id image.ID) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.ended = append(q.ended, id)
+}
+
+// endedAtOnce ends of punches are recorded together, at most.
+const endedAtOnce = 64
+
+func (q *sealer) recordEnds() {
+	q.mu.Lock()
+	ended := q.ended
+	q.ended = nil
+	q.mu.Unlock()
+	for len(ended) > 0 {
+		id := ended[0]
+		var err error
+		ended, err = q.store.recordEnds(ended)
+		q.gaveBack(id, err)
+	}
+}
 
 // foldsNow tells whether it is time to look for something to fold; mu is held.
 func (q *sealer) foldsNow() bool { return q.folds && !q.resting }

@@ -230,7 +230,7 @@ func (t *tree) addOther(d *disk) {
 func (t *tree) add(below *node, d *disk, k *volume.VLUN) *node {
 	n := t.byImage[k.ImageID()]
 	if n == nil {
-		n = &node{cursor: cursor{table: k.Table()}, image: k.ImageID(), disk: d, vlun: k, mark: d.tableMarkLocked(k)}
+		n = &node{cursor: cursorOf(k.Table()), image: k.ImageID(), disk: d, vlun: k, mark: d.tableMarkLocked(k)}
 		t.byImage[k.ImageID()] = n
 		below.above = append(below.above, n)
 	}
@@ -413,6 +413,8 @@ type cursor struct {
 	first, last lookup.BlockNum
 	state       lookup.State
 }
+
+func cursorOf(t lookup.Runs) cursor { return cursor{table: lookup.Ascending(t)} }
 
 // seek goes on to the first extent that ends after block from, and looks no further
 // than up to end: then first is that.

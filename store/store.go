@@ -88,6 +88,9 @@ type Options struct {
 	// SumCacheBytes limits the memory for checksums of sealed images; 0:
 	// DefaultSumCacheBytes.
 	SumCacheBytes int64
+	// IndexBytes limits the memory that says which image holds a block, for the live
+	// views of all volumes together (volume.Engine.LimitIndexes); 0: DefaultIndexBytes.
+	IndexBytes int64
 	// Driller runs the drills of schedules; nil: a schedule can have none.
 	Driller Driller
 }
@@ -95,6 +98,10 @@ type Options struct {
 // DefaultSumCacheBytes is the memory for checksums of a server that was told
 // nothing else.
 const DefaultSumCacheBytes = sealed.DefaultCacheBytes
+
+// DefaultIndexBytes is the memory for indexes of a server that was told nothing else:
+// it is enough for 512 GiB of which all is written and read at random.
+const DefaultIndexBytes = 256 << 20
 
 // Store is an open data directory. Its methods may be called from any goroutine.
 //
@@ -259,6 +266,7 @@ func Open(dir string, o Options) (_ *Store, err error) {
 	}
 	agree(state.Volumes)
 	s.engine = volume.New(keeper{s}, o.MaxDraining)
+	s.engine.LimitIndexes(cmp.Or(o.IndexBytes, DefaultIndexBytes))
 	s.spares.store = s
 	s.sealer.start(s)
 	s.sums = sealed.NewCache(cmp.Or(o.SumCacheBytes, DefaultSumCacheBytes))

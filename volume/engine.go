@@ -101,6 +101,7 @@ type Engine struct {
 
 	keeper      Keeper
 	maxDraining int
+	indexes     indexes
 
 	// cutting orders preserves and resizes from their prepare to their cut.
 	// It is held across I/O, so no request may ever take it (I5).
@@ -246,6 +247,7 @@ func (e *Engine) AddVolume(c Config) (*Volume, error) {
 	}
 	v.numbers.dealLocked(chain...)
 	v.index = newIndex(chain)
+	v.index.CountIn(&e.indexes.leaves)
 	v.chain.Store(&chain)
 	e.volumes[v] = struct{}{}
 	return v, nil
@@ -291,6 +293,7 @@ func (e *Engine) RemoveVolume(v *Volume, record func() error) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	delete(e.volumes, v)
+	v.index.CountIn(nil)
 	return nil
 }
 

@@ -35,7 +35,7 @@ func TestZerosInPiecesTakeLittleMemoryOnceTidied(t *testing.T) {
 	if n := v.index.DenseLeaves(); n > 3*worthTidying {
 		t.Errorf("%d dense leaves, and %d were to be tidied up", n, worthTidying)
 	}
-	v.tidy()
+	v.fold()
 	if n := v.index.DenseLeaves(); n != 32 {
 		t.Errorf("%d dense leaves, want the 32 with data in them", n)
 	}
@@ -47,5 +47,59 @@ func TestZerosInPiecesTakeLittleMemoryOnceTidied(t *testing.T) {
 		if _, err := w.ReadAt(p, off+5*lookup.BlockSize); err != nil || string(p) != "data" {
 			t.Fatalf("%q, %v at %d", p, err, off)
 		}
+	}
+}
+
+// Beyond the limit the index forgets, beside clients, and what they read is the same.
+func TestTheIndexesOfAllVolumesStayWithinTheirLimit(t *testing.T) {
+	const leaves, most = 48, 8
+	r := newRig(t)
+	r.engine.LimitIndexes(most * lookup.DenseLeafBytes)
+	stop := make(chan struct{})
+	var clients, tending sync.WaitGroup
+	for _, name := range []string{"a", "b", "c"} {
+		v, err := r.engine.AddVolume(r.memory.Config(name, leaves<<26, ScopeRequest))
+		if err != nil {
+			t.Fatal(err)
+		}
+		tending.Go(func() { v.Tend(stop) })
+		w := open(t)(v.Open())
+		for b := range lookup.BlockNum(leaves) {
+			writeBlock(t, w, b<<14+1, 'o')
+		}
+		r.preserve(PreserveOptions{}, v).wait(t)
+		for b := range lookup.BlockNum(leaves) {
+			writeBlock(t, w, b<<14+2, 'n')
+		}
+		await(t, "the index to forget", func() bool { return r.engine.indexes.over(0) == 0 })
+		clients.Go(func() {
+			for range 20 {
+				for b := range lookup.BlockNum(leaves) {
+					wantBlock(t, "a block of the older image", w, b<<14+1, 'o')
+					wantBlock(t, "a block of the newer image", w, b<<14+2, 'n')
+					wantBlock(t, "a block of none", w, b<<14+3, 0)
+				}
+			}
+		})
+	}
+	clients.Wait()
+	await(t, "the index to forget what was learnt", func() bool { return r.engine.indexes.over(0) == 0 })
+	close(stop)
+	tending.Wait()
+	var sum int64
+	for v := range r.engine.volumes {
+		if err := v.CheckIndex(); err != nil {
+			t.Error(err)
+		}
+		sum += v.index.DenseLeaves()
+	}
+	if n := r.engine.indexes.leaves.Load(); n != sum {
+		t.Errorf("%d leaves are counted, and there are %d", n, sum)
+	}
+	for v := range r.engine.volumes {
+		v.index.CountIn(nil)
+	}
+	if n := r.engine.indexes.leaves.Load(); n != 0 {
+		t.Errorf("%d leaves of no volume", n)
 	}
 }

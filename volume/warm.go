@@ -1,6 +1,8 @@
 package volume
 
 import (
+	"math/rand/v2"
+
 	"github.com/tidemark/tidemark/blocklock"
 	"github.com/tidemark/tidemark/lookup"
 )
@@ -18,13 +20,21 @@ func newIndex(c chain) *lookup.Index {
 }
 
 // wantsWarm asks for the leaf of a block to be learnt. Until then its reads ask the
-// tables.
+// tables. Where another leaf has to be forgotten for it, one ask in many is heard: so
+// what is read often is learnt, and a scan costs little.
 func (v *Volume) wantsWarm(b lookup.BlockNum) {
+	if x := &v.engine.indexes; x.over(x.spare()) > 0 && rand.Uint32N(heardOf) > 0 { //nolint:gosec // no secret
+		return
+	}
 	select {
 	case v.cold <- b / lookup.LeafBlocks * lookup.LeafBlocks:
 	default: // the next read asks again
 	}
 }
+
+// heardOf asks for a leaf one is heard when there is no more room. To learn it costs
+// about as much as that many reads without it.
+const heardOf = 16
 
 // Tend lets the index learn what is asked for, and gives back the memory that it
 // needs no more, until the end. One goroutine runs it; without one, the volume works
@@ -49,5 +59,6 @@ func (v *Volume) Tend(end <-chan struct{}) {
 		layers = (*v.chain.Load()).layers(layers[:0])
 		v.index.Learn(b, layers)
 		v.locks.Unlock(&held)
+		v.wantsTidying()
 	}
 }

@@ -23,12 +23,27 @@ type Layer struct {
 // Chain is the images of a view, oldest first.
 type Chain []Layer
 
+// sweep is a view whose blocks are asked for in ascending order: of a thousand images
+// it would take a minute to look for each of a few hundred thousand in each.
+type sweep struct {
+	chain  Chain
+	tables []lookup.Runs
+}
+
+func (c Chain) sweep() sweep {
+	s := sweep{c, make([]lookup.Runs, len(c))}
+	for i, l := range c {
+		s.tables[i] = lookup.Ascending(l.Table)
+	}
+	return s
+}
+
 // find returns which layer holds block b, -1 if none does, its state there, and
 // for how many blocks, at most limit, that is so.
-func (c Chain) find(b lookup.BlockNum, limit uint64) (layer int, s lookup.State, run uint64) {
+func (c sweep) find(b lookup.BlockNum, limit uint64) (layer int, s lookup.State, run uint64) {
 	run = limit
-	for i := len(c) - 1; i >= 0; i-- {
-		s, n := c[i].Table.Run(b, run)
+	for i := len(c.tables) - 1; i >= 0; i-- {
+		s, n := c.tables[i].Run(b, run)
 		run = min(run, n)
 		if s != lookup.Absent {
 			return i, s, run
@@ -40,7 +55,7 @@ func (c Chain) find(b lookup.BlockNum, limit uint64) (layer int, s lookup.State,
 // Hash returns the hash of the view, given that of the view below its newest
 // image: only the blocks of that image are looked at.
 func (c Chain) Hash(ctx context.Context, below Hash) (Hash, error) {
-	h, top, older := below, c[len(c)-1], c[:len(c)-1]
+	h, top, older := below, c[len(c)-1], c[:len(c)-1].sweep()
 	var room [stepBlocks]Sum
 	for x := range top.Table.Extents(0, lookup.MaxBlocks) {
 		for first, n := range steps(x.Block, x.Count) {
@@ -62,11 +77,11 @@ func (c Chain) Hash(ctx context.Context, below Hash) (Hash, error) {
 
 // each calls do for each of n blocks, at most stepBlocks, that the view has as
 // Data.
-func (c Chain) each(first lookup.BlockNum, n uint64, room *[stepBlocks]Sum, do func(lookup.BlockNum, Sum)) error {
+func (c sweep) each(first lookup.BlockNum, n uint64, room *[stepBlocks]Sum, do func(lookup.BlockNum, Sum)) error {
 	for n > 0 {
 		i, state, run := c.find(first, n)
 		if state == lookup.Data {
-			if err := each(c[i].Sums, first, room[:run], do); err != nil {
+			if err := each(c.chain[i].Sums, first, room[:run], do); err != nil {
 				return err
 			}
 		}

@@ -55,6 +55,7 @@ func Rewrite(ctx context.Context, r Rewriting) error {
 
 func (r *Rewriting) pack(ctx context.Context, w *writer) (err error) {
 	var room [stepBlocks]Sum
+	from := r.From.sweep()
 	for x := range r.Table.Extents(0, lookup.MaxBlocks) {
 		if x.State != lookup.Data {
 			continue
@@ -64,7 +65,7 @@ func (r *Rewriting) pack(ctx context.Context, w *writer) (err error) {
 				return err
 			}
 			var full error
-			err := r.From.each(first, n, &room, func(b lookup.BlockNum, s Sum) {
+			err := from.each(first, n, &room, func(b lookup.BlockNum, s Sum) {
 				if full == nil {
 					full = w.pack(b, s)
 				}

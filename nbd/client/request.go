@@ -15,20 +15,22 @@ const (
 	Read  Op = iota // into Data
 	Write           // of Data
 	Flush           // of all writes completed before; Off and Data say nothing
+	Zero            // Length bytes read zeros; Data says nothing
 )
 
-var commands = [...]uint16{Read: wire.CmdRead, Write: wire.CmdWrite, Flush: wire.CmdFlush}
+var commands = [...]uint16{Read: wire.CmdRead, Write: wire.CmdWrite}
 
 // A Request is one request that Start sends without waiting for its reply: many
 // of them are in flight on one connection without a goroutine for each, and one
 // that goes again and again allocates nothing. It is the client's from Start
 // until Done is called, and may be used again then.
 type Request struct {
-	Op   Op
-	FUA  bool  // of a Write: the reply comes when it is durable
-	Off  int64 // in the export
-	Data []byte
-	Err  error // what came of it, set before Done
+	Op     Op
+	FUA    bool  // of a Write: the reply comes when it is durable
+	Off    int64 // in the export
+	Data   []byte
+	Length int64 // of a Zero
+	Err    error // what came of it, set before Done
 
 	// Done is called once, when the request has ended. It runs on the goroutine
 	// that takes all replies of the connection off the wire, so it must not wait
@@ -47,8 +49,8 @@ type Request struct {
 // none is.
 func (c *Client) Start(requests ...*Request) error {
 	for _, r := range requests {
-		if int64(len(r.Data)) > c.maxBytes {
-			return fmt.Errorf("nbd client: request of %d bytes; %d are the most", len(r.Data), c.maxBytes)
+		if n, most := r.lengthBytes(c); n > most {
+			return fmt.Errorf("nbd client: request of %d bytes; %d are the most", n, most)
 		}
 	}
 	c.mu.Lock()
@@ -64,6 +66,14 @@ func (c *Client) Start(requests ...*Request) error {
 	return nil
 }
 
+// lengthBytes is how long a request is, and how long it may be.
+func (r *Request) lengthBytes(c *Client) (n, most int64) {
+	if r.Op == Zero {
+		return r.Length, c.maxRange()
+	}
+	return int64(len(r.Data)), c.maxBytes
+}
+
 // prepare makes a request's call.
 func (c *Client) prepare(r *Request) *call {
 	var flags uint16
@@ -71,9 +81,12 @@ func (c *Client) prepare(r *Request) *call {
 		flags = wire.FlagFUA
 	}
 	r.call = call{owner: r}
-	if r.Op == Flush {
+	switch r.Op {
+	case Flush:
 		r.call.request = c.request(wire.CmdFlush, 0, 0, 0)
-	} else {
+	case Zero:
+		r.call.request = c.request(wire.CmdZeroes, 0, r.Off, r.Length)
+	default:
 		r.call.request = c.request(commands[r.Op], flags, r.Off, int64(len(r.Data)))
 		r.call.data = r.Data
 	}

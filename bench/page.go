@@ -423,7 +423,7 @@ func (p *pager) stalls() {
 	p.say("command at all, at the same times: on a busy machine its ratios are not 1 either. The goal is for near/apart of")
 	p.say("Tidemark over near/apart of the control. A snapshot whose work goes on after the command slows the requests apart too,")
 	p.say("and makes that small: so the latencies and the rate themselves, over those of the run with the control, stand beside it.")
-	p.say("Deletes, whose work is all of that kind, are judged by the latencies themselves; each command deletes %d snapshots, of %d blocks where nothing else is said.", deletesAtOnce, deletedBlocks)
+	p.say("Deletes, whose work is all of that kind, are judged by the latencies themselves; each command deletes %d snapshots where nothing else is said, of %d blocks.", deletesAtOnce, deletedBlocks)
 	for _, name := range all.cases() {
 		if gone := all.where("", name, "", "tidemark").median("imagesGone"); !math.IsNaN(gone) {
 			p.say("Of the images that they leave, %.0f (the median) were folded and gone when that load ended (%s); the others later.", gone, name)

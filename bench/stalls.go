@@ -74,8 +74,12 @@ func crowdLoad() sideLoad {
 
 const whileDeleted = ", while snapshots are deleted and folded"
 
-// deletesAtOnce is how many snapshots each command of deleteLoad deletes.
-const deletesAtOnce = 4
+// deletesAtOnce is how many snapshots each command of deleteLoad deletes; or there is
+// one command, which deletes manyDeleted.
+const (
+	deletesAtOnce = 4
+	manyDeleted   = 1000
+)
 
 // deletedBlocks are written before each of those snapshots; or so few that some are
 // folded and gone before the load ends.
@@ -86,20 +90,23 @@ const (
 
 // deleteLoad has snapshots that each hold some scattered blocks deleted, in random
 // order, and what they leave folded as soon as it can be.
-func (b *bench) deleteLoad(blocks int) sideLoad {
+func (b *bench) deleteLoad(snapshots, atOnce, blocks int) sideLoad {
 	l := write32
 	if l.name += whileDeleted; blocks != deletedBlocks {
 		l.name += fmt.Sprintf(", of %d blocks each", blocks)
 	}
+	if atOnce != deletesAtOnce {
+		l.name += fmt.Sprintf(", %d at once", atOnce)
+	}
 	l.flags = []string{"--fold-above", "1", "--reclaim-every", "1s"}
 	l.gone = true
-	order := rand.Perm(b.stallCount)
+	order := rand.Perm(snapshots)
 	l.ready = func(ctx context.Context, s *server) error {
-		return s.scatter(ctx, b.stallCount, blocks)
+		return s.scatter(ctx, snapshots, blocks)
 	}
 	l.command = func(ctx context.Context, s *server, number int) error {
 		var names []string
-		for _, i := range order[number*deletesAtOnce:][:deletesAtOnce] {
+		for _, i := range order[number*atOnce:][:atOnce] {
 			names = append(names, fmt.Sprintf("v@s%d", i))
 		}
 		_, err := s.client.DeleteSnapshots(ctx, &tidemarkv1.DeleteSnapshotsRequest{Names: names})
@@ -171,8 +178,9 @@ func (b *bench) stallSteps() (steps []step) {
 			{steadyLoad(), 0.5, b.stallCount, []string{control, "tidemark"}}, {steadyLoad(), 2, b.stallCount / 4, []string{control, "tidemark"}},
 			{scrubLoad(), 0.5, b.stallCount, []string{control, "tidemark"}}, {crowdLoad(), 0.5, b.stallCount, []string{control, "tidemark"}},
 			{write1, 2, max(4, b.stallCount/8), []string{storageDaemon.name}}, {write32, 2, max(4, b.stallCount/8), []string{storageDaemon.name}},
-			{b.deleteLoad(deletedBlocks), 0.5, b.stallCount / deletesAtOnce, []string{control, "tidemark"}},
-			{b.deleteLoad(deletedFewBlocks), 0.5, b.stallCount / deletesAtOnce, []string{control, "tidemark"}},
+			{b.deleteLoad(b.stallCount, deletesAtOnce, deletedBlocks), 0.5, b.stallCount / deletesAtOnce, []string{control, "tidemark"}},
+			{b.deleteLoad(b.stallCount, deletesAtOnce, deletedFewBlocks), 0.5, b.stallCount / deletesAtOnce, []string{control, "tidemark"}},
+			{b.deleteLoad(manyDeleted, manyDeleted, deletedFewBlocks), 8, 1, []string{control, "tidemark"}},
 		}
 		for _, c := range cells {
 			if round%2 == 1 {

@@ -37,6 +37,9 @@ func TestATableAnswersLikeAPlainMap(t *testing.T) {
 		var want [3]uint64 // blocks in each state
 		t.Repeat(map[string]func(*rapid.T){
 			"": func(t *rapid.T) {
+				if n := len(slices.Collect(table.Dense())); int64(n) != table.DenseLeaves() {
+					t.Fatalf("%d dense leaves, and it counts %d", n, table.DenseLeaves())
+				}
 				if data, zero := table.Counts(); data != want[Data] || zero != want[Zero] {
 					t.Fatalf("Counts = %d, %d, want %d, %d", data, zero, want[Data], want[Zero])
 				}

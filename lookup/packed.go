@@ -222,7 +222,7 @@ func (c *chunk) zero(h uint64) (runs int, bit uint) {
 			left -= zeros
 			continue
 		}
-		if left == 0 && i == 0 {
+		if left == 0 { // i is 0
 			return 0, 0
 		}
 		bit = uint(i)*64 + nth(^w, left) + 1
@@ -272,8 +272,8 @@ func (p *packed) Run(b BlockNum, limit uint64) (State, uint64) {
 }
 
 // Ascending returns what says the same as r, and much sooner if the blocks asked for
-// come in ascending order. One goroutine may ask it, and as long as nobody sets blocks
-// in the table.
+// come in ascending order. One goroutine may ask it. Of a table that is packed it says
+// what it was then.
 func Ascending(r Runs) Runs {
 	if t, ok := r.(*Table); ok {
 		if p := t.packed.Load(); p != nil {
@@ -281,7 +281,7 @@ func Ascending(r Runs) Runs {
 		}
 	}
 	if p, ok := r.(*packed); ok {
-		return &ascent{p.begin(), 0}
+		return &ascent{walk: walk{packed: p}}
 	}
 	return r
 }
@@ -289,15 +289,16 @@ func Ascending(r Runs) Runs {
 // ascent is where in a packed table who asks last was.
 type ascent struct {
 	walk
+	began bool
 	asked BlockNum
 }
 
 // Run is Table.Run.
 func (a *ascent) Run(b BlockNum, limit uint64) (State, uint64) {
-	if b < a.asked {
+	if !a.began || b < a.asked {
 		a.walk = a.packed.from(b)
 	}
-	a.asked = b
+	a.began, a.asked = true, b
 	for steps := 0; !a.ended() && a.end() <= b; steps++ {
 		if steps == nearRuns {
 			a.walk = a.packed.from(b)
@@ -434,7 +435,7 @@ func (w *bitWriter) align() {
 	}
 }
 
-// done returns what was made of the runs, in no more memory than it needs. No more
+// done returns what was made of the runs, in about as much memory as it needs. No more
 // may be added.
 func (p *packer) done() *packed {
 	p.close()
@@ -460,6 +461,7 @@ func (t *Table) Replace(with *Table) {
 	} else {
 		t.root.Store(with.root.Load())
 		t.packed.Store(nil)
+		t.dense.Store(with.DenseLeaves())
 	}
 	t.count[Data].Store(data)
 	t.count[Zero].Store(zero)
@@ -491,6 +493,7 @@ func (t *Table) become(p *packed) {
 	t.packed.Store(p)
 	t.forms.Add(1)
 	t.root.Store(nil)
+	t.dense.Store(0)
 }
 
 // pack returns a table's runs, unless its leaves take less.

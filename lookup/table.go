@@ -43,6 +43,7 @@ type Table struct {
 	forms  atomic.Uint64          // how often it was packed
 	_      [64]byte               // counts change with each new block: keep them off the root's cache line
 	count  [4]atomic.Uint64
+	dense  atomic.Int64 // leaves
 }
 
 type tableCell = atomic.Pointer[leaf]
@@ -161,7 +162,7 @@ func (t *Table) stretch(b BlockNum, limit uint64, s State) (got, to uint64) {
 	to = min(limit, LeafBlocks-i)
 	c := t.cell(b)
 	if c == nil {
-		return to, to // it was packed meanwhile: Run looks again
+		return 0, to // it has changed its form meanwhile: Run looks again, or the run is shorter than it might be
 	}
 	l := c.Load()
 	if u, ok := uniformState(l); ok {
@@ -208,17 +209,27 @@ func (t *Table) Set(b BlockNum, n uint64, s State) {
 	t.add(&d)
 }
 
-// delta is by how much a Set changes the number of blocks of each state.
-type delta [4]int64
+// delta is by how much a Set changes the number of blocks of each state, and of dense
+// leaves.
+type delta struct {
+	blocks [3]int64
+	leaves int64
+}
 
 // replace counts a whole leaf that takes the place of another.
 func (d *delta) replace(old, now *leaf) {
 	data, zero := old.counts()
-	d[Data] -= data
-	d[Zero] -= zero
+	d.blocks[Data] -= data
+	d.blocks[Zero] -= zero
 	data, zero = now.counts()
-	d[Data] += data
-	d[Zero] += zero
+	d.blocks[Data] += data
+	d.blocks[Zero] += zero
+	if _, ok := uniformState(old); !ok {
+		d.leaves--
+	}
+	if _, ok := uniformState(now); !ok {
+		d.leaves++
+	}
 }
 
 func (l *leaf) counts() (data, zero int64) {
@@ -239,11 +250,14 @@ func (l *leaf) counts() (data, zero int64) {
 }
 
 func (t *Table) add(d *delta) {
-	if d[Data] != 0 {
-		t.count[Data].Add(uint64(d[Data]))
+	if n := d.blocks[Data]; n != 0 {
+		t.count[Data].Add(uint64(n))
 	}
-	if d[Zero] != 0 {
-		t.count[Zero].Add(uint64(d[Zero]))
+	if n := d.blocks[Zero]; n != 0 {
+		t.count[Zero].Add(uint64(n))
+	}
+	if d.leaves != 0 {
+		t.dense.Add(d.leaves)
 	}
 }
 
@@ -262,6 +276,7 @@ func setLeaf(c *tableCell, i, n uint64, s State, d *delta) {
 		yield.Here("table: before a leaf")
 		if c.CompareAndSwap(l, dense) {
 			l = dense
+			d.leaves++
 		} else {
 			l = c.Load() // a neighbour's, dense: see Table, 2
 		}
@@ -279,9 +294,9 @@ func (l *leaf) set(i, n uint64, s State, d *delta) {
 		if old != now {
 			yield.Here("table: before a word")
 			atomic.AddUint64(w, now-old)
-			d[Data] -= int64(bits.OnesCount64(old & lowBits))
-			d[Zero] -= int64(bits.OnesCount64(old &^ lowBits))
-			d[s] += int64(k)
+			d.blocks[Data] -= int64(bits.OnesCount64(old & lowBits))
+			d.blocks[Zero] -= int64(bits.OnesCount64(old &^ lowBits))
+			d.blocks[s] += int64(k)
 		}
 		i += k
 		n -= k
@@ -293,7 +308,25 @@ func (l *leaf) set(i, n uint64, s State, d *delta) {
 func (t *Table) Fold(b BlockNum) {
 	if c := t.cell(b); c != nil {
 		if l := c.Load(); l != nil {
+			var d delta
+			d.replace(l, l.folded())
 			c.Store(l.folded())
+			t.add(&d)
+		}
+	}
+}
+
+// DenseLeaves is how many leaves hold a state for each block, 4 KiB each, of a table that
+// is not packed. It needs no lock.
+func (t *Table) DenseLeaves() int64 { return t.dense.Load() }
+
+// Dense yields the first block of each of them, in ascending order. It needs no lock.
+func (t *Table) Dense() iter.Seq[BlockNum] {
+	return func(yield func(BlockNum) bool) {
+		for b, c := range t.cells() {
+			if _, ok := uniformState(c.Load()); !ok && !yield(b) {
+				return
+			}
 		}
 	}
 }

@@ -462,12 +462,12 @@ var all = []mutant{
 	},
 	{
 		name: "fold: of several that are done together only the first is recorded", file: "store/fold.go",
-		old: "		for _, f := range g.folds {\n			if err := s.putLinkLocked(tx, g.disk, f.upper,", new: "		for _, f := range g.folds[:1] {\n			if err := s.putLinkLocked(tx, g.disk, f.upper,",
+		old: "		for _, f := range g.folds {\n			if err := s.putLinkLocked(tx, d, f.upper,", new: "		for _, f := range g.folds[:1] {\n			if err := s.putLinkLocked(tx, d, f.upper,",
 		packages: "./store", tests: "Fold|AtRandom|ALife", flags: "-life.seeds 60",
 	},
 	{
 		name: "fold: one that fails ends those beside it", file: "store/fold.go",
-		old: "		failed := step(f)\n		if failed == nil {", new: "		failed := step(f)\n		if failed == nil && err == nil {",
+		old: "		case err == nil:\n			return false\n		case errors.Is(err, errLooking)", new: "		case err == nil && !g.failed:\n			return false\n		case err == nil, errors.Is(err, errLooking)",
 		packages: "./store", tests: "DoneTogether",
 	},
 	{
@@ -492,12 +492,12 @@ var all = []mutant{
 	},
 	{
 		name: "packed: in order, a block before the last one asked for is not found", file: "lookup/packed.go",
-		old: "	if b < a.asked {", new: "	if false {",
+		old: "	if !a.began || b < a.asked {", new: "	if !a.began {",
 		packages: "./lookup", tests: "Packed",
 	},
 	{
 		name: "fold: a verification goes on", file: "store/fold.go",
-		old: "	if !s.looking.TryLock() { // 6\n		return errLooking\n	}\n	defer s.looking.Unlock()\n", new: "",
+		old: "	if !s.looking.TryLock() { // 6\n		return false, errLooking\n	}\n	defer s.looking.Unlock()\n", new: "",
 		packages: "./store", tests: "Fold",
 	},
 	{
@@ -518,7 +518,7 @@ var all = []mutant{
 	{
 		name: "what images cover is not joined anew after a fold", file: "store/fold.go",
 		old: "	s.sealer.joined = joined{} // the upper images cover more than they did\n", new: "",
-		packages: "./store", tests: "Folded", flags: "-test.timeout=60s",
+		packages: "./store", tests: "Fold",
 	},
 	{
 		name: "a slot is dealt again before the image that has it is dropped", file: "volume/numbers.go",
@@ -596,7 +596,7 @@ var all = []mutant{
 	},
 	{
 		name: "what is dead in an image stays when it was folded", file: "store/fold.go",
-		old: "		owes := g.disk.sealed[f.lower].due || s.sealer.isToPunch(f.lower.ImageID())\n", new: "		owes := false\n",
+		old: "		owes := d.sealed[f.lower].due || s.sealer.isToPunch(f.lower.ImageID())\n", new: "		owes := false\n",
 		packages: "./store", tests: "IsFoldedIsGivenBack",
 	},
 	{

@@ -87,6 +87,10 @@ func (s *Store) AwaitSpares() { s.spares.filling.Wait() }
 // FoldNow looks for images to fold, as a delete makes it.
 func (s *Store) FoldNow() { s.sealer.foldAgain() }
 
+// HasJoined tells whether the sealer, on whose goroutine it is asked, knows of images
+// what they cover together.
+func (s *Store) HasJoined() bool { return s.sealer.joined.table != nil }
+
 // HoldPunches lets nothing be punched until release.
 func (s *Store) HoldPunches() (release func()) {
 	s.sealer.mu.Lock()

@@ -64,8 +64,10 @@ const (
 // feel more than the copies).
 type folding struct {
 	store *Store
-	disk  *disk // of the uppers
+	disk  *disk // has all of them in its chain
 	folds []*fold
+	// Of folds that were left out: one failed, or one is to be done a little later.
+	failed, later bool
 }
 
 type fold struct {
@@ -76,10 +78,11 @@ type fold struct {
 	gone         *removal // of lower
 }
 
-// Folds are done together as long as there are no more of them, and of what they hold.
+// Folds are done together as long as there are no more of them, and of what their images
+// hold.
 const (
 	foldsAtOnce     = 8
-	foldAtOnceBytes = 64 << 20
+	foldAtOnceBytes = 256 << 20
 )
 
 // nextFolds returns what is folded next: of the volume with the most images without
@@ -126,7 +129,7 @@ func (s *Store) cheapestLocked(d *disk, chain []*volume.VLUN, spare []int) *fold
 		if over--; used[i] || used[i+1] {
 			continue // its turn comes, with what it holds then
 		}
-		if sizeBytes += dataBytes(f.lower); len(g.folds) > 0 && sizeBytes > foldAtOnceBytes {
+		if sizeBytes += dataBytes(f.lower) + dataBytes(f.upper); len(g.folds) > 0 && sizeBytes > foldAtOnceBytes {
 			break
 		}
 		used[i], used[i+1] = true, true
@@ -250,43 +253,66 @@ func orDeleted(err error) error {
 }
 
 // run folds. idle is called between two steps.
-func (g *folding) run(ctx context.Context, idle func()) (err error) {
+func (g *folding) run(ctx context.Context, idle func()) error {
 	s := g.store
 	if err := s.reserve.spare(); err != nil {
 		return err
 	}
 	if !s.looking.TryLock() {
-		return errLooking // it may take long, and the copy would be for nothing
+		return errLooking // it may take long, and the copies would be for nothing
 	}
 	s.looking.Unlock()
 	for _, f := range g.folds {
 		f.taken = missing(f.lower.Table(), f.upper.Table())
 	}
+	s.reclaiming.begin(g.folds[0].lower.ImageID(), true, bytesOf(g.folds[0].taken))
+	defer s.reclaiming.end()
 	if err := g.begin(); err != nil {
 		return err
 	}
-	defer s.reclaiming.end()
-	err = g.each(func(f *fold) error { return orDeleted(g.copy(ctx, f, idle)) })
-	return errors.Join(err, g.end(ctx), g.remove(ctx, idle))
+	g.each(func(f *fold) error { return orDeleted(g.copy(ctx, f, idle)) })
+	stuck := false
+	g.each(func(f *fold) (err error) {
+		if stuck {
+			return errFailedBeside // it might for the same reason, and be stuck too
+		}
+		idle()
+		stuck, err = g.show(ctx, f)
+		return err
+	})
+	if err := g.drop(); err != nil {
+		return err
+	}
+	g.remove(ctx, idle)
+	return ctx.Err()
 }
 
-// each does a step of each fold. One that fails is left out from then on; what was
-// written to its upper image is punched, if that can still succeed.
-func (g *folding) each(step func(*fold) error) (err error) {
+// each does a step of each fold. One that fails is left out from then on, and told; what
+// was written to its upper image is punched, if that can still succeed.
+func (g *folding) each(step func(*fold) error) {
 	g.folds = slices.DeleteFunc(g.folds, func(f *fold) bool {
-		failed := step(f)
-		if failed == nil {
+		err := step(f)
+		switch {
+		case err == nil:
 			return false
+		case errors.Is(err, errLooking), errors.Is(err, errFolded), errors.Is(err, errFailedBeside):
+			g.later = true
+		case errors.Is(err, context.Canceled):
+		default:
+			g.failed = true
+			g.store.logger.Error("bound the number of images without a name; it is tried again later",
+				"image", f.lower.ImageID(), "into", f.upper.ImageID(), "err", err)
 		}
-		if errors.Is(failed, image.ErrSyncFailed) { // none of it will succeed
+		if errors.Is(err, image.ErrSyncFailed) { // none of it will succeed
 			g.giveUp(f)
 		}
 		g.store.sealer.punch(toPunch(f.upper))
-		err = errors.Join(err, fmt.Errorf("fold image %d into %d: %w", f.lower.ImageID(), f.upper.ImageID(), failed))
 		return true
 	})
-	return err
 }
+
+// errFailedBeside: another fold has failed at its end.
+var errFailedBeside = errors.New("another one has failed")
 
 // missing are the blocks that lower has and upper has not.
 func missing(lower, upper *lookup.Table) *lookup.Table {
@@ -346,6 +372,9 @@ const foldStepBlocks = 256
 // copy writes the data of the blocks taken to the file of upper, and syncs it. Who
 // rots in lower is found by the read.
 func (g *folding) copy(ctx context.Context, f *fold, idle func()) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	g.store.reclaiming.begin(f.lower.ImageID(), true, bytesOf(f.taken))
 	c := &copying{from: f.lower.Image().(*sealed.Image), to: f.upper.Image().(*sealed.Image).Image.(*file.Image), shares: true}
 	share := g.store.reclaimShare(idle)
@@ -429,55 +458,40 @@ func (c *copying) writeBack() error {
 // errLooking: a verification runs.
 var errLooking = errors.New("a snapshot is being verified; it is tried again")
 
-// end lets the upper images have the blocks, for good, and drops the lower ones. What
-// it leaves in folds has been dropped.
-func (g *folding) end(ctx context.Context) (err error) {
-	s := g.store
-	d := g.disk
+// show lets an upper image have the blocks in sums and table, on the disk and then in
+// memory, and sends readers there. If it fails in that, the image is stuck.
+func (g *folding) show(ctx context.Context, f *fold) (stuck bool, err error) {
+	s, d := g.store, g.disk
 	d.files.Lock() // a delete of the volume waits for the end of this
 	defer d.files.Unlock()
-	err = g.each(func(f *fold) error {
-		if d.deleted {
-			return errFolded
-		}
-		failed := orDeleted(g.show(ctx, f))
-		if failed != nil && !errors.Is(failed, errLooking) && !errors.Is(failed, errFolded) {
-			g.giveUp(f)
-		}
-		return failed
-	})
-	if len(g.folds) == 0 {
-		return err
+	if d.deleted {
+		return false, errFolded
 	}
-	s.sealer.joined = joined{} // the upper images cover more than they did
-	if dropped := g.drop(); dropped != nil {
-		for _, f := range g.folds {
-			g.giveUp(f)
-		}
-		g.folds = nil
-		return errors.Join(err, fmt.Errorf("fold: %w", dropped))
-	}
-	return err
-}
-
-// show lets an upper image have the blocks in sums and table, on the disk and then in
-// memory, and sends readers there.
-func (g *folding) show(ctx context.Context, f *fold) error {
-	s := g.store
 	if !s.looking.TryLock() { // 6
-		return errLooking
+		return false, errLooking
 	}
 	defer s.looking.Unlock()
 	s.mu.Lock()
-	err := g.possibleLocked(f)
+	err = g.possibleLocked(f)
 	s.mu.Unlock()
 	if err != nil {
-		return err
+		return false, err
 	}
 	both := f.upper.Table().Clone()
 	for x := range f.taken.Extents(0, lookup.MaxBlocks) {
 		both.Set(x.Block, x.Count, x.State)
 	}
+	if err := g.showBoth(ctx, f, both); err != nil {
+		g.giveUp(f)
+		return true, err
+	}
+	return false, nil
+}
+
+// showBoth is show when nothing is in its way: an error of it leaves nobody sure of what
+// the files of the upper image hold.
+func (g *folding) showBoth(ctx context.Context, f *fold, both *lookup.Table) error {
+	s := g.store
 	if err := s.renewSums(ctx, f.upper, f.rec, both, sealed.Chain{
 		{Table: f.taken, Sums: f.lower.Image().(*sealed.Image)},
 		{Table: f.upper.Table(), Sums: f.upper.Image().(*sealed.Image)},
@@ -519,50 +533,62 @@ func (g *folding) replace(f *fold, both *lookup.Table, mark uint64) (moves []mov
 }
 
 // drop takes the lower images, of which nobody sees a block any more, out of all chains,
-// and records what the upper ones are now (7).
+// and records what the upper ones are now (7). Where it fails they stay, and a punch may
+// still find that nobody sees them.
 func (g *folding) drop() error {
-	s := g.store
+	s, d := g.store, g.disk
+	if len(g.folds) == 0 {
+		return nil
+	}
+	d.files.Lock()
+	defer d.files.Unlock()
+	if d.deleted {
+		g.folds, g.later = nil, true
+		return nil
+	}
+	s.sealer.joined = joined{} // the upper images cover more than they did
 	lower := make([]*volume.VLUN, len(g.folds))
 	var owing []punching
 	for i, f := range g.folds {
 		lower[i] = f.lower
 		again := s.sealer.isToPunch(f.upper.ImageID())
 		s.mu.Lock()
-		owes := g.disk.sealed[f.lower].due || s.sealer.isToPunch(f.lower.ImageID())
+		owes := d.sealed[f.lower].due || s.sealer.isToPunch(f.lower.ImageID())
 		f.rec.due, f.rec.unsure = f.due || again || owes, f.unsure
 		s.mu.Unlock()
 		if owes { // of a delete, as nobody sees some of lower's blocks any more: they may lie here now
 			owing = append(owing, toPunch(f.upper))
 		}
 	}
-	defer s.sealer.punch(owing...)
 	gone, err := s.dropImages(lower, func(tx *catalog.Tx) error {
 		for _, f := range g.folds {
-			if err := s.putLinkLocked(tx, g.disk, f.upper, volume.Sealed); err != nil {
+			if err := s.putLinkLocked(tx, d, f.upper, volume.Sealed); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
 	if err != nil {
-		return err
+		for _, f := range g.folds {
+			owing = append(owing, toPunch(f.lower), toPunch(f.upper))
+		}
 	}
-	for i, f := range g.folds {
-		f.gone = gone[i]
+	s.sealer.punch(owing...)
+	for i, image := range gone {
+		g.folds[i].gone = image
 	}
-	return nil
+	return err
 }
 
 // remove removes the files of the lower images.
-func (g *folding) remove(ctx context.Context, idle func()) (err error) {
+func (g *folding) remove(ctx context.Context, idle func()) {
 	s := g.store
 	defer s.reclaiming.moved(0)
 	for _, f := range g.folds {
 		s.reclaiming.begin(f.lower.ImageID(), false, f.gone.dataBytes)
 		s.reclaiming.moved(bytesOf(f.taken))
-		err = errors.Join(err, s.remove(ctx, *f.gone, idle))
+		s.sealer.gaveBack(f.lower.ImageID(), s.remove(ctx, *f.gone, idle))
 	}
-	return err
 }
 
 // giveUp leaves the images alone until the directory is opened again: nobody knows

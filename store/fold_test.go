@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -180,14 +181,47 @@ func TestAFoldDoesNotEndBesideAVerificationThatBeganMeanwhile(t *testing.T) {
 	noError(t, s.Close(t.Context()))
 }
 
+// Else blocks of images below, which the folded one covered, would not be found dead.
+func TestWhatImagesCoverIsJoinedAnewAfterAFold(t *testing.T) {
+	var s *store.Store
+	var copying, removing []bool // what is known then
+	s = openWith(t, dataDir, store.Options{FoldAbove: 2, FS: vfs.Fault{FS: vfs.NewSim(t.TempDir()), Hook: func(op vfs.Op) error {
+		switch name := path.Base(op.Name); {
+		case op.Kind == vfs.OpWriteBack && name == "0000000000000003.img" && s != nil:
+			copying = append(copying, s.HasJoined())
+		case op.Kind == vfs.OpRemove && name == "0000000000000002.img":
+			removing = append(removing, s.HasJoined())
+		}
+		return nil
+	}}})
+	createVolume(t, s, "v")
+	w := openView(t, s, "v")
+	for i, blocks := range []int{6, 2, 3, 1} {
+		for b := range blocks {
+			write(t, w, int64(i*16+2*b)*4096, byte('a'+i))
+		}
+		mustSeal(t, s, fmt.Sprint("s", i), "v")
+	}
+	noError(t, w.Close())
+	release := s.HoldPunches()
+	noError(t, s.DeleteSnapshots("v@s0", "v@s1", "v@s2"))
+	copying = nil
+	release()
+	s.AwaitPunches()
+	if !slices.Equal(copying, []bool{true}) || !slices.Equal(removing, []bool{false}) {
+		t.Errorf("joined at the copy: %v, and at the end of the fold: %v", copying, removing)
+	}
+	noError(t, s.Close(t.Context()))
+}
+
 // Folds that are done together are each other's neighbours in nothing but time.
 func TestOfFoldsDoneTogetherOneThatFailsKeepsNoOtherFromItsEnd(t *testing.T) {
 	for name, c := range map[string]struct {
 		fails, said string // an image, when it is read
 	}{
 		"none":       {"", ""},
-		"the first":  {"0000000000000001.img", "fold image 1 into 2"},
-		"the second": {"0000000000000003.img", "fold image 3 into 4"},
+		"the first":  {"0000000000000001.img", "image=1 into=2"},
+		"the second": {"0000000000000003.img", "image=3 into=4"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var failing atomic.Bool

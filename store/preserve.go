@@ -408,6 +408,7 @@ func (s keeper) unname(p *volume.Preserve) (due []punching, err error) {
 	defer s.chains.Unlock()
 	var named []holder
 	err = s.recordMarking(func(tx *catalog.Tx, m *marking) (err error) {
+		named = nil // it may run again
 		for _, k := range p.VLUNs() {
 			d := s.byVolume[k.Volume()]
 			if d == nil || d.snapshots[k] == nil {

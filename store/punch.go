@@ -617,7 +617,7 @@ func (s *Store) dropImages(list []*volume.VLUN, record func(*catalog.Tx) error) 
 		return record(tx)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("drop images: %w", err)
+		return nil, fmt.Errorf("drop image %d and what was to be dropped with it: %w", list[0].ImageID(), err)
 	}
 	for _, k := range list {
 		k.Table().Replace(lookup.NewTable())

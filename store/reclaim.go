@@ -45,24 +45,22 @@ type reclaiming struct {
 // reclaimed is what is known of that.
 type reclaimed struct {
 	info       ReclaimInfo // but for ImagesLeft, LeftBytes, BytesPerSecond and Left
-	begun      time.Time   // since then there was something to do; zero: there is nothing
+	since      time.Time   // since then there was something to do; zero: there is nothing
 	doneBytes  int64       // since then
 	movedBytes int64       // counted when they were moved, and not when they go from where they were
 
-	folded map[image.ID]bool // images worked on one after the other, and dropped together
+	begun map[image.ID]bool // images worked on since the last end: they may be dropped together
 }
 
 func (r *reclaiming) begin(id image.ID, folding bool, totalBytes int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.info = ReclaimInfo{Image: id, Folding: folding, TotalBytes: totalBytes, GivenBackBytes: r.info.GivenBackBytes}
-	r.folded = maps.Clone(r.folded) // others look at the old one
-	if r.folded == nil {
-		r.folded = map[image.ID]bool{}
-	}
-	r.folded[id] = true
-	if r.begun.IsZero() {
-		r.begun = time.Now()
+	begun := map[image.ID]bool{id: true}
+	maps.Copy(begun, r.begun)
+	r.begun = begun // others may look at the old one
+	if r.since.IsZero() {
+		r.since = time.Now()
 	}
 }
 
@@ -98,7 +96,7 @@ func (r *reclaiming) end() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.info = ReclaimInfo{GivenBackBytes: r.info.GivenBackBytes}
-	r.folded = nil
+	r.begun = nil
 }
 
 // now is what is known.
@@ -112,7 +110,7 @@ func (r *reclaiming) now() reclaimed {
 func (r *reclaiming) rest() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.begun, r.doneBytes = time.Time{}, 0
+	r.since, r.doneBytes = time.Time{}, 0
 }
 
 // with is what is known when so many images, and so much, are left to do after the
@@ -122,7 +120,7 @@ func (r reclaimed) with(laterImages int, laterBytes int64) ReclaimInfo {
 	if info.ImagesLeft = laterImages; info.Image != 0 {
 		info.ImagesLeft++
 	}
-	if took := time.Since(r.begun); r.doneBytes > 0 && took > 0 {
+	if took := time.Since(r.since); r.doneBytes > 0 && took > 0 {
 		info.BytesPerSecond = int64(float64(r.doneBytes) / took.Seconds())
 	}
 	if info.LeftBytes = -1; laterBytes >= 0 {
@@ -148,10 +146,10 @@ func (s *Store) Reclaiming() ReclaimInfo {
 			break
 		}
 	}
-	now, folds := s.reclaiming.now(), q.foldsNow() // under the same hold: an image is waited for or worked on
+	now, folds := s.reclaiming.now(), q.foldsNow() || q.folding // under the same hold: an image is waited for or worked on
 	q.mu.Unlock()
-	if folds || now.info.Folding {
-		images, sizeBytes := s.foldsAfter(now.folded)
+	if folds {
+		images, sizeBytes := s.foldsAfter(now.begun)
 		if left += images; later >= 0 {
 			later += sizeBytes
 		}

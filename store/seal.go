@@ -34,6 +34,7 @@ type sealer struct {
 	punches  []punching
 	removals []removal
 	ended    []image.ID                 // punches whose end is to be recorded
+	folding  bool                       // some are being folded
 	folds    bool                       // a volume may have too many images without a name
 	resting  bool                       // what was to be folded could not be: it is tried again later
 	working  bool                       // on what is in neither any more
@@ -276,7 +277,7 @@ func (q *sealer) sealNext(ctx context.Context) bool {
 	return true
 }
 
-// reclaimNext removes one image, punches one or folds one, if there is one. Before it
+// reclaimNext removes one image, punches one or folds some, if there is one. Before it
 // punches it measures all that are to be punched, one at a time: so somebody can tell
 // how long that takes.
 // Between two pieces of that it seals, as in run.
@@ -303,9 +304,12 @@ func (q *sealer) reclaimNext(ctx, reclaim context.Context) bool {
 		return true
 	}
 	if len(q.punches) == 0 {
-		q.folds = false
+		q.folds, q.folding = false, true
 		q.mu.Unlock()
 		q.fold(reclaim, seals)
+		q.mu.Lock()
+		q.folding = false
+		q.mu.Unlock()
 		return true
 	}
 	if i := slices.IndexFunc(q.punches, func(p punching) bool { return p.deadBytes < 0 }); i >= 0 {
@@ -321,7 +325,7 @@ func (q *sealer) reclaimNext(ctx, reclaim context.Context) bool {
 		q.mu.Unlock()
 		return true
 	}
-	if len(q.ended) == endedAtOnce {
+	if len(q.ended) >= endedAtOnce {
 		q.mu.Unlock()
 		q.recordEnds()
 		return true
@@ -341,21 +345,26 @@ func (q *sealer) gaveBack(id image.ID, err error) {
 	}
 }
 
-// fold folds one image, if a volume has too many.
+// fold folds some images, if a volume has too many.
 func (q *sealer) fold(ctx context.Context, idle func()) {
-	f := q.store.nextFolds()
-	if f == nil {
+	g := q.store.nextFolds()
+	if g == nil {
 		return
 	}
-	switch err := f.run(ctx, idle); {
-	case err == nil:
-		q.foldAgain() // there may be more
+	err := g.run(ctx, idle)
+	switch {
 	case errors.Is(err, context.Canceled):
 	case errors.Is(err, errLooking), errors.Is(err, errFolded):
 		q.foldLater(foldPause)
-	default:
+	case err != nil:
 		q.store.logger.Error("bound the number of images without a name; it is tried again later", "err", err)
 		q.foldLater(longestSealPause)
+	case g.failed:
+		q.foldLater(longestSealPause)
+	case g.later:
+		q.foldLater(foldPause)
+	default:
+		q.foldAgain() // there may be more
 	}
 }
 
@@ -382,10 +391,10 @@ func (q *sealer) recordEnds() {
 	q.ended = nil
 	q.mu.Unlock()
 	for len(ended) > 0 {
-		id := ended[0]
 		var err error
-		ended, err = q.store.recordEnds(ended)
-		q.gaveBack(id, err)
+		if ended, err = q.store.recordEnds(ended); err != nil {
+			q.store.logger.Error("record that the room of what was deleted was given back; the next start does it again", "err", err)
+		}
 	}
 }
 

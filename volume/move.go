@@ -2,6 +2,7 @@ package volume
 
 import (
 	"context"
+	"math"
 	"time"
 
 	"github.com/tidemark/tidemark/blocklock"
@@ -40,12 +41,20 @@ const movedSpan = 256
 // lockPatiently takes an exclusive lock when nobody holds, or waits for, any of it;
 // false if that was not before the end.
 func (v *Volume) lockPatiently(end <-chan struct{}, held *blocklock.Held, r blocklock.Range) bool {
+	return v.lockWithin(math.MaxInt, end, held, r)
+}
+
+// lockWithin is lockPatiently with so many pauses; of 9, the last is of 2.56 ms.
+func (v *Volume) lockWithin(pauses int, end <-chan struct{}, held *blocklock.Held, r blocklock.Range) bool {
 	pause := 10 * time.Microsecond
 	for !v.locks.TryLock(held, r, blocklock.Exclusive) {
 		select {
 		case <-end:
 			return false
 		case <-time.After(pause):
+		}
+		if pauses--; pauses == 0 {
+			return false
 		}
 		pause = min(2*pause, 10*time.Millisecond)
 	}

@@ -41,7 +41,7 @@ type Volume struct {
 
 	cold chan lookup.BlockNum // leaves of the index that somebody has asked for; of Tend
 
-	tidied atomic.Int64  // dense leaves of the index that the last tidy left
+	tidied atomic.Int64  // dense leaves of the index that were left when they were looked at last
 	untidy chan struct{} // of capacity 1: there are many more
 	// Of Evict, guarded by Engine.mu:
 	evicting bool
@@ -230,6 +230,7 @@ type VLUN struct {
 	start  Epoch // the first epoch in which it is live
 
 	sizeBytes atomic.Int64 // fixed at the cut
+	tidied    atomic.Int64 // dense leaves of the table, as Volume.tidied
 	fresh     fresh        // the blocks that the next flush covers
 	stored    stored       // the blocks that the log has data of
 	unsynced  unsynced     // the blocks that a failure of the next sync may lose

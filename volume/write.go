@@ -380,5 +380,5 @@ func (v *Volume) reindex(body span, parts []part, k *VLUN, newer chain, s lookup
 		}
 		v.index.Set(parts[i].block, 1, lookup.MakeEntry(newest.slot, lookup.Data))
 	}
-	v.wantsTidying()
+	v.wantsTidying(k)
 }

@@ -13,8 +13,8 @@ type Source interface {
 	Sums(first lookup.BlockNum, to []Sum) error
 }
 
-// Layer is an image of a chain, as far as its sums matter. Its table changes no
-// more.
+// Layer is an image of a chain, as far as its sums matter. Its table does not change
+// while it is asked.
 type Layer struct {
 	Table *lookup.Table
 	Sums  Source

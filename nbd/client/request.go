@@ -49,7 +49,11 @@ type Request struct {
 // none is.
 func (c *Client) Start(requests ...*Request) error {
 	for _, r := range requests {
-		if n, most := r.lengthBytes(c); n > most {
+		n, most := r.lengthBytes(c)
+		if n < 0 {
+			return errNegative
+		}
+		if n > most {
 			return fmt.Errorf("nbd client: request of %d bytes; %d are the most", n, most)
 		}
 	}

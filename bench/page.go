@@ -522,8 +522,7 @@ func (p *pager) scale() {
 	}
 	p.say("## A large directory\n\n%d snapshots of a volume of 1 TiB, each with %d blocks written at random since the one before, and %d more volumes,", scaleSnapshots, scaleBlocks, scaleVolumes)
 	p.say("one of them of 16 TiB, in one directory. A time is that of the whole command, the program's start included; the line of a command that does")
-	p.say("nothing tells how long that is. Memory is the server's own (RssAnon); all leaves of the volume's index are in it, so to write more blocks of the")
-	p.say("volume adds 8 bytes a run of blocks and snapshot: the goal holds up to some 45 million runs, where a sixth of the volume is written block by block.")
+	p.say("nothing tells how long that is. Memory is the server's own (RssAnon).")
 	p.say("A time until all is given back is without requests beside it. A snapshot is sealed when all of it was read for its checksums: a clone does not wait for that, as the one of a full volume shows; what a client left unflushed it does wait for.\n")
 	p.values(all, scaleGoal)
 }

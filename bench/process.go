@@ -65,7 +65,7 @@ func (b *bench) startDaemon(ctx context.Context, dir, pidFile, network, addr, pr
 
 // await returns when somebody accepts connections at an address.
 func (p *process) await(ctx context.Context, network, addr string) error {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute) // to open a directory that is very full
 	defer cancel()
 	for {
 		var d net.Dialer

@@ -1,6 +1,7 @@
 package lookup
 
 import (
+	"bufio"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -209,7 +210,9 @@ func decodeRuns(in byteReader, to *builder, b BlockNum, count uint64) error {
 		if n == 0 || n > left || s > Zero {
 			return fmt.Errorf("%w: run of %d blocks, state %d, with %d left in the leaf", ErrCorrupt, n, s, left)
 		}
-		to.set(b+BlockNum(LeafBlocks-left), n, s)
+		if s != Absent {
+			to.set(b+BlockNum(LeafBlocks-left), n, s)
+		}
 		left -= n
 	}
 	if left > 0 {
@@ -253,6 +256,17 @@ func (o *oneByte) ReadByte() (byte, error) {
 
 // uvarint reads a uvarint of at most 63 bits: no field is longer.
 func uvarint(in io.ByteReader) (uint64, error) {
+	if b, ok := in.(*bufio.Reader); ok { // of a table file, which may be long
+		p, _ := b.Peek(2)
+		switch {
+		case len(p) > 0 && p[0] < 0x80:
+			_, err := b.Discard(1)
+			return uint64(p[0]), err
+		case len(p) > 1 && p[1] < 0x80:
+			_, err := b.Discard(2)
+			return uint64(p[0]&0x7f) | uint64(p[1])<<7, err
+		}
+	}
 	var v uint64
 	for shift := 0; shift < 63; shift += 7 {
 		c, err := in.ReadByte()

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"maps"
 	"path"
+	"runtime"
 	"slices"
 	"strconv"
 	"syscall"
@@ -166,6 +167,7 @@ func (s *Store) recoverVolume(v catalog.VolumeState) error {
 	d := &disk{images: map[image.ID]image.Image{}}
 	unsealed := map[image.ID]*file.Image{}
 	var ids []image.ID
+	var own []*catalog.Link // those that have their tables beside them
 	tables := map[image.ID]*lookup.Table{}
 	for i, l := range v.Chain {
 		if other := s.sharedImage(l); other != nil {
@@ -185,16 +187,12 @@ func (s *Store) recoverVolume(v catalog.VolumeState) error {
 		}
 		if l.Table == 0 {
 			ids = append(ids, l.Image)
-			continue
+		} else {
+			own = append(own, &v.Chain[i])
 		}
-		t, mark, err := sealed.ReadTable(s.fs, imagesDir(s.dir), l.Image, l.Table)
-		if err == nil && mark > l.Table && !l.Due {
-			err = fmt.Errorf("%w: the table of image %d was written %d times, and %d are recorded", catalog.ErrCorrupt, l.Image, mark, l.Table)
-		}
-		if err != nil {
-			return errors.Join(err, d.close(s.heldElsewhere(d)))
-		}
-		tables[l.Image], v.Chain[i].Table = t, mark
+	}
+	if err := s.readTables(own, tables); err != nil {
+		return errors.Join(err, d.close(s.heldElsewhere(d)))
 	}
 	j, rec, err := journal.Open(journal.Options{
 		FS: s.records, Dir: volumeDir(s.dir, v.ID), VolumeID: uint64(v.ID), Images: ids, SegmentBytes: s.journals,
@@ -237,6 +235,32 @@ func (s *Store) recoverVolume(v catalog.VolumeState) error {
 		return err
 	}
 	return s.recoverSnapshots(d, v.Chain, rec.Drained)
+}
+
+// readTables reads the tables of sealed images, as many at once as there are processors:
+// of a volume written everywhere they are a gibibyte. The links get the marks that they
+// have.
+func (s *Store) readTables(of []*catalog.Link, tables map[image.ID]*lookup.Table) error {
+	read := make([]*lookup.Table, len(of))
+	var g errgroup.Group
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for i, l := range of {
+		g.Go(func() error {
+			t, mark, err := sealed.ReadTable(s.fs, imagesDir(s.dir), l.Image, l.Table)
+			if err == nil && mark > l.Table && !l.Due {
+				err = fmt.Errorf("%w: the table of image %d was written %d times, and %d are recorded", catalog.ErrCorrupt, l.Image, mark, l.Table)
+			}
+			read[i], l.Table = t, mark
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	for i, l := range of {
+		tables[l.Image] = read[i]
+	}
+	return nil
 }
 
 // sharedImage is the VLUN of a volume that was recovered before and has the image

@@ -2,6 +2,7 @@ package lookup
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -29,6 +30,7 @@ const (
 	fileVersion   = 2
 	fileHeadBytes = 40
 	crcBytes      = 4
+	atOnceBytes   = 4 << 20
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -54,15 +56,21 @@ func (t *Table) EncodeFile(w io.Writer, h FileHead) error {
 	return err
 }
 
-// DecodeFile reads a table file of owner and image, twice: once for its CRC, so
-// that a body that rotted is never decoded, and once for the table, which may be
-// large. It returns the file's mark. decode is Decode or DecodePacked. Errors:
+// DecodeFile reads a table file of owner and image, twice if it is large: once for its
+// CRC, so that a body that rotted is never decoded, and once for the table. It returns the file's mark. decode is Decode or DecodePacked. Errors:
 // ErrCorrupt, ErrVersion, file's.
 func DecodeFile(file io.ReaderAt, sizeBytes int64, owner, image uint64, decode func(io.Reader) (*Table, error)) (t *Table, mark uint64, err error) {
 	var head [fileHeadBytes]byte
 	bodyBytes := sizeBytes - fileHeadBytes - crcBytes
 	if bodyBytes < 0 {
 		return nil, 0, fmt.Errorf("%w: %d bytes are too few", ErrCorrupt, sizeBytes)
+	}
+	if sizeBytes <= atOnceBytes {
+		whole := make([]byte, sizeBytes)
+		if _, err := io.ReadFull(io.NewSectionReader(file, 0, sizeBytes), whole); err != nil {
+			return nil, 0, err
+		}
+		file = bytes.NewReader(whole)
 	}
 	if _, err := io.ReadFull(io.NewSectionReader(file, 0, fileHeadBytes), head[:]); err != nil {
 		return nil, 0, err

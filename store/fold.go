@@ -585,8 +585,8 @@ func (g *folding) remove(ctx context.Context, idle func()) {
 	s := g.store
 	defer s.reclaiming.moved(0)
 	for _, f := range g.folds {
-		s.reclaiming.begin(f.lower.ImageID(), false, f.gone.dataBytes)
 		s.reclaiming.moved(bytesOf(f.taken))
+		s.reclaiming.begin(f.lower.ImageID(), false, f.gone.dataBytes)
 		s.sealer.gaveBack(f.lower.ImageID(), s.remove(ctx, *f.gone, idle))
 	}
 }

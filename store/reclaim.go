@@ -124,7 +124,7 @@ func (r reclaimed) with(laterImages int, laterBytes int64) ReclaimInfo {
 		info.BytesPerSecond = int64(float64(r.doneBytes) / took.Seconds())
 	}
 	if info.LeftBytes = -1; laterBytes >= 0 {
-		info.LeftBytes = info.TotalBytes - info.DoneBytes + laterBytes
+		info.LeftBytes = max(0, info.TotalBytes-info.DoneBytes-r.movedBytes) + laterBytes // what was moved is done
 	}
 	if info.LeftBytes > 0 && info.BytesPerSecond > 0 {
 		info.Left = time.Duration(float64(info.LeftBytes) / float64(info.BytesPerSecond) * float64(time.Second))

@@ -3,6 +3,7 @@ package store_test
 import (
 	"fmt"
 	"path"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -208,6 +209,24 @@ func TestHowFastAFoldIsAndHowLongTheRestTakesIsTold(t *testing.T) {
 			t.Errorf("after all: %+v", r)
 		}
 	})
+}
+
+// It would be counted twice, and a bar would go back by it.
+func TestWhatWasFoldedIsNotLeftToGiveBack(t *testing.T) {
+	var s *store.Store
+	var left []int64
+	s = openWith(t, dataDir, store.Options{FoldAbove: 1, FS: vfs.Fault{FS: vfs.NewSim(t.TempDir()), Hook: func(op vfs.Op) error {
+		if op.Kind == vfs.OpClose && path.Base(op.Name) == "0000000000000001.img" && s != nil && s.Reclaiming().ImagesLeft > 0 {
+			left = append(left, s.Reclaiming().LeftBytes)
+		}
+		return nil
+	}}})
+	layered(t, s, 2, 4, 1)
+	s.AwaitPunches()
+	if !slices.Equal(left, []int64{0}) {
+		t.Errorf("when what was folded goes, %v bytes are left, want none", left)
+	}
+	closeStore(t, s)
 }
 
 func TestWhoWaitsForRoomIsToldHowFarItIs(t *testing.T) {

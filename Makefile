@@ -18,7 +18,7 @@ TIMEOUT  ?= 10m # of the tests of one package
 TOOL     := go tool -modfile=tools/go.mod
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint generate fuzz model crash faults guest filesystems soak mutants vuln bench bench-quick docs cover clean
+.PHONY: help build demo test lint generate fuzz model crash faults guest filesystems soak mutants vuln bench bench-memory bench-quick docs cover clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -91,6 +91,9 @@ vuln: ## known vulnerabilities of the code that the binary calls, where the data
 bench: build ## Tidemark beside its peers: docs/benchmarks.md, in an hour and a half; BENCHFLAGS: see go run ./bench -help
 	ci/install.sh bench
 	go run ./bench $(BENCHFLAGS)
+
+bench-memory: build ## the memory of a volume of 1 TiB of which every block was written, printed, in an hour and a half
+	go run ./bench -sections memory -out ""
 
 bench-quick: build ## Tidemark beside nbdkit's file plugin, in less than three minutes
 	ci/install.sh bench

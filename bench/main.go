@@ -114,7 +114,7 @@ func usage(f *flag.FlagSet) {
 	for _, s := range sections {
 		long := duration(s.steps(b))
 		about := s.about
-		if s.asked {
+		if s.asked() {
 			about += "; only if it is named"
 		} else {
 			all += long

@@ -202,10 +202,10 @@ func TestADefaultRunTakesAnHourAndAHalf(t *testing.T) {
 		if len(steps) == 0 {
 			t.Errorf("section %s does nothing", s.name)
 		}
-		if !s.asked {
+		if !s.asked() {
 			whole += duration(steps)
 		}
-		if slices.Contains(strings.Split(o.sections, ","), s.name) == s.asked {
+		if slices.Contains(strings.Split(o.sections, ","), s.name) == s.asked() {
 			t.Errorf("section %s is in a run that is told nothing, or is not, against what it says", s.name)
 		}
 	}

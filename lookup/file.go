@@ -30,7 +30,7 @@ const (
 	fileVersion   = 2
 	fileHeadBytes = 40
 	crcBytes      = 4
-	atOnceBytes   = 4 << 20
+	atOnceBytes   = 4 << 20 // of a file that is no larger all is in memory while it is decoded
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -57,8 +57,8 @@ func (t *Table) EncodeFile(w io.Writer, h FileHead) error {
 }
 
 // DecodeFile reads a table file of owner and image, twice if it is large: once for its
-// CRC, so that a body that rotted is never decoded, and once for the table. It returns the file's mark. decode is Decode or DecodePacked. Errors:
-// ErrCorrupt, ErrVersion, file's.
+// CRC, so that a body that rotted is never decoded, and once for the table. It returns the
+// file's mark. decode is Decode or DecodePacked. Errors: ErrCorrupt, ErrVersion, file's.
 func DecodeFile(file io.ReaderAt, sizeBytes int64, owner, image uint64, decode func(io.Reader) (*Table, error)) (t *Table, mark uint64, err error) {
 	var head [fileHeadBytes]byte
 	bodyBytes := sizeBytes - fileHeadBytes - crcBytes

@@ -308,10 +308,10 @@ func (l *leaf) set(i, n uint64, s State, d *delta) {
 func (t *Table) Fold(b BlockNum) {
 	if c := t.cell(b); c != nil {
 		if l := c.Load(); l != nil {
-			var d delta
-			d.replace(l, l.folded())
-			c.Store(l.folded())
-			t.add(&d)
+			if folded := l.folded(); folded != l {
+				c.Store(folded)
+				t.dense.Add(-1) // it says the same of every block
+			}
 		}
 	}
 }

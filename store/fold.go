@@ -60,8 +60,7 @@ const (
 // Rejected: folding upper into lower (a name, a hash and the place in the chain
 // would have to move to another file); copy_file_range where nothing can be shared (the
 // block has just been read for its sum); folding into a third image (all of both is
-// copied); two commits for each (every commit is syncs, which the requests beside it
-// feel more than the copies).
+// copied); commits for each by itself (the requests beside them are slower: ADR 9).
 type folding struct {
 	store *Store
 	disk  *disk // has all of them in its chain
